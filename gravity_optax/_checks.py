@@ -1,0 +1,99 @@
+"""What may be wrong with arguments and trees, said before anything is computed: the name, the value and the mend."""
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def check_number(name: str, value: Any, range_text: str, in_range: Callable[[float], bool]) -> None:
+    """Raises unless `value` is a real scalar in its range. The range of a traced value is not known, and not checked."""
+    dtype = getattr(value, "dtype", None)
+    if isinstance(value, bool) or not (
+        isinstance(value, int | float) or (np.shape(value) == () and dtype is not None and jnp.issubdtype(dtype, np.number))
+    ):
+        raise TypeError(f"{name} is {value!r}; it must be a real number {range_text}.")
+    if not isinstance(value, jax.core.Tracer) and not in_range(float(value)):
+        raise ValueError(f"{name} is {value}; it must be {range_text}.")
+
+
+def check_first_learning_rate(value: jax.typing.ArrayLike) -> None:
+    """Raises unless a schedule's value at step 0, which sets alpha / l, is positive."""
+    if not isinstance(value, jax.core.Tracer) and not float(value) > 0:
+        raise ValueError(
+            f"learning_rate is a schedule whose value at step 0 is {float(value)}, so that the standard deviation"
+            " alpha / learning_rate of the first velocity has no value; chain scale_by_gravity(velocity_stddev, key=key)"
+            " with optax.scale_by_learning_rate(schedule) instead."
+        )
+
+
+def check_first_step(first_step: Any) -> None:
+    """Raises unless `first_step` is a whole number of at least 0."""
+    dtype = getattr(first_step, "dtype", None)
+    if isinstance(first_step, bool) or not (
+        isinstance(first_step, int) or (dtype is not None and jnp.issubdtype(dtype, np.integer) and np.shape(first_step) == ())
+    ):
+        raise TypeError(f"first_step is {first_step!r}; it must be a whole number, 0 or 1 in the paper's conventions.")
+    if not isinstance(first_step, jax.core.Tracer) and operator.index(first_step) < 0:
+        raise ValueError(f"first_step is {first_step}; it must be at least 0.")
+
+
+def canonical_key(key: Any) -> jax.Array:
+    """A typed scalar key from a seed, a typed key or a raw uint32 key."""
+    dtype = getattr(key, "dtype", None)
+    if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key):
+        typed = key
+    elif dtype == jnp.uint32 and np.ndim(key) == 1:
+        try:
+            typed = jax.random.wrap_key_data(key)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"key is an array of shape {np.shape(key)}; a raw key is what jax.random.PRNGKey gives.") from error
+    elif not isinstance(key, bool) and (isinstance(key, int) or (dtype is not None and jnp.issubdtype(dtype, np.integer))):
+        if np.ndim(key) != 0:
+            raise ValueError(f"key is an array of shape {np.shape(key)} and dtype {dtype}; pass one seed or one key.")
+        try:
+            typed = jax.random.key(key)
+        except OverflowError as error:
+            raise ValueError(f"key is {key}; a seed must fit in 64 bits.") from error
+    else:
+        raise TypeError(f"key is {key!r}; pass an int, jax.random.key(seed) or jax.random.PRNGKey(seed).")
+    if typed.shape != ():
+        raise ValueError(f"key is an array of {typed.shape} keys; pass one, for instance key[0].")
+    return typed
+
+
+def check_real(name: str, tree: Any) -> None:
+    """Raises unless every leaf is a dense array of real floats."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree, is_leaf=_is_sparse):
+        where = name + jax.tree_util.keystr(path)
+        if _is_sparse(leaf):
+            raise TypeError(f"{where} is a sparse array ({type(leaf).__name__}); Gravity needs dense ones: use .todense().")
+        dtype = jax.typeof(leaf).dtype
+        if jnp.issubdtype(dtype, jnp.complexfloating):
+            raise TypeError(f"{where} is {dtype}; wrap the optimizer in optax.contrib.split_real_and_imaginary.")
+        if not jnp.issubdtype(dtype, jnp.floating):
+            raise TypeError(f"{where} is {dtype}; Gravity updates floats only: keep other leaves out with optax.masked.")
+
+
+def check_matches(updates: Any, velocity: Any) -> None:
+    """Raises unless the gradients are real floats in the tree and shapes of the velocity."""
+    check_real("updates", updates)
+    if jax.tree.structure(updates) != jax.tree.structure(velocity):
+        raise ValueError(
+            f"updates has the tree {jax.tree.structure(updates)}, the state {jax.tree.structure(velocity)};"
+            " call init with the parameters that these gradients are taken of."
+        )
+    for (path, g), v in zip(jax.tree_util.tree_leaves_with_path(updates), jax.tree.leaves(velocity), strict=True):
+        if np.shape(g) != np.shape(v):
+            raise ValueError(
+                f"updates{jax.tree_util.keystr(path)} has shape {np.shape(g)}, its velocity {np.shape(v)};"
+                " call init with the parameters that these gradients are taken of."
+            )
+
+
+def _is_sparse(leaf: Any) -> bool:
+    # By module name: importing jax.experimental.sparse would slow every start for a case that is an error.
+    return type(leaf).__module__.startswith("jax.experimental.sparse")

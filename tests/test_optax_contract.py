@@ -1,0 +1,77 @@
+"""optax's own contract tests, loaded from the installed wheel, with Gravity as the optimizer under test.
+
+The two test modules keep the optimizers they try in module-level lists. Here their source is read from the installed
+package and run with Gravity in place of those lists; nothing of it is copied.
+"""
+
+import ast
+import importlib.util
+import pathlib
+import re
+import types
+import unittest
+
+import jax
+import optax
+import optax.contrib
+import pytest
+
+from gravity_optax import gravity
+
+
+
+def clipped_gravity(learning_rate):
+    return optax.chain(optax.clip_by_global_norm(1.0), gravity(learning_rate, key=0))
+
+
+def load(module, replacements):
+    """Runs the source of an installed test module with the values of some top-level assignments replaced."""
+    path = pathlib.Path(importlib.util.find_spec(module).origin)
+    tree = ast.parse(path.read_text(), str(path))
+    seen = set()
+    for node in tree.body:
+        target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
+        if isinstance(target, ast.Name) and target.id in replacements and isinstance(node.value, ast.List | ast.Dict):
+            value = replacements[target.id] if target.id not in seen else "[]"  # a later `+=` adds nothing
+            node.value = ast.parse(value, mode="eval").body
+            seen.add(target.id)
+    assert seen == set(replacements), "optax's test module has changed: look at it again"
+    loaded = types.ModuleType(module)
+    loaded.gravity = gravity
+    exec(compile(ast.fix_missing_locations(tree), str(path), "exec"), loaded.__dict__)
+    return loaded
+
+
+def common_cases(name, kwargs, factory):
+    under_test = f"[{{'opt_name': {name!r}, 'opt_kwargs': {kwargs!r}}}]"
+    module = load("optax.contrib._common_test", {"_MAIN_OPTIMIZERS_UNDER_TEST": under_test, "_BASE_OPTIMIZERS": "[]"})
+    module._get_opt_factory = {name: factory}.__getitem__
+    names = unittest.defaultTestLoader.getTestCaseNames(module.ContribTest)
+    return [module.ContribTest(n) for n in names]
+
+
+def is_convergence(case):
+    return re.fullmatch(r"test_optimizers\d+", case._testMethodName)
+
+
+COMMON = [c for c in common_cases("gravity", {"learning_rate": 0.1, "key": 0}, gravity) if not is_convergence(c)]
+# Behind a clip, because Gravity damps gradients above 1 and these targets start with gradients up to 22.
+CONVERGENCE = [c for c in common_cases("clipped_gravity", {"learning_rate": 0.1}, clipped_gravity) if is_convergence(c)]
+SHARDING_MODULE = load("optax._src.sharding_test", {"OPTIMIZERS": "{'gravity': gravity(1.0, key=0)}"})
+SHARDING = [SHARDING_MODULE.ShardingTest(n) for n in unittest.defaultTestLoader.getTestCaseNames(SHARDING_MODULE.ShardingTest)]
+
+
+@pytest.mark.parametrize("case", COMMON + CONVERGENCE + SHARDING, ids=lambda case: case._testMethodName)
+def test_contract(case, monkeypatch):
+    monkeypatch.setattr(jax, "__version__", "9")  # sharding_test compares versions as strings: "0.10" < "0.7.2"
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        result = case.run()
+    assert result.testsRun == 1 and not result.skipped
+    assert result.wasSuccessful(), "\n".join(text for _, text in result.failures + result.errors)
+
+
+def test_every_contract_was_collected():
+    # extra arguments 2, inject_hyperparams 1, dtypes 2, accumulation 2, schedules 1, stability of the state 4
+    assert len(COMMON) == 12
+    assert len(CONVERGENCE) == 4
+    assert len(SHARDING) == 5  # 3 with Gravity, 2 of optax's microbatching that come with the module
