@@ -234,19 +234,25 @@ def _initial_stddev(learning_rate: optax.ScalarOrSchedule, alpha: jax.typing.Arr
 def _draw_velocity(key: jax.Array, stddev: jax.typing.ArrayLike, leaf: jax.typing.ArrayLike) -> jax.Array:
     """V_0 ~ N(0, stddev) (Eq. 27) with the shape, dtype and sharding of `leaf`, which may be a ShapeDtypeStruct."""
     aval = jax.typeof(leaf)
-    dtype = _compute_dtype(aval)
-
-    def draw(key, stddev, out_sharding=None):
-        sample = jax.random.normal(key, aval.shape, dtype, out_sharding=out_sharding) * stddev.astype(dtype)
-        limit = float(jnp.finfo(aval.dtype).max)
-        return jnp.clip(sample, -limit, limit).astype(aval.dtype)
-
-    stddev = jnp.asarray(stddev, dtype)
+    sample = functools.partial(_sample_velocity, shape=aval.shape, dtype=aval.dtype)
     if isinstance(leaf, jax.core.Tracer):
-        return draw(key, stddev, aval.sharding)
-    # Outside jit the draw is compiled with the leaf's own sharding, so that no device ever holds a sharded leaf whole.
-    placed = getattr(leaf, "committed", True)
-    return jax.jit(draw, out_shardings=getattr(leaf, "sharding", None) if placed else None)(key, stddev)
+        return sample(key, stddev, out_sharding=aval.sharding)
+    sharding = getattr(leaf, "sharding", None)
+    if sharding is not None and getattr(leaf, "committed", True):
+        # Compiled with the leaf's own sharding, so that no device ever holds a sharded leaf whole.
+        return jax.jit(sample, out_shardings=sharding)(key, stddev)
+    # The same numbers, drawn flat: XLA compiles that three times faster, and once for each size.
+    return _flat_sample(key, stddev, (aval.size,), aval.dtype).reshape(aval.shape)
+
+
+def _sample_velocity(key, stddev, shape, dtype, out_sharding=None):
+    compute_dtype = _compute_dtype(jax.ShapeDtypeStruct(shape, dtype))
+    sample = jax.random.normal(key, shape, compute_dtype, out_sharding=out_sharding)
+    limit = float(jnp.finfo(dtype).max)
+    return jnp.clip(sample * jnp.asarray(stddev, compute_dtype), -limit, limit).astype(dtype)
+
+
+_flat_sample = jax.jit(_sample_velocity, static_argnames=("shape", "dtype"))
 
 
 def _compute_dtype(*arrays: jax.typing.ArrayLike) -> jnp.dtype:

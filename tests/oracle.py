@@ -1,0 +1,89 @@
+"""Gravity in float64 NumPy, written from the paper's equations, and the gradients of a real training run to feed it."""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from sklearn.datasets import load_digits
+
+from gravity_optax import gravity
+
+STEPS = 320
+LEARNING_RATE = 0.1
+
+
+def velocity_after(gradient, velocity, t, beta=0.9):
+    """Eqs. 20-22 and 26 on one leaf."""
+    gradient, velocity = np.asarray(gradient, np.float64), np.asarray(velocity, np.float64)
+    m = 1 / np.max(np.abs(gradient))
+    zeta = gradient / (1 + (gradient / m) ** 2)
+    beta_hat = (beta * t + 1) / (t + 2)
+    return beta_hat * velocity + (1 - beta_hat) * zeta
+
+
+def trajectory(gradients, velocity, params, learning_rate, first_step, beta=0.9):
+    """Every velocity and every parameter of one leaf, given the gradients of all steps: Eqs. 20-26."""
+    velocities, weights = [], []
+    weight = np.asarray(params, np.float64)
+    for count, gradient in enumerate(gradients):
+        velocity = velocity_after(gradient, velocity, first_step + count, beta)
+        weight = weight - learning_rate * velocity
+        velocities.append(velocity)
+        weights.append(weight)
+    return np.stack(velocities), np.stack(weights)
+
+
+class Run(NamedTuple):
+    """What a training run left: trees whose leaves have the step as their first axis, but for the starting values."""
+
+    params_0: dict
+    velocity_0: dict
+    gradients: dict
+    velocities: dict
+    params: dict
+    losses: np.ndarray
+
+
+@functools.cache
+def recorded_run(first_step):
+    """Trains a small network on scikit-learn's digits with `gravity`, one jitted loop, and keeps what each step saw."""
+    images, labels = load_digits(return_X_y=True)
+    images, labels = jnp.asarray(images / 16, jnp.float32), jnp.asarray(labels, jnp.int32)
+    widths = (64, 32, 24, 10)
+    keys = jax.random.split(jax.random.key(7), len(widths))
+    params_0 = {
+        f"layer{i}": {"w": jax.random.normal(k, (n, m)) * (2 / n) ** 0.5, "b": jnp.zeros(m)}
+        for i, (k, n, m) in enumerate(zip(keys[1:], widths[:-1], widths[1:], strict=True))
+    }
+
+    def loss_of(params, batch):
+        hidden = images[batch]
+        for i in range(3):
+            layer = params[f"layer{i}"]
+            hidden = hidden @ layer["w"] + layer["b"][None]
+            hidden = hidden if i == 2 else jax.nn.relu(hidden)
+        return optax.softmax_cross_entropy_with_integer_labels(hidden, labels[batch]).mean()
+
+    tx = gravity(LEARNING_RATE, key=3, first_step=first_step)
+
+    def step(carry, batch):
+        params, state = carry
+        loss, gradients = jax.value_and_grad(loss_of)(params, batch)
+        updates, state = tx.update(gradients, state, params)
+        params = optax.apply_updates(params, updates)
+        return (params, state), (gradients, state[0].velocity, params, loss)
+
+    batches = jax.random.randint(keys[0], (STEPS, 64), 0, len(labels))
+    state = tx.init(params_0)
+    _, recorded = jax.jit(lambda carry: jax.lax.scan(step, carry, batches))((params_0, state))
+    return Run(*jax.tree.map(np.asarray, (params_0, state[0].velocity, *recorded)))
+
+
+def worst_error(ours, reference):
+    """max|difference| / max|reference|, the worst over the steps (first axis)."""
+    difference, reference = np.abs(ours - reference), np.abs(reference)
+    steps = len(reference)
+    return np.max(difference.reshape(steps, -1).max(1) / reference.reshape(steps, -1).max(1))

@@ -1,0 +1,73 @@
+"""Defaults per dataset, the paper's Table 5, and what is refused."""
+
+import dataclasses
+
+import pytest
+
+from config import Config, UsageError, flag, resolve
+
+
+def test_without_flags_it_is_the_digits_with_gravity_as_recommended():
+    config = resolve(Config())
+    assert (config.dataset, config.model, config.optimizer) == ("digits", "vgg11", "gravity")
+    assert (config.learning_rate, config.alpha, config.beta, config.first_step) == (0.1, 0.01, 0.9, 1)
+
+
+def test_elsewhere_it_is_the_papers_protocol():
+    config = resolve(Config(dataset="cifar10"))
+    assert (config.model, config.width, config.batch_size, config.epochs) == ("vgg16", 1.0, 128, 100)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "model", "optimizer", "expected"),
+    [
+        ("mnist", "vgg16", "adam", 2.5e-4),
+        ("mnist", "vgg19", "rmsprop", 2.5e-5),
+        ("fashion_mnist", "vgg19", "adam", 1e-5),
+        ("cifar10", "vgg16", "rmsprop", 5e-5),
+        ("cifar100_coarse", "vgg16", "rmsprop", 2.5e-4),
+        ("cifar100_coarse", "vgg19", "adam", 7.5e-5),
+        ("cifar100_fine", "vgg19", "adam", 5e-5),
+        ("cifar100_fine", "vgg19", "gravity", 0.1),
+    ],
+)
+def test_learning_rates_are_table_5(dataset, model, optimizer, expected):
+    assert resolve(Config(dataset=dataset, model=model, optimizer=optimizer)).learning_rate == expected
+
+
+def test_a_given_value_is_kept():
+    given = Config(model="vgg19", width=0.5, learning_rate=0.3, alpha=0.0, beta=0.0, first_step=0, epochs=1, batch_size=7)
+    resolved = resolve(given)
+    for field in dataclasses.fields(Config):
+        if (value := getattr(given, field.name)) is not None:
+            assert getattr(resolved, field.name) == value
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("width", 0.0),
+        ("width", 1e6),
+        ("learning_rate", 0.0),
+        ("learning_rate", float("nan")),
+        ("learning_rate", float("inf")),
+        ("alpha", -0.01),
+        ("beta", 1.5),
+        ("first_step", -1),
+        ("epochs", 0),
+        ("batch_size", 0),
+        ("limit", 0),
+        ("seed", -1),
+        ("seed", 2**32),
+    ],
+)
+def test_a_value_out_of_range_is_refused_by_its_flag(field, value):
+    with pytest.raises(UsageError, match=f"^{flag(field)} is {value}; it must be") as caught:
+        resolve(Config(**{field: value}))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("field", ["alpha", "beta", "first_step"])
+def test_gravitys_flags_are_refused_with_another_optimizer(field):
+    with pytest.raises(UsageError, match=f"{flag(field)} is 0, but --optimizer is adam"):
+        resolve(Config(optimizer="adam", **{field: 0}))

@@ -1,0 +1,350 @@
+"""Loading the datasets: what is read is what was written, and every failure that a user can mend says how."""
+
+import collections
+import hashlib
+import importlib.util
+import json
+import logging
+import os
+import pathlib
+import shutil
+import time
+
+import data
+import numpy as np
+import pytest
+import tfds_fixture
+from sklearn.datasets import load_digits
+
+NOWHERE = "http://127.0.0.1:1"  # a proxy that nobody is
+OFFLINE = {f"{kind}_proxy": NOWHERE for kind in ("http", "https", "all")}
+OFFLINE |= {name.upper(): proxy for name, proxy in OFFLINE.items()} | {"no_proxy": "", "NO_PROXY": ""}
+TFDS_DATASETS = [name for name in data.DATASETS if name != "digits"]
+TRAIN_FILE = "mnist-train.array_record-00000-of-00001"
+
+
+def counted(images, labels):
+    """How often every labelled picture occurs, whatever their order."""
+    return collections.Counter((image.tobytes(), int(label)) for image, label in zip(images, labels, strict=True))
+
+
+def snapshot(folder):
+    """Every file below a folder with its content."""
+    return {path: path.read_bytes() for path in pathlib.Path(folder).rglob("*") if path.is_file()}
+
+
+def failure(name, data_dir, limit=None):
+    """The message of the DataError, which is one line; no file may have changed."""
+    before = snapshot(data_dir)
+    with pytest.raises(data.DataError) as caught:
+        data.load(name, str(data_dir), limit)
+    assert snapshot(data_dir) == before
+    message = str(caught.value)
+    assert "\n" not in message and message.endswith(".") and name in message
+    return message
+
+
+@pytest.fixture
+def hide(monkeypatch):
+    """Call it with the name of a package to have it looked for in vain."""
+    find_spec = importlib.util.find_spec
+
+    def hide(package):
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name, *_: None if name == package else find_spec(name))
+
+    return hide
+
+
+@pytest.fixture
+def mnist_copy(tiny_tfds, tmp_path):
+    """The version folder of a copy of the tiny MNIST; its data_dir is two levels above."""
+    shutil.copytree(f"{tiny_tfds}/mnist", tmp_path / "mnist")
+    return tmp_path / "mnist" / "3.0.1"
+
+
+# Digits
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return data.load("digits")
+
+
+def test_digits_have_the_documented_shapes(digits):
+    assert digits.train_images.shape == (1437, 8, 8, 1) and digits.test_images.shape == (360, 8, 8, 1)
+    assert digits.train_labels.shape == (1437,) and digits.test_labels.shape == (360,)
+    assert digits.train_images.dtype == digits.test_images.dtype == np.uint8
+    assert digits.train_labels.dtype == digits.test_labels.dtype == np.int32
+    assert digits.name == "digits" and digits.num_classes == 10
+
+
+def test_digits_are_scikit_learns_scaled_to_255_and_parted_in_two(digits):
+    bunch = load_digits()
+    scaled = np.rint(bunch.images / 16 * 255).astype(np.uint8)
+    parts = counted(digits.train_images, digits.train_labels) + counted(digits.test_images, digits.test_labels)
+    assert parts == counted(scaled, bunch.target)
+    assert digits.train_images.max() == 255 and digits.train_images.min() == 0
+    assert max(parts.values()) == 1  # all pictures differ, so that no test picture is a training picture
+
+
+def test_the_split_of_the_digits_never_changes(digits):
+    assert hashlib.sha256(digits.test_labels.astype("<i4").tobytes()).hexdigest()[:16] == "a464b705a1e3cf13"
+    assert np.bincount(digits.train_labels).min() > 130 and np.bincount(digits.test_labels).min() > 25
+
+
+def test_the_limit_takes_the_first_digits(digits):
+    few = data.load("digits", limit=400)
+    np.testing.assert_array_equal(few.train_images, digits.train_images[:400])
+    np.testing.assert_array_equal(few.train_labels, digits.train_labels[:400])
+    np.testing.assert_array_equal(few.test_images, digits.test_images)
+
+
+# The datasets of TFDS
+
+
+@pytest.mark.parametrize("name", TFDS_DATASETS)
+def test_what_is_read_is_what_was_written(tiny_tfds, name):
+    loaded = data.load(name, tiny_tfds)
+    tfds_name = "cifar100" if name.startswith("cifar100") else name
+    for split, images, labels in (
+        ("train", loaded.train_images, loaded.train_labels),
+        ("test", loaded.test_images, loaded.test_labels),
+    ):
+        expected_images, expected_labels = tfds_fixture.pictures(tfds_name, split)
+        if name == "cifar100_coarse":
+            expected_labels = expected_labels // 5
+        assert images.shape == expected_images.shape and images.dtype == np.uint8
+        assert labels.shape == expected_labels.shape and labels.dtype == np.int32
+        assert counted(images, labels) == counted(expected_images, expected_labels)
+    assert loaded.name == name
+    assert loaded.num_classes == {"cifar100_coarse": 20, "cifar100_fine": 100}.get(name, 10)
+
+
+def test_coarse_and_fine_label_the_same_pictures(tiny_tfds):
+    coarse, fine = data.load("cifar100_coarse", tiny_tfds), data.load("cifar100_fine", tiny_tfds)
+    np.testing.assert_array_equal(coarse.train_images, fine.train_images)
+    np.testing.assert_array_equal(coarse.train_labels, fine.train_labels // 5)
+
+
+@pytest.mark.parametrize("limit", [1, 150, 10**9])
+def test_the_limit_takes_the_first_examples_of_both_splits(tiny_tfds, limit):
+    everything, few = data.load("cifar10", tiny_tfds), data.load("cifar10", tiny_tfds, limit)
+    assert len(few.train_images) == min(limit, 200) and len(few.test_images) == min(limit, 100)
+    np.testing.assert_array_equal(few.train_images, everything.train_images[:limit])
+    np.testing.assert_array_equal(few.test_labels, everything.test_labels[:limit])
+
+
+def test_more_than_one_batch_is_read(tiny_tfds, monkeypatch):
+    whole = data.load("mnist", tiny_tfds)
+    monkeypatch.setattr(data, "_BATCH", 64)
+    np.testing.assert_array_equal(data.load("mnist", tiny_tfds).train_images, whole.train_images)
+
+
+def test_the_default_folder_is_that_of_tfds(tiny_tfds, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", tiny_tfds)
+    assert len(data.load("mnist").train_images) == 200
+    monkeypatch.delenv("TFDS_DATA_DIR")
+    assert data._default_data_dir() == "~/tensorflow_datasets"
+
+
+def test_loading_says_nothing(tiny_tfds, capfd, caplog):
+    with caplog.at_level(logging.INFO):
+        data.load("mnist", tiny_tfds)
+    assert capfd.readouterr() == ("", "") and not caplog.records
+
+
+def test_reading_needs_no_tensorflow(tiny_tfds):
+    code = """if True:
+        import sys
+        from importlib.machinery import PathFinder
+        class Hide(PathFinder):
+            @classmethod
+            def find_spec(cls, name, *rest):
+                hidden = name.partition(".")[0] in ("tensorflow", "importlib_resources")
+                return None if hidden else super().find_spec(name, *rest)
+        sys.meta_path[sys.meta_path.index(PathFinder)] = Hide
+        import data
+        print(data.load("mnist", sys.argv[1]).train_images.shape, "tensorflow" in sys.modules)
+    """
+    done = tfds_fixture.python("-W", "error", "-c", code, tiny_tfds)
+    assert (done.stdout.strip(), done.stderr) == ("(200, 28, 28, 1) False", "")
+
+
+# Failures
+
+
+@pytest.mark.parametrize("name", ["MNIST", "imagenet", ""])
+def test_an_unknown_name_is_answered_with_the_known_ones(name):
+    with pytest.raises(data.DataError, match="digits, mnist, fashion_mnist, cifar10, cifar100_coarse, cifar100_fine"):
+        data.load(name)
+
+
+@pytest.mark.parametrize("limit", [0, -1])
+def test_a_limit_below_one_is_refused(limit):
+    with pytest.raises(data.DataError, match="at least 1"):
+        data.load("digits", limit=limit)
+
+
+def truncated(version):
+    os.truncate(version / TRAIN_FILE, 100_000)
+
+
+def truncated_to_a_block(version):
+    os.truncate(version / TRAIN_FILE, 65_536)
+
+
+def emptied(version):
+    (version / TRAIN_FILE).write_bytes(b"")
+
+
+def deleted(version):
+    (version / TRAIN_FILE).unlink()
+
+
+def exchanged(version):
+    shutil.copy(version / TRAIN_FILE.replace("train", "test"), version / TRAIN_FILE)
+
+
+def of_another_dataset(version):
+    shutil.copy(version / ".." / ".." / "cifar10.array_record", version / TRAIN_FILE)
+
+
+@pytest.mark.parametrize("damage", [truncated, truncated_to_a_block, emptied, deleted, exchanged, of_another_dataset])
+def test_a_damaged_record_file_is_named(tiny_tfds, mnist_copy, damage):
+    cifar10 = f"{tiny_tfds}/cifar10/3.0.2/cifar10-train.array_record-00000-of-00001"
+    shutil.copy(cifar10, mnist_copy.parents[1] / "cifar10.array_record")
+    damage(mnist_copy)
+    message = failure("mnist", mnist_copy.parents[1])
+    assert TRAIN_FILE in message and f"{mnist_copy} cannot be used" in message and "another --data-dir" in message
+
+
+@pytest.mark.parametrize("part", [0.02, 0.3, 0.5, 0.6])
+def test_one_flipped_bit_is_noticed(mnist_copy, part):
+    content = bytearray((mnist_copy / TRAIN_FILE).read_bytes())
+    at = next(i for i in range(int(part * len(content)), len(content)) if content[i])  # padding is zeros
+    content[at] ^= 8
+    (mnist_copy / TRAIN_FILE).write_bytes(content)
+    assert TRAIN_FILE in failure("mnist", mnist_copy.parents[1])
+    if part == 0.5:  # No more is read than asked for, so that damage further on does no harm.
+        assert len(data.load("mnist", str(mnist_copy.parents[1]), limit=10).train_images) == 10
+
+
+def edited(**changes):
+    def edit(version):
+        info = json.loads((version / "dataset_info.json").read_text())
+        (version / "dataset_info.json").write_text(json.dumps(info | changes))
+
+    return edit
+
+
+def written(content):
+    return lambda version: (version / "dataset_info.json").write_bytes(content)
+
+
+def replaced_by_a_file(version):
+    shutil.rmtree(version)
+    version.write_text("")
+
+
+NO_TRAINING_EXAMPLES = {"name": "train", "shardLengths": ["0"]}
+
+
+@pytest.mark.parametrize(
+    ("damage", "why"),
+    [
+        (lambda version: (version / "dataset_info.json").unlink(), "has no dataset_info.json"),
+        (lambda version: [path.unlink() for path in version.iterdir()], "has no dataset_info.json"),
+        (replaced_by_a_file, "has no dataset_info.json"),
+        (written(b""), "dataset_info.json is broken"),
+        (written(b'{"name": "mn'), "dataset_info.json is broken"),
+        (written(b"\xff\x00\xfe"), "dataset_info.json is broken"),
+        (written(b"[1]"), "dataset_info.json is broken"),
+        (written(b"{}"), "dataset_info.json is broken"),
+        (edited(version="3.0.0"), "Proto version: 3.0.0"),
+        (edited(fileFormat="tfrecord"), "prepared as tfrecord"),
+        (edited(fileFormat="parquet"), "prepared as parquet"),
+        (edited(fileFormat="nonsense"), "dataset_info.json is broken"),
+        (edited(splits=[]), "its train split is empty"),
+        (edited(splits=[NO_TRAINING_EXAMPLES]), "its train split is empty"),
+    ],
+)
+def test_a_folder_that_cannot_be_used_is_named(mnist_copy, damage, why):
+    damage(mnist_copy)
+    message = failure("mnist", mnist_copy.parents[1])
+    assert why in message and f"{mnist_copy} cannot be used" in message
+    assert "delete or rename that folder" in message and "another --data-dir" in message
+
+
+def test_a_data_dir_that_is_no_folder(tmp_path):
+    (tmp_path / "file").write_text("")
+    for data_dir in (tmp_path / "file", tmp_path / "file" / "below"):
+        assert f"{data_dir} is no readable folder (Not a directory)" in failure("mnist", data_dir)
+
+
+def test_a_data_dir_that_may_not_be_read(tmp_path, monkeypatch):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", path)
+
+    with monkeypatch.context() as patch, pytest.raises(data.DataError, match="Permission denied"):
+        patch.setattr("os.scandir", refuse)
+        data.load("mnist", str(tmp_path))
+
+
+@pytest.mark.parametrize("missing", ["tensorflow", "importlib_resources"])
+def test_preparing_without_tensorflow(tmp_path, hide, missing):
+    hide(missing)
+    message = failure("cifar100_fine", tmp_path)
+    assert f"not prepared in {tmp_path}" in message and f"needs {missing}:" in message
+    assert 'pip install -e ".[prepare]"' in message
+
+
+@pytest.mark.parametrize(
+    ("name", "missing"), [("digits", "sklearn"), ("mnist", "tensorflow_datasets"), ("mnist", "array_record")]
+)
+def test_a_missing_package_is_named(tmp_path, hide, name, missing):
+    hide(missing)
+    message = failure(name, tmp_path)
+    assert f"{name} needs {missing}" in message and 'pip install -e ".[train]"' in message
+
+
+def test_another_version_is_mentioned(mnist_copy, hide):
+    hide("tensorflow")
+    mnist_copy.rename(mnist_copy.parent / "3.0.0")
+    message = failure("mnist", mnist_copy.parents[1])
+    assert f"not prepared in {mnist_copy.parents[1]} in version 3.0.1, only 3.0.0" in message
+
+
+@pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "cifar100_coarse"])
+def test_without_a_network_the_answer_comes_at_once(tmp_path, monkeypatch, name):
+    for variable, value in OFFLINE.items():
+        monkeypatch.setenv(variable, value)
+    start = time.monotonic()
+    message = failure(name, tmp_path)
+    assert time.monotonic() - start < 10
+    assert f"not prepared in {tmp_path}" in message and "cannot be reached" in message
+    assert f"`python train/main.py --dataset {name} --data-dir {tmp_path}`" in message
+    assert '`pip install -e ".[prepare]"`' in message and "copy a prepared" in message
+
+
+def test_a_network_that_goes_away(tmp_path):
+    """One file of four is there already, so TFDS itself is asked for the rest; it would retry for 200 seconds."""
+    tfds_fixture.fill_cache(str(tmp_path), "mnist")
+    for path in (tmp_path / "downloads" / "mnist").glob("*t10k-labels*"):
+        path.unlink()
+    code = """if True:
+        import logging, sys, time, data, tensorflow
+        logging.basicConfig(level="INFO")
+        start = time.monotonic()
+        try:
+            data.load("mnist", sys.argv[1])
+        except data.DataError as error:
+            print(time.monotonic() - start, error)
+    """
+    done = tfds_fixture.python(
+        "-c", code, str(tmp_path), TF_CPP_MIN_LOG_LEVEL="3", TF_ENABLE_ONEDNN_OPTS="0", **OFFLINE
+    )
+    seconds, message = done.stdout.strip().split(" ", 1)
+    assert float(seconds) < 10 and "Dl Completed" not in done.stderr  # no progress bars in a pipe
+    assert f"INFO:train:Preparing mnist in {tmp_path}" in done.stderr and "INFO:absl" not in done.stderr
+    assert "preparing it failed (ProxyError: " in message and "\n" not in message
+    assert not (tmp_path / "mnist" / "3.0.1").exists()

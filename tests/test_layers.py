@@ -1,0 +1,206 @@
+import os
+
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from jax.sharding import PartitionSpec as P
+
+import layers
+
+
+def plain_conv(x, w):
+    return lax.conv_general_dilated(
+        x,
+        w,
+        (1, 1),
+        "SAME",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        precision=lax.Precision.HIGHEST,
+    )
+
+
+def conv(x, w):
+    return layers.conv3x3(x, w, precision=lax.Precision.HIGHEST)
+
+
+def data(n, h, w, c, k, dtype=jnp.float32):
+    keys = jax.random.split(jax.random.key(n * h + c), 3)
+    shapes = (n, h, w, c), (3, 3, c, k), (n, h, w, k)
+    return [jax.random.normal(*a, dtype) for a in zip(keys, shapes)]
+
+
+def value_and_gradients(f):
+    def run(x, w, dy):
+        y, vjp = jax.vjp(f, x, w)
+        return y, *vjp(dy)
+
+    return run
+
+
+def in_scan(f):
+    # The last of two rounds; the arguments are carried so that the work cannot
+    # be taken out of the loop.
+    def run(*args):
+        def body(args, _):
+            out = f(*args)
+            args = jax.tree.map(lambda a: a + 0 * out[0][0, 0, 0, 0], args)
+            return args, out
+
+        outs = lax.scan(body, args, length=2)[1]
+        return jax.tree.map(lambda a: a[1], outs)
+
+    return run
+
+
+def assert_close(got, want, tolerance):
+    assert len(got) == len(want)
+    for a, b in zip(got, want):
+        assert a.shape == b.shape and a.dtype == b.dtype
+        a, b = np.asarray(a, np.float32), np.asarray(b, np.float32)
+        assert np.abs(a - b).max() <= tolerance * np.abs(b).max()
+
+
+@pytest.mark.parametrize("scan", [False, True])
+@pytest.mark.parametrize("c, k", [(1, 8), (3, 1), (3, 8), (8, 3), (8, 8)])
+@pytest.mark.parametrize("size", [2, 4, 8, 32])
+def test_conv(size, c, k, scan):
+    args = data(4, size, size, c, k)
+    f = value_and_gradients(conv)
+    got = jax.jit(in_scan(f) if scan else f)(*args)
+    assert_close(got, jax.jit(value_and_gradients(plain_conv))(*args), 1e-5)
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (1, 1, 1, 2, 3),  # one pixel
+        (3, 2, 5, 2, 3),  # not square, one side smaller than the kernel
+        (3, 7, 3, 2, 3),
+        (13, 64, 64, 8, 8),  # two groups, the last one filled with zeros
+    ],
+)
+def test_conv_other_shapes(shape):
+    args = data(*shape)
+    got = jax.jit(value_and_gradients(conv))(*args)
+    assert_close(got, jax.jit(value_and_gradients(plain_conv))(*args), 1e-5)
+
+
+@pytest.mark.parametrize("size", [2, 8])
+def test_conv_bfloat16(size):
+    args = data(4, size, size, 3, 8, jnp.bfloat16)
+    got = jax.jit(in_scan(value_and_gradients(conv)))(*args)
+    exact = [a.astype(jnp.float32) for a in args]
+    want = jax.jit(value_and_gradients(plain_conv))(*exact)
+    # One rounding to 8 bits at the end.
+    assert_close(got, [a.astype(jnp.bfloat16) for a in want], 2**-8)
+
+
+@pytest.mark.parametrize("precision", [None, lax.Precision.HIGHEST])
+@pytest.mark.parametrize("size", [2, 8])
+def test_precision_reaches_every_product(size, precision):
+    args = data(4, size, size, 3, 8)
+
+    def f(x, w):
+        return layers.conv3x3(x, w, precision=precision)
+
+    jaxpr = str(jax.make_jaxpr(value_and_gradients(f))(*args))
+    products = jaxpr.count("conv_general_dilated[") + jaxpr.count("dot_general[")
+    # Forward, dx and dw.  (Counted in both forms, the CPU's and the plain one.)
+    assert products >= 3
+    assert jaxpr.count("HIGHEST") >= products if precision else "HIGHEST" not in jaxpr
+
+
+@pytest.mark.parametrize("gradient", ["inside", "outside"])
+@pytest.mark.parametrize("check", [False, True])
+@pytest.mark.parametrize("size", [2, 8])
+def test_shard_map(size, check, gradient):
+    x, w, dy = data(16, size, size, 3, 8)
+    mesh = jax.sharding.Mesh(jax.devices(), ("d",))
+
+    def loss(x, w, dy):
+        return (conv(x, w) * dy).sum()
+
+    def shard(f):
+        return jax.shard_map(
+            f, mesh=mesh, in_specs=(P("d"), P(), P("d")), out_specs=P(), check_vma=check
+        )
+
+    if gradient == "outside":
+        f = jax.grad(shard(lambda *a: lax.psum(loss(*a), "d")), 1)
+    elif check:  # then autodiff sums the gradient of the shared kernel by itself
+        f = shard(jax.grad(loss, 1))
+    else:
+        f = shard(lambda *a: lax.psum(jax.grad(loss, 1)(*a), "d"))
+    want = value_and_gradients(plain_conv)(x, w, dy)[2]
+    assert_close([jax.jit(f)(x, w, dy)], [want], 1e-5)
+
+
+def test_shard_map_one_kernel_each():
+    x, _, dy = data(4, 8, 8, 3, 8)
+    w = jax.random.normal(jax.random.key(0), (8, 3, 3, 3, 8))
+    mesh = jax.sharding.Mesh(jax.devices(), ("d",))
+
+    def loss(w, x):
+        return (conv(x, w[0]) * dy).sum()
+
+    specs = {"in_specs": (P("d"), P()), "out_specs": P("d")}
+    got = jax.jit(jax.shard_map(jax.grad(loss), mesh=mesh, **specs))(w, x)
+    want = value_and_gradients(plain_conv)(x, w[0], dy)[2]
+    # The product is linear in the kernel: its gradient is the same for all.
+    assert_close(list(got), [want] * 8, 1e-5)
+
+
+def test_pmap():
+    x, w, dy = data(16, 8, 8, 3, 8)
+
+    def f(x, w, dy):
+        return lax.psum(value_and_gradients(conv)(x, w, dy)[2], "d")
+
+    parts = [a.reshape(8, 2, *a.shape[1:]) for a in (x, dy)]
+    got = jax.pmap(f, axis_name="d", in_axes=(0, None, 0))(parts[0], w, parts[1])
+    want = value_and_gradients(plain_conv)(x, w, dy)[2]
+    assert_close([got[0]], [want], 1e-5)
+
+
+def test_vmap():
+    x, w, dy = data(16, 8, 8, 3, 8)
+    got = jax.vmap(conv, (0, None))(x.reshape(8, 2, 8, 8, 3), w)
+    assert_close([got.reshape(dy.shape)], [plain_conv(x, w)], 1e-5)
+
+
+def plain_pool(x):
+    window = (1, 2, 2, 1)
+    return lax.reduce_window(x, -jnp.inf, lax.max, window, window, "VALID")
+
+
+@pytest.mark.parametrize("scan", [False, True])
+@pytest.mark.parametrize("h, w", [(2, 2), (4, 8), (32, 32), (5, 7)])
+def test_pool(h, w, scan):
+    # Numbers that are all different.
+    x = jax.random.permutation(jax.random.key(0), 2 * h * w * 3)
+    x = x.reshape(2, h, w, 3).astype(jnp.float32)
+    dy = jax.random.normal(jax.random.key(1), plain_pool(x).shape)
+
+    def both(f):
+        def run(x, dy):
+            y, vjp = jax.vjp(f, x)
+            return y, *vjp(dy)
+
+        return run
+
+    f = both(layers.max_pool2x2)
+    got = jax.jit(in_scan(f) if scan else f)(x, dy)
+    assert_close(got, both(plain_pool)(x, dy), 0)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_pool_ties_share_the_gradient(dtype):
+    x = jnp.zeros((1, 4, 4, 1), dtype)
+    dx = jax.jit(jax.grad(lambda x: layers.max_pool2x2(x).sum()))(x)
+    if jax.default_backend() == "cpu":
+        assert (dx == 0.25).all()
+    assert dx.dtype == dtype and dx.sum() == 4

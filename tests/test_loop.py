@@ -1,0 +1,159 @@
+"""Training itself, on the real digits: one device against eight, exactness, and what is recorded."""
+
+import csv
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+import data
+import loop
+from config import Config, UserError, resolve
+
+SMALL = Config(width=0.125, epochs=2, limit=200)
+
+
+def subset(digits, count):
+    return dataclasses.replace(digits, train_images=digits.train_images[:count], train_labels=digits.train_labels[:count])
+
+
+def tree_difference(a, b):
+    """The worst max|a - b| / max|a| over leaves."""
+    ratio = lambda x, y: np.max(np.abs(np.asarray(x) - np.asarray(y))) / np.max(np.abs(x))
+    return max(jax.tree.leaves(jax.tree.map(ratio, a, b)))
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return data.load("digits", None)
+
+
+@pytest.fixture(scope="module")
+def learned(digits):
+    """A state on one device that has learned: before that, nothing moves and every trainer agrees."""
+    trainer = loop.Trainer(resolve(dataclasses.replace(SMALL, epochs=8, limit=None)), digits, jax.devices()[:1])
+    for epoch in range(1, 9):
+        _, accuracy = trainer.train_epoch(epoch)
+    assert accuracy > 0.8
+    return jax.tree.map(np.asarray, trainer.state)
+
+
+@pytest.mark.parametrize(("pictures", "steps", "tolerance"), [(29, 1, 1e-6), (19 * 32 + 13, 20, 1e-4)])
+def test_eight_devices_train_as_one_does(digits, learned, pictures, steps, tolerance):
+    """The last batch is partial, and divides by eight in neither case."""
+    states = []
+    for devices in (jax.devices()[:1], jax.devices()):
+        trainer = loop.Trainer(resolve(SMALL), subset(digits, pictures), devices)
+        assert trainer.steps_per_epoch == steps
+        trainer.state = trainer.replicas.replicate(learned)
+        trainer.train_epoch(1)
+        states.append(trainer.state)
+    one, eight = states
+    assert tree_difference(one.params, learned.params) > 10 * tolerance, "nothing was learned: the test is empty"
+    assert tree_difference(one.params, eight.params) <= tolerance
+    assert tree_difference(one.opt_state[0].velocity, eight.opt_state[0].velocity) <= tolerance
+
+
+def test_evaluation_is_the_mean_over_the_whole_test_set_on_any_number_of_devices(digits, learned):
+    import vgg
+
+    config = resolve(SMALL)
+    model = vgg.build(config.model, config.width, 10, config.precision)
+    logits = np.asarray(jax.jit(model.apply)({"params": learned.params}, digits.test_images), np.float64)
+    rows = np.arange(len(logits))
+    expected_loss = np.mean(np.log(np.exp(logits).sum(-1)) - logits[rows, digits.test_labels])
+    expected_accuracy = np.mean(logits.argmax(-1) == digits.test_labels)
+    for devices in (jax.devices()[:1], jax.devices()):
+        trainer = loop.Trainer(config, subset(digits, 40), devices)
+        trainer.state = trainer.replicas.replicate(learned)
+        loss, accuracy = trainer.evaluate()
+        np.testing.assert_allclose(loss, expected_loss, rtol=1e-5)
+        assert accuracy == expected_accuracy
+
+
+def test_the_loss_of_an_epoch_is_the_mean_over_its_pictures_before_each_update(digits):
+    """With a learning rate that moves nothing it is the loss at the start, each picture counted once."""
+    same = dataclasses.replace(subset(digits, 75), test_images=digits.train_images[:75], test_labels=digits.train_labels[:75])
+    trainer = loop.Trainer(resolve(dataclasses.replace(SMALL, learning_rate=1e-12, alpha=0.0)), same)
+    loss, accuracy = trainer.train_epoch(1)
+    expected_loss, expected_accuracy = trainer.evaluate()
+    np.testing.assert_allclose(loss, expected_loss, rtol=1e-6)
+    assert accuracy == expected_accuracy
+
+
+@pytest.mark.parametrize("count", [1, 3, 7, 8, 45, 391, 469, 1009, 10_000])
+def test_chunks_cover_an_epoch_with_at_most_two_programs(count):
+    lengths = loop.chunk_lengths(count)
+    assert sum(lengths) == count
+    assert len(set(lengths)) <= 2
+    assert max(lengths) <= 128
+    assert len(lengths) <= 10 * max(8, -(-count // 128))
+
+
+def test_the_papers_epochs_need_one_program():
+    assert len(set(loop.chunk_lengths(391))) == len(set(loop.chunk_lengths(469))) == 1
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A short run and its rows."""
+    workdir = tmp_path_factory.mktemp("run")
+    return workdir, loop.train(resolve(dataclasses.replace(SMALL, workdir=str(workdir), seed=3)))
+
+
+def test_a_run_records_what_it_was_and_what_came_of_it(finished):
+    workdir, history = finished
+    config = json.loads((workdir / "config.json").read_text())
+    assert config["learning_rate"] == 0.1  # resolved, not None
+    assert config["train_examples"] == config["test_examples"] == 200
+    assert config["devices"] == ["cpu"] * 8
+    assert config["versions"]["jax"] == jax.__version__
+    with open(workdir / "history.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    columns = "epoch loss accuracy val_loss val_accuracy seconds images_per_second val_seconds".split()
+    assert list(rows[0]) == columns
+    assert [row["epoch"] for row in rows] == ["1", "2"]
+    for row, epoch in zip(rows, history, strict=True):
+        np.testing.assert_allclose([float(row[c]) for c in columns], [getattr(epoch, c) for c in columns], rtol=1e-5)
+        np.testing.assert_allclose(float(row["images_per_second"]) * float(row["seconds"]), 200, rtol=1e-3)
+    assert (workdir / "history.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_same_seed_gives_the_same_run_and_another_one_another(finished, tmp_path):
+    _, history = finished
+    again = loop.train(resolve(dataclasses.replace(SMALL, workdir=str(tmp_path / "a"), seed=3)))
+    other = loop.train(resolve(dataclasses.replace(SMALL, workdir=str(tmp_path / "b"), seed=4)))
+    assert [row.loss for row in again] == [row.loss for row in history]
+    assert [row.loss for row in other] != [row.loss for row in history]
+
+
+def test_results_are_never_overwritten(finished):
+    workdir, _ = finished
+    before = {path.name: path.read_bytes() for path in workdir.iterdir()}
+    with pytest.raises(UserError, match=f"--workdir is {workdir}, which already holds the results of a run"):
+        loop.train(resolve(dataclasses.replace(SMALL, workdir=str(workdir))))
+    assert {path.name: path.read_bytes() for path in workdir.iterdir()} == before
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_at_its_epoch_and_step(tmp_path):
+    config = dataclasses.replace(SMALL, optimizer="adam", learning_rate=1e30, workdir=str(tmp_path))
+    with pytest.raises(loop.Diverged, match=r"not finite at epoch 1, step 2 of 7; try a smaller --learning-rate"):
+        loop.train(resolve(config))
+
+
+def test_bfloat16_trains(digits):
+    trainer = loop.Trainer(resolve(dataclasses.replace(SMALL, precision="bfloat16")), subset(digits, 64))
+    loss, _ = trainer.train_epoch(1)
+    assert np.isfinite(loss)
+    assert {x.dtype.name for x in jax.tree.leaves(trainer.state.params)} == {"float32"}
+
+
+@pytest.mark.parametrize("dataset", ["mnist", "cifar10", "cifar100_coarse", "cifar100_fine"])
+def test_every_dataset_trains(tiny_tfds, tmp_path, dataset):
+    classes = {"cifar100_coarse": 20, "cifar100_fine": 100}.get(dataset, 10)
+    config = Config(dataset, "vgg16", width=0.05, epochs=1, data_dir=tiny_tfds, workdir=str(tmp_path))
+    (row,) = loop.train(resolve(config))
+    np.testing.assert_allclose(row.loss, np.log(classes), rtol=0.1)  # chance: two steps teach nothing
+    assert json.loads((tmp_path / "config.json").read_text())["num_classes"] == classes

@@ -1,0 +1,126 @@
+"""The command itself, as a user meets it: in a pipe, on a terminal, mistyped, interrupted."""
+
+import os
+import pathlib
+import pty
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+MAIN = pathlib.Path(__file__).parent.parent / "train" / "main.py"
+SMALL = ["--width", "0.05", "--limit", "128", "--batch-size", "8"]
+ENVIRONMENT = {**os.environ, "XLA_FLAGS": "", "JAX_NUMPY_DTYPE_PROMOTION": "standard"}
+
+
+def run(*flags, cwd=None, **options):
+    command = [sys.executable, str(MAIN), *map(str, flags)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=ENVIRONMENT, timeout=200, **options)
+
+
+def test_help_answers_before_anything_heavy_is_imported():
+    code = (
+        "import sys, runpy\n"
+        "sys.argv = ['main.py', '--help']\n"
+        f"try: runpy.run_path({str(MAIN)!r}, run_name='__main__')\n"
+        "except SystemExit as e: assert e.code in (0, None), e.code\n"
+        "assert not {'jax', 'numpy', 'flax', 'tensorflow_datasets', 'matplotlib'} & set(sys.modules)\n"
+    )
+    path = os.pathsep.join([str(MAIN.parent), os.environ.get("PYTHONPATH", "")])
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path})
+    assert out.returncode == 0, out.stderr
+    for flag in ("--dataset", "--first-step", "--data-dir", "--precision"):
+        assert flag in out.stdout
+
+
+def test_a_mistyped_flag_is_answered_with_the_right_one():
+    out = run("--learning-rat", "0.1")
+    assert out.returncode == 2
+    assert "--learning-rate" in out.stderr + out.stdout
+
+
+def test_a_value_out_of_range_is_one_line_and_exit_code_2(tmp_path):
+    out = run("--beta", "1.5", "--workdir", tmp_path / "run")
+    assert out.returncode == 2
+    assert out.stderr == "error: --beta is 1.5; it must be between 0 and 1.\n"
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_goes_wrong_in_the_run_is_one_line_and_exit_code_1(tmp_path):
+    (tmp_path / "file").write_text("")
+    out = run("--workdir", tmp_path / "file")
+    assert out.returncode == 1
+    assert "Traceback" not in out.stderr + out.stdout
+    assert re.search(rf"error: --workdir is {tmp_path / 'file'}, .*choose another", out.stdout + out.stderr)
+
+
+def test_in_a_pipe_there_is_a_line_per_epoch_and_no_progress_bar(tmp_path):
+    out = run(*SMALL, "--epochs", 2, cwd=tmp_path)
+    assert out.returncode == 0, out.stderr
+    assert "\r" not in out.stdout + out.stderr
+    lines = out.stdout.splitlines()
+    header, *epochs = lines[-4:-1]
+    assert header.split() == ["epoch", "loss", "accuracy", "val_loss", "val_accuracy", "seconds", "images/s"]
+    assert [line.split()[0] for line in epochs] == ["1", "2"]
+    assert {len(line) for line in epochs} == {len(header)}, "not aligned"
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert lines[-1] == f"results are in runs/{folder.name}"
+    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "history.csv", "history.png"]
+
+
+def start_on_a_terminal(*flags):
+    controller, terminal = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, str(MAIN), *map(str, flags)], stdout=terminal, stderr=terminal, env={**ENVIRONMENT, "COLUMNS": "100"}
+    )
+    os.close(terminal)
+    return process, controller
+
+
+def read_until(controller, pattern, seconds=120):
+    text = b""
+    end = time.monotonic() + seconds
+    while not re.search(pattern, text):
+        assert time.monotonic() < end, text
+        try:
+            text += os.read(controller, 4096)
+        except OSError:  # the other end is closed
+            break
+    assert re.search(pattern, text), text
+    return text
+
+
+def test_a_terminal_has_a_progress_bar(tmp_path):
+    process, controller = start_on_a_terminal(*SMALL, "--epochs", 2, "--workdir", tmp_path / "run")
+    text = read_until(controller, rb"results are in")
+    assert process.wait(30) == 0
+    assert re.search(rb"epoch 2/2: .*\d+/16", text)
+
+
+@pytest.mark.parametrize("moment", ["compiling", "training"])
+def test_ctrl_c_leaves_within_two_seconds_with_what_was_recorded(tmp_path, moment):
+    process, controller = start_on_a_terminal("--epochs", 500, "--workdir", tmp_path / "run")
+    if moment == "compiling":
+        while not (tmp_path / "run").exists():
+            time.sleep(0.05)
+        time.sleep(4)
+    else:
+        read_until(controller, rb"\n +2  ")
+    start = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    assert process.wait(10) == 130
+    assert time.monotonic() - start < 2
+    if moment == "training":
+        assert len((tmp_path / "run" / "history.csv").read_text().splitlines()) >= 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(5))
+def test_the_default_run_reaches_95_percent_in_its_last_epoch(tmp_path, seed):
+    out = run("--seed", seed, "--workdir", tmp_path / "run")
+    assert out.returncode == 0, out.stderr
+    last = (tmp_path / "run" / "history.csv").read_text().splitlines()[-1].split(",")
+    assert float(last[4]) >= 0.95

@@ -1,0 +1,127 @@
+"""What a run is: the flags of `python train/main.py`, their defaults per dataset, and what is refused.
+
+Nothing heavy is imported here, so that `--help` and a mistyped flag are answered at once.
+"""
+
+import dataclasses
+import math
+from typing import Any, Literal
+
+DatasetName = Literal["digits", "mnist", "fashion_mnist", "cifar10", "cifar100_coarse", "cifar100_fine"]
+ModelName = Literal["vgg11", "vgg16", "vgg19"]
+OptimizerName = Literal["gravity", "adam", "rmsprop"]
+
+# The paper's Table 5: dataset -> (VGG16 Adam, VGG16 RMSProp, VGG19 Adam, VGG19 RMSProp). Gravity has 0.1 everywhere.
+TABLE_5 = {
+    "mnist": (2.5e-4, 1e-4, 2.5e-4, 2.5e-5),
+    "fashion_mnist": (2.5e-4, 5e-5, 1e-5, 5e-5),
+    "cifar10": (1e-4, 5e-5, 1e-4, 2.5e-5),
+    "cifar100_coarse": (1e-4, 2.5e-4, 7.5e-5, 1e-4),
+    "cifar100_fine": (1e-4, 1e-4, 5e-5, 1e-4),
+}
+# For what Table 5 does not hold: the digits, and VGG11.
+OTHER_LEARNING_RATES = {"gravity": 0.1, "adam": 2.5e-4, "rmsprop": 1e-4}
+
+
+class UserError(Exception):
+    """Something the user can mend; the message is one line and names the flag, the value and the mend."""
+
+
+class UsageError(UserError):
+    """A flag that cannot be meant so."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Trains a VGG with Gravity, Adam or RMSProp, data-parallel over all devices. Without flags: the bundled digits."""
+
+    dataset: DatasetName = "digits"
+    """What to train on. The digits come with scikit-learn, the others from tensorflow-datasets (see --data-dir)."""
+    model: ModelName | None = None
+    """Default: vgg11 for the digits, vgg16 elsewhere."""
+    width: float | None = None
+    """Multiplier of all layer widths; 1.0 is the paper's. Default: 0.25 for the digits, 1.0 elsewhere."""
+    optimizer: OptimizerName = "gravity"
+    """The optimizer, in the published runs' settings."""
+    learning_rate: float | None = None
+    """Default: the paper's Table 5 for this dataset, model and optimizer (Gravity: 0.1)."""
+    alpha: float | None = None
+    """Gravity's alpha: size of the first steps due to the initial velocity. Default: 0.01."""
+    beta: float | None = None
+    """Gravity's beta: decay of the velocity. Default: 0.9."""
+    first_step: int | None = None
+    """Gravity's t at the first update: 1 as in Algorithm 1, 0 as in the published runs. Default: 1."""
+    epochs: int | None = None
+    """Passes over the training set. Default: 20 for the digits, 100 elsewhere."""
+    batch_size: int | None = None
+    """Pictures per step over all devices together. Default: 32 for the digits, 128 elsewhere."""
+    seed: int = 0
+    """Seed of the initial weights, the initial velocity and the order of the pictures."""
+    limit: int | None = None
+    """Use only the first N training and the first N test examples."""
+    data_dir: str | None = None
+    """Folder of the prepared datasets. Default: tensorflow-datasets' own (~/tensorflow_datasets)."""
+    workdir: str | None = None
+    """Folder for the results; must hold none yet. Default: a fresh folder under runs/."""
+    precision: Literal["float32", "default", "bfloat16"] = "float32"
+    """float32: true float32 products on every platform. default: the platform's fast default. bfloat16: bfloat16 layers
+    with float32 parameters, loss and optimizer."""
+
+
+def resolve(config: Config) -> Config:
+    """The same run with every default filled in, or a UsageError."""
+    digits = config.dataset == "digits"
+    model = config.model or ("vgg11" if digits else "vgg16")
+    defaults: dict[str, Any] = {
+        "model": model,
+        "width": 0.25 if digits else 1.0,
+        "learning_rate": default_learning_rate(config.dataset, model, config.optimizer),
+        "epochs": 20 if digits else 100,
+        "batch_size": 32 if digits else 128,
+    }
+    gravity_only = {"alpha": 0.01, "beta": 0.9, "first_step": 1}
+    if config.optimizer == "gravity":
+        defaults |= gravity_only
+    else:
+        for name in gravity_only:
+            if getattr(config, name) is not None:
+                raise UsageError(
+                    f"{flag(name)} is {getattr(config, name)}, but --optimizer is {config.optimizer};"
+                    f" only gravity has it: leave {flag(name)} out."
+                )
+    missing = {name: value for name, value in defaults.items() if getattr(config, name) is None}
+    resolved = dataclasses.replace(config, **missing)
+    _check_ranges(resolved)
+    return resolved
+
+
+def default_learning_rate(dataset: str, model: str, optimizer: str) -> float:
+    """The paper's Table 5 where it has an entry."""
+    if optimizer == "gravity" or dataset not in TABLE_5 or model not in ("vgg16", "vgg19"):
+        return OTHER_LEARNING_RATES[optimizer]
+    return TABLE_5[dataset][2 * (model == "vgg19") + (optimizer == "rmsprop")]
+
+
+def flag(field: str) -> str:
+    """The flag of a field, as the user types it."""
+    return "--" + field.replace("_", "-")
+
+
+def _check_ranges(config: Config) -> None:
+    positive = "a finite number above 0", lambda x: math.isfinite(x) and x > 0
+    whole = "at least 1", lambda x: x >= 1
+    ranges = {
+        "width": ("a finite number above 0 and at most 16", lambda x: 0 < x <= 16),
+        "learning_rate": positive,
+        "alpha": ("a finite number of at least 0", lambda x: math.isfinite(x) and x >= 0),
+        "beta": ("between 0 and 1", lambda x: 0 <= x <= 1),
+        "first_step": ("at least 0", lambda x: x >= 0),
+        "epochs": whole,
+        "batch_size": whole,
+        "limit": whole,
+        "seed": ("between 0 and 2**32 - 1", lambda x: 0 <= x < 2**32),
+    }
+    for name, (text, valid) in ranges.items():
+        value = getattr(config, name)
+        if value is not None and not valid(value):
+            raise UsageError(f"{flag(name)} is {value}; it must be {text}.")

@@ -1,0 +1,239 @@
+"""The pictures to train on: scikit-learn's digits, which come with the package, and four sets from TensorFlow Datasets.
+
+A set from TensorFlow Datasets (TFDS) is prepared once, which downloads it and needs TensorFlow and a network. Reading
+what has been prepared needs neither. Nothing is ever deleted here: a folder that cannot be used is named in the error.
+"""
+
+import contextlib
+import dataclasses
+import importlib.util
+import io
+import logging
+import os
+import pathlib
+import shlex
+import sys
+from typing import Any
+
+import numpy as np
+
+DATASETS = ("digits", "mnist", "fashion_mnist", "cifar10", "cifar100_coarse", "cifar100_fine")
+
+# Our name -> the name and the label that TFDS has for it, where they differ from the name and "label".
+_TFDS_NAMES = {"cifar100_coarse": ("cifar100", "coarse_label"), "cifar100_fine": ("cifar100", "label")}
+_DIGITS_TEST_SIZE = 360
+_BATCH = 1000
+_PROBE_SECONDS = 5
+
+log = logging.getLogger("train")
+
+
+class DataError(Exception):
+    """A dataset cannot be had. The message is one line for the user: which dataset, where, and how to mend it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """A whole dataset in memory: images are uint8 (N, height, width, channels), labels int32 (N,)."""
+
+    name: str
+    train_images: np.ndarray
+    train_labels: np.ndarray
+    test_images: np.ndarray
+    test_labels: np.ndarray
+    num_classes: int
+
+
+def load(name: str, data_dir: str | None = None, limit: int | None = None) -> Dataset:
+    """Load one of DATASETS, with at most the first `limit` training and the first `limit` test examples.
+
+    `data_dir` is where TFDS keeps its datasets; None means its own default (TFDS_DATA_DIR or ~/tensorflow_datasets).
+    Raises DataError for everything that a user can mend.
+    """
+    if name not in DATASETS:
+        raise DataError(f"there is no dataset {name!r}; choose one of {', '.join(DATASETS)}.")
+    if limit is not None and limit < 1:
+        raise DataError(f"{name}: at least 1 example must be asked for, not {limit}.")
+    if name == "digits":
+        return _load_digits(limit)
+    return _load_tfds(name, pathlib.Path(data_dir or _default_data_dir()).expanduser(), limit)
+
+
+def _load_digits(limit: int | None) -> Dataset:
+    """The 1,797 digits of 8 x 8: a fixed choice of 360 are the test set, 1,437 the training set."""
+    _require("digits", ("sklearn",), "train")
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    images = np.rint(bunch.images * (255 / 16)).astype(np.uint8)[..., None]
+    labels = bunch.target.astype(np.int32)
+    order = np.random.default_rng(0).permutation(len(images))
+    test, train = order[:_DIGITS_TEST_SIZE][:limit], order[_DIGITS_TEST_SIZE:][:limit]
+    return Dataset("digits", images[train], labels[train], images[test], labels[test], len(bunch.target_names))
+
+
+def _load_tfds(name: str, root: pathlib.Path, limit: int | None) -> Dataset:
+    """Open the dataset in the folder `root`, preparing it there if need be, and read both splits."""
+    _require(name, ("tensorflow_datasets", "array_record", "PIL"), "train")
+    builder, label = _open(name, root), _tfds_name(name)[1]
+    train_images, train_labels = _read_split(name, builder, "train", label, limit)
+    test_images, test_labels = _read_split(name, builder, "test", label, limit)
+    num_classes = builder.info.features[label].num_classes
+    return Dataset(name, train_images, train_labels, test_images, test_labels, num_classes)
+
+
+def _tfds_name(name: str) -> tuple[str, str]:
+    """The dataset's name and its label's name in TFDS."""
+    return _TFDS_NAMES.get(name, (name, "label"))
+
+
+def _default_data_dir() -> str:
+    return os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+
+
+def _require(name: str, modules: tuple[str, ...], extra: str) -> None:
+    """Raise DataError unless the modules can be imported."""
+    missing = [module for module in modules if importlib.util.find_spec(module) is None]
+    if missing:
+        raise DataError(f'{name} needs {", ".join(missing)}: run `pip install -e ".[{extra}]"`, then try again.')
+
+
+def _brief(error: Exception) -> str:
+    """The first line of an error's message, with its type."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0].rstrip('.')}" if lines else type(error).__name__
+
+
+def _unusable(name: str, folder: pathlib.Path, why: str) -> DataError:
+    """The error for a folder that exists and is of no use."""
+    mend = "delete or rename that folder to have it prepared again, or choose another --data-dir"
+    return DataError(f"{name}: {folder} cannot be used, {why}; {mend}.")
+
+
+def _open(name: str, root: pathlib.Path) -> Any:
+    """The TFDS builder of a dataset that lies prepared, as array_record, in the version that TFDS asks for."""
+    import tensorflow_datasets as tfds
+
+    logging.getLogger("absl").setLevel(logging.WARNING)  # TFDS reports every folder that it opens
+    _check_is_folder(name, root)
+    tfds_name = _tfds_name(name)[0]
+    builder_class = tfds.builder_cls(tfds_name)
+    folder = root / tfds_name / str(builder_class.VERSION)
+    if not os.path.lexists(folder):
+        _prepare(name, builder_class, root, folder)
+    # Without this file TFDS would neither prepare the dataset anew nor find any splits in it.
+    if not (folder / "dataset_info.json").is_file():
+        raise _unusable(name, folder, "it has no dataset_info.json")
+    try:
+        builder = builder_class(data_dir=root)
+    except Exception as error:  # ParseError, AssertionError, UnicodeDecodeError, ...
+        why = f"its dataset_info.json is broken or of another version ({_brief(error)})"
+        raise _unusable(name, folder, why) from error
+    file_format = builder.info.file_format
+    if file_format is None or file_format.value != "array_record":
+        found = file_format.value if file_format else "an unknown format"
+        raise _unusable(name, folder, f"it was prepared as {found} and array_record is needed")
+    return builder
+
+
+def _check_is_folder(name: str, root: pathlib.Path) -> None:
+    """Raise DataError if something is there that is no readable folder."""
+    try:
+        with os.scandir(root):
+            pass
+    except FileNotFoundError:
+        pass  # It is made when the dataset is prepared.
+    except OSError as error:
+        why = f"is no readable folder ({error.strerror})"
+        raise DataError(f"{name}: --data-dir {root} {why}; choose another.") from error
+
+
+def _prepare(name: str, builder_class: Any, root: pathlib.Path, folder: pathlib.Path) -> None:
+    """Download the dataset and write it to `folder`; DataError at once if TensorFlow or the network is missing."""
+    absent = f"{name} is not prepared in {root}{_other_versions(folder)}"
+    missing = [m for m in ("tensorflow", "importlib_resources") if importlib.util.find_spec(m) is None]
+    if missing:
+        needs = f"preparing it needs {' and '.join(missing)}"
+        raise DataError(f'{absent}, and {needs}: run `pip install -e ".[prepare]"`, then the same command again.')
+    command = (
+        f'`pip install -e ".[prepare]"` and `python train/main.py --dataset {name} --data-dir {shlex.quote(str(root))}`'
+    )
+    mend = f"run {command} where there is a network, or copy a prepared {folder.parent.name} folder into {root}"
+    if not _any_download(root, folder.parent.name):
+        _check_network(absent, next(iter(builder_class.url_infos)), mend)
+    log.info("Preparing %s in %s: it is downloaded once and takes a few minutes.", name, root)
+    try:
+        _download_and_prepare(builder_class, root)
+    except Exception as error:  # network, disk, permissions, a wrong checksum, ...: TFDS documents none of them
+        raise DataError(f"{absent}, and preparing it failed ({_brief(error)}); mend that, or {mend}.") from error
+
+
+def _other_versions(folder: pathlib.Path) -> str:
+    """A remark on the dataset's versions that lie beside the missing one; they are of no use to this TFDS."""
+    found = sorted(path.parent.name for path in folder.parent.glob("[0-9]*/dataset_info.json"))
+    return f" in version {folder.name}, only {', '.join(found)}" if found else ""
+
+
+def _any_download(root: pathlib.Path, tfds_name: str) -> bool:
+    """Whether TFDS may have (some of) the files already, so that the network may not be needed."""
+    return any(any((root / "downloads" / folder).glob("*")) for folder in (tfds_name, "manual"))
+
+
+def _check_network(absent: str, url: str, mend: str) -> None:
+    """Raise DataError unless this file can be asked for: TFDS would first import TensorFlow and then retry."""
+    import requests
+
+    try:
+        with requests.get(url, stream=True, timeout=_PROBE_SECONDS) as response:
+            response.raise_for_status()
+    except requests.RequestException as error:
+        host = url.split("/")[2]
+        raise DataError(f"{absent}, and {host} cannot be reached ({type(error).__name__}); {mend}.") from error
+
+
+def _download_and_prepare(builder_class: Any, root: pathlib.Path) -> None:
+    """Run TFDS' own preparation, with its progress bars only on a terminal."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # else TensorFlow announces it on stderr
+    import tensorflow as tf  # type: ignore[import-untyped]
+    import tensorflow_datasets as tfds
+    from tensorflow_datasets.core.download import downloader
+
+    tf.config.set_visible_devices([], "GPU")  # else it takes the memory that JAX needs
+    downloader.MAX_RETRIES = 2  # of 10, which take 200 seconds
+    with contextlib.ExitStack() as stack:
+        if not sys.stderr.isatty():
+            tfds.disable_progress_bar()
+            stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
+        builder_class(data_dir=root).download_and_prepare(file_format="array_record")
+
+
+def _read_split(name: str, builder: Any, split: str, label: str, limit: int | None) -> tuple[np.ndarray, np.ndarray]:
+    """The first `limit` (None: all) examples of a split, in the order on disk: uint8 (N, h, w, c) and int32 (N,)."""
+    folder = pathlib.Path(builder.data_dir)
+    available = builder.info.splits[split].num_examples if split in builder.info.splits else 0
+    if available == 0:
+        raise _unusable(name, folder, f"its {split} split is empty")
+    count = available if limit is None else min(limit, available)
+    try:
+        return _read(builder, split, label, count)
+    except Exception as error:  # RuntimeError, TypeError, OSError, DecodeError, ...
+        files = ", ".join(sorted(os.path.basename(path) for path in builder.info.splits[split].filepaths))
+        raise _unusable(name, folder, f"{files} is missing or broken ({_brief(error)})") from error
+
+
+def _read(builder: Any, split: str, label: str, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Read and decode `count` examples. Decoding the PNGs here takes two thirds of the time that TFDS takes."""
+    import tensorflow_datasets as tfds
+    from PIL import Image
+
+    source = builder.as_data_source(split=f"{split}[:{count}]", decoders={"image": tfds.decode.SkipDecoding()})
+    images = np.empty((count, *builder.info.features["image"].shape), np.uint8)
+    labels = np.empty(count, np.int32)
+    for start in range(0, count, _BATCH):
+        keys = range(start, min(start + _BATCH, count))
+        for i, example in zip(keys, source.__getitems__(keys), strict=True):
+            picture = np.asarray(Image.open(io.BytesIO(example["image"])))
+            images[i] = picture if picture.ndim == 3 else picture[..., None]
+            labels[i] = example[label]
+    return images, labels

@@ -1,0 +1,87 @@
+"""What one device computes: plain functions of plain arrays, with one named axis over the devices.
+
+A batch is a row of picture numbers; -1 stands for no picture (a batch that is not full). Sums over valid pictures are
+added up over the devices and divided by the number of valid pictures, so that neither the last partial batch nor a batch
+that does not divide among the devices counts differently from the others.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+AXIS = "devices"
+
+
+class TrainState(NamedTuple):
+    """What training changes; equal on every device."""
+
+    params: Any
+    opt_state: optax.OptState
+
+
+class Pictures(NamedTuple):
+    """A whole split, on every device."""
+
+    images: jax.Array  # (n, height, width, channels), uint8
+    labels: jax.Array  # (n,), int32
+
+
+class Sums(NamedTuple):
+    """Over the valid pictures of a batch, or of many: float32 loss, int32 counts."""
+
+    loss: jax.Array
+    correct: jax.Array
+    count: jax.Array
+
+
+Apply = Callable[[Any, jax.Array], jax.Array]
+
+
+def batch_sums(apply: Apply, params: Any, pictures: Pictures, batch: jax.Array) -> Sums:
+    """Loss (Eq. of softmax cross-entropy from logits) and hits of this device's part of a batch, int32 (b,)."""
+    valid = batch >= 0
+    rows = jnp.maximum(batch, 0)
+    logits = apply({"params": params}, pictures.images[rows])
+    labels = pictures.labels[rows]
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    return Sums(
+        loss=jnp.sum(jnp.where(valid, losses, 0)),
+        correct=jnp.sum(jnp.where(valid, jnp.argmax(logits, -1) == labels, False), dtype=jnp.int32),
+        count=jnp.sum(valid, dtype=jnp.int32),
+    )
+
+
+def train_step(
+    apply: Apply, tx: optax.GradientTransformation, state: TrainState, pictures: Pictures, batch: jax.Array
+) -> tuple[TrainState, Sums]:
+    """One update, from the mean gradient over the valid pictures of all devices."""
+
+    def loss_sum(params):
+        sums = batch_sums(apply, params, pictures, batch)
+        return sums.loss, sums
+
+    gradients, sums = jax.grad(loss_sum, has_aux=True)(state.params)
+    gradients, sums = jax.lax.psum((gradients, sums), AXIS)
+    gradients = jax.tree.map(lambda g: g / sums.count.astype(g.dtype), gradients)
+    updates, opt_state = tx.update(gradients, state.opt_state, state.params)
+    return TrainState(optax.apply_updates(state.params, updates), opt_state), sums
+
+
+def train_chunk(
+    apply: Apply, tx: optax.GradientTransformation, state: TrainState, pictures: Pictures, batches: jax.Array
+) -> tuple[TrainState, Sums]:
+    """Many steps, int32 (steps, b) picture numbers; the sums of each step, (steps,), as it was before its update."""
+    return jax.lax.scan(lambda s, batch: train_step(apply, tx, s, pictures, batch), state, batches)
+
+
+def evaluate(apply: Apply, params: Any, pictures: Pictures, batches: jax.Array) -> Sums:
+    """Sums over all batches, int32 (steps, b) picture numbers, of all devices."""
+
+    def add(total, batch):
+        return jax.tree.map(jnp.add, total, batch_sums(apply, params, pictures, batch)), None
+
+    zero = Sums(jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
+    return jax.lax.psum(jax.lax.scan(add, zero, batches)[0], AXIS)

@@ -1,0 +1,89 @@
+"""VGG11, VGG16 and VGG19 for 32 x 32 pictures, as in the paper's Table 4.
+
+Flax Linen rather than NNX: the training step is a pure function of a parameter tree under `jax.pmap` and `lax.scan`, and
+that is what Linen's `init` and `apply` are; NNX would have to be split and merged around it.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+import layers
+
+CONVOLUTIONS = {"vgg11": (1, 1, 2, 2, 2), "vgg16": (2, 2, 3, 3, 3), "vgg19": (2, 2, 4, 4, 4)}  # per block
+CHANNELS = (64, 128, 256, 512, 512)  # per block, at width 1
+DENSE = 4096  # each of the two hidden dense layers, at width 1
+SIZE = 32  # height and width after the resize
+
+
+class Conv3x3(nn.Module):
+    """A 3 x 3 convolution with a bias, stride 1, the size kept: flax's `nn.Conv` on `layers.conv3x3`."""
+
+    features: int
+    dtype: jnp.dtype
+    precision: jax.lax.Precision | None
+    kernel_init: nn.initializers.Initializer
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        kernel = self.param("kernel", self.kernel_init, (3, 3, x.shape[-1], self.features), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
+        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
+        return layers.conv3x3(x, kernel, precision=self.precision) + jnp.reshape(bias, (1, 1, 1, -1))
+
+
+class VGG(nn.Module):
+    """Five blocks of 3 x 3 convolutions, each followed by a 2 x 2 max-pooling, then three dense layers; ReLU between.
+
+    Glorot-uniform kernels and zero biases (Keras' defaults, as in the published runs); no normalisation, no dropout.
+    """
+
+    model: str  # a key of CONVOLUTIONS
+    num_classes: int
+    width: float = 1.0  # multiplies CHANNELS and DENSE, at least 1 each
+    dtype: jnp.dtype = jnp.float32  # of activations and products; parameters are float32
+    precision: jax.lax.Precision | None = None
+
+    @nn.compact
+    def __call__(self, images: jax.Array) -> jax.Array:
+        """uint8 pictures (n, h, w, c) -> float32 logits (n, num_classes)."""
+        n, height, width, channels = images.shape
+        x = images.astype(jnp.float32) / 255
+        if (height, width) != (SIZE, SIZE):
+            x = jax.image.resize(x, (n, SIZE, SIZE, channels), "bilinear")  # half-pixel centres, as Keras'
+        settings = {"dtype": self.dtype, "precision": self.precision, "kernel_init": glorot_uniform}
+        for count, features in zip(CONVOLUTIONS[self.model], CHANNELS, strict=True):
+            for _ in range(count):
+                x = nn.relu(Conv3x3(self.scaled(features), **settings)(x))
+            x = layers.max_pool2x2(x)
+        x = x.reshape(n, -1)
+        for _ in range(2):
+            x = nn.relu(nn.Dense(self.scaled(DENSE), **settings)(x))
+        return nn.Dense(self.num_classes, **settings)(x).astype(jnp.float32)
+
+    def scaled(self, features: int) -> int:
+        return max(1, round(self.width * features))
+
+
+def build(model: str, width: float, num_classes: int, precision: str) -> VGG:
+    """The model in one of the trainer's three precisions (`Config.precision`)."""
+    return VGG(
+        model=model,
+        num_classes=num_classes,
+        width=width,
+        dtype=jnp.bfloat16 if precision == "bfloat16" else jnp.float32,
+        precision=jax.lax.Precision.HIGHEST if precision == "float32" else None,
+    )
+
+
+def init(model: VGG, key: jax.Array, image_shape: tuple[int, ...]) -> dict:
+    """The initial parameters, float32, for pictures of `image_shape` (h, w, c)."""
+    return model.lazy_init(key, jax.ShapeDtypeStruct((1, *image_shape), jnp.uint8))["params"]
+
+
+def glorot_uniform(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> jax.Array:
+    """The values of flax's `glorot_uniform`, drawn flat: XLA takes a third of the time to compile that on a CPU."""
+    limit = math.sqrt(6 / (math.prod(shape[:-2]) * (shape[-2] + shape[-1])))
+    return (limit * jax.random.uniform(key, (math.prod(shape),), dtype, -1, 1)).reshape(shape)
