@@ -2,8 +2,14 @@
 
 from gravity_optax._gravity import (
     ScaleByGravityState as ScaleByGravityState,
+)
+from gravity_optax._gravity import (
     gravity as gravity,
+)
+from gravity_optax._gravity import (
     gravity_term as gravity_term,
+)
+from gravity_optax._gravity import (
     scale_by_gravity as scale_by_gravity,
 )
 

@@ -1,6 +1,6 @@
 """What may be wrong with arguments and trees, said before anything is computed: the name, the value and the mend."""
 
-import operator
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -10,59 +10,54 @@ import numpy as np
 
 
 def check_number(name: str, value: Any, range_text: str, in_range: Callable[[float], bool]) -> None:
-    """Raises unless `value` is a real scalar in its range. The range of a traced value is not known, and not checked."""
-    dtype = getattr(value, "dtype", None)
-    if isinstance(value, bool) or not (
-        isinstance(value, int | float) or (np.shape(value) == () and dtype is not None and jnp.issubdtype(dtype, np.number))
-    ):
-        raise TypeError(f"{name} is {value!r}; it must be a real number {range_text}.")
-    if not isinstance(value, jax.core.Tracer) and not in_range(float(value)):
+    """Raises unless `value` is a real scalar in its range. The range of a traced value is not known: not checked."""
+    if not _is_scalar(value, int | float, np.number) or _dtype_is(value, np.complexfloating):
+        raise TypeError(f"{name} is {value!r}; it must be a real number, {range_text}.")
+    if not isinstance(value, jax.core.Tracer) and not in_range(_as_float(value)):
         raise ValueError(f"{name} is {value}; it must be {range_text}.")
 
 
-def check_first_learning_rate(value: jax.typing.ArrayLike) -> None:
+def check_first_learning_rate(value: Any) -> None:
     """Raises unless a schedule's value at step 0, which sets alpha / l, is positive."""
-    if not isinstance(value, jax.core.Tracer) and not float(value) > 0:
+    check_number("learning_rate(0)", value, "positive and finite", lambda x: True)
+    if not isinstance(value, jax.core.Tracer) and not 0 < float(value) < math.inf:
         raise ValueError(
             f"learning_rate is a schedule whose value at step 0 is {float(value)}, so that the standard deviation"
-            " alpha / learning_rate of the first velocity has no value; chain scale_by_gravity(velocity_stddev, key=key)"
-            " with optax.scale_by_learning_rate(schedule) instead."
+            " alpha / learning_rate of the first velocity has no value; chain"
+            " scale_by_gravity(velocity_stddev, key=key) with optax.scale_by_learning_rate(schedule) instead."
         )
 
 
 def check_first_step(first_step: Any) -> None:
     """Raises unless `first_step` is a whole number of at least 0."""
-    dtype = getattr(first_step, "dtype", None)
-    if isinstance(first_step, bool) or not (
-        isinstance(first_step, int) or (dtype is not None and jnp.issubdtype(dtype, np.integer) and np.shape(first_step) == ())
-    ):
-        raise TypeError(f"first_step is {first_step!r}; it must be a whole number, 0 or 1 in the paper's conventions.")
-    if not isinstance(first_step, jax.core.Tracer) and operator.index(first_step) < 0:
+    if not _is_scalar(first_step, int, np.integer):
+        raise TypeError(f"first_step is {first_step!r}; it must be a whole number: 0 or 1 in the paper's conventions.")
+    if not isinstance(first_step, jax.core.Tracer) and int(first_step) < 0:
         raise ValueError(f"first_step is {first_step}; it must be at least 0.")
 
 
 def canonical_key(key: Any) -> jax.Array:
     """A typed scalar key from a seed, a typed key or a raw uint32 key."""
-    dtype = getattr(key, "dtype", None)
-    if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key):
-        typed = key
-    elif dtype == jnp.uint32 and np.ndim(key) == 1:
+    if _dtype_is(key, jax.dtypes.prng_key):
+        if key.shape != ():
+            raise ValueError(f"key is an array of {key.shape} keys; pass one, for instance key[0].")
+        return key
+    if _dtype_is(key, jnp.uint32) and np.ndim(key) == 1:
         try:
-            typed = jax.random.wrap_key_data(key)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"key is an array of shape {np.shape(key)}; a raw key is what jax.random.PRNGKey gives.") from error
-    elif not isinstance(key, bool) and (isinstance(key, int) or (dtype is not None and jnp.issubdtype(dtype, np.integer))):
-        if np.ndim(key) != 0:
-            raise ValueError(f"key is an array of shape {np.shape(key)} and dtype {dtype}; pass one seed or one key.")
-        try:
-            typed = jax.random.key(key)
-        except OverflowError as error:
-            raise ValueError(f"key is {key}; a seed must fit in 64 bits.") from error
-    else:
+            return jax.random.wrap_key_data(key)
+        except (TypeError, ValueError):
+            pass  # a raw key of another generator, or none at all
+    if _dtype_is(key, np.integer) and np.ndim(key) > 0:
+        raise ValueError(
+            f"key is an array of shape {np.shape(key)} and dtype {key.dtype}; pass one seed, or one key as"
+            " jax.random.key and jax.random.PRNGKey give it (another generator's through jax.random.wrap_key_data)."
+        )
+    if not _is_scalar(key, int, np.integer):
         raise TypeError(f"key is {key!r}; pass an int, jax.random.key(seed) or jax.random.PRNGKey(seed).")
-    if typed.shape != ():
-        raise ValueError(f"key is an array of {typed.shape} keys; pass one, for instance key[0].")
-    return typed
+    try:
+        return jax.random.key(key)
+    except OverflowError as error:
+        raise ValueError(f"key is {key}; a seed must fit in 64 bits, sign included.") from error
 
 
 def check_real(name: str, tree: Any) -> None:
@@ -70,18 +65,22 @@ def check_real(name: str, tree: Any) -> None:
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree, is_leaf=_is_sparse):
         where = name + jax.tree_util.keystr(path)
         if _is_sparse(leaf):
-            raise TypeError(f"{where} is a sparse array ({type(leaf).__name__}); Gravity needs dense ones: use .todense().")
+            raise TypeError(
+                f"{where} is a sparse array ({type(leaf).__name__}); Gravity needs dense ones: use .todense()."
+            )
         dtype = jax.typeof(leaf).dtype
         if jnp.issubdtype(dtype, jnp.complexfloating):
             raise TypeError(f"{where} is {dtype}; wrap the optimizer in optax.contrib.split_real_and_imaginary.")
         if not jnp.issubdtype(dtype, jnp.floating):
-            raise TypeError(f"{where} is {dtype}; Gravity updates floats only: keep other leaves out with optax.masked.")
+            raise TypeError(
+                f"{where} is {dtype}; Gravity updates floats only: keep other leaves out with optax.masked."
+            )
 
 
 def check_matches(updates: Any, velocity: Any) -> None:
     """Raises unless the gradients are real floats in the tree and shapes of the velocity."""
     check_real("updates", updates)
-    if jax.tree.structure(updates) != jax.tree.structure(velocity):
+    if jax.tree.structure(updates) != jax.tree.structure(velocity):  # type: ignore[operator]
         raise ValueError(
             f"updates has the tree {jax.tree.structure(updates)}, the state {jax.tree.structure(velocity)};"
             " call init with the parameters that these gradients are taken of."
@@ -97,3 +96,20 @@ def check_matches(updates: Any, velocity: Any) -> None:
 def _is_sparse(leaf: Any) -> bool:
     # By module name: importing jax.experimental.sparse would slow every start for a case that is an error.
     return type(leaf).__module__.startswith("jax.experimental.sparse")
+
+
+def _is_scalar(value: Any, python_type: Any, dtype: type) -> bool:
+    """A Python number of that type, or a 0-d array (traced or not) of that dtype; never a bool."""
+    is_python = isinstance(value, python_type) and not isinstance(value, bool)
+    return is_python or (_dtype_is(value, dtype) and np.shape(value) == ())
+
+
+def _dtype_is(value: Any, dtype: Any) -> bool:
+    return hasattr(value, "dtype") and jnp.issubdtype(value.dtype, dtype)
+
+
+def _as_float(value: Any) -> float:
+    try:
+        return float(value)
+    except OverflowError:  # a Python int of hundreds of digits
+        return math.inf

@@ -6,7 +6,8 @@ an argument or a tree is said by `gravity_optax._checks`, before anything is com
 """
 
 import functools
-from typing import NamedTuple
+import math
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ from gravity_optax import _checks
 class ScaleByGravityState(NamedTuple):
     """State of `scale_by_gravity`."""
 
-    count: jax.Array  # (), int32: updates made so far; t = first_step + count at the next one
+    count: jax.Array  # type: ignore[assignment]  # (), int32: updates made so far; t = first_step + count at the next one
     velocity: optax.Params  # V, a tree like the parameters, same shapes and dtypes
 
 
@@ -45,19 +46,19 @@ def gravity(
     from :math:`V_0 \sim N(0, \alpha / l)` (27; the second argument is a standard deviation).
 
     Gravity damps gradients above 1. Where the largest entry of a leaf is :math:`M > 1`, that entry's own :math:`\zeta`
-    falls like :math:`1 / M^3`, and every entry above :math:`1 / M` takes a smaller step than a smaller one would. A loss
-    whose gradients are large (a sum instead of a mean, a badly scaled quadratic) therefore stalls: put
+    falls like :math:`1 / M^3`, and among the entries above :math:`1 / M` the larger one takes the smaller step. A loss
+    with large gradients (a sum instead of a mean, a badly scaled quadratic) therefore stalls: put
     `optax.clip_by_global_norm(1.0)` in front.
 
     Args:
       learning_rate: l, a positive number or an optax schedule. With a schedule, l in :math:`\alpha / l` is its value at
         step 0; a schedule that starts at 0 leaves it without a value: chain `scale_by_gravity` with
-        `optax.scale_by_learning_rate` instead. Where l comes as a `jax.Array`, as under `optax.inject_hyperparams`, an l
-        that is 0 or so small that :math:`\alpha / l` overflows gives :math:`V_0 = 0`.
+        `optax.scale_by_learning_rate` instead. Where l comes as a `jax.Array`, as under
+        `optax.inject_hyperparams`, an l that is 0 or so small that :math:`\alpha / l` overflows gives :math:`V_0 = 0`.
       alpha: :math:`\alpha \ge 0`, the size of the first steps due to :math:`V_0` (30). 0 starts from rest.
       beta: :math:`\beta \in [0, 1]`, the decay of the velocity once t is large.
-      key: a seed or a JAX random key (typed or raw uint32) for :math:`V_0`. The same key gives the same velocity whatever
-        the number or layout of devices (with JAX's default generator).
+      key: a seed or a JAX random key (typed or raw uint32) for :math:`V_0`. The same key gives the same velocity
+        whatever the number or layout of devices (with JAX's default generator).
       first_step: t at the first update. 1 is Algorithm 1 and the authors' PyTorch code; 0 is Table 2, Eq. 28, the
         authors' Keras code and every run the paper reports.
 
@@ -107,11 +108,11 @@ def scale_by_gravity(
 
         optax.chain(scale_by_gravity(0.1, key=key), optax.scale_by_learning_rate(schedule))
 
-    Arithmetic is in float32 (float64 for float64 leaves); the velocity has the parameters' dtype and the updates have the
-    gradients'. A leaf with a non-finite gradient becomes non-finite and no other leaf does. `init` belongs outside
+    Arithmetic is in float32 (float64 for float64 leaves); the velocity has the parameters' dtype and the updates have
+    the gradients'. A leaf with a non-finite gradient becomes non-finite and no other leaf does. `init` belongs outside
     `jax.shard_map` and `jax.pmap`: inside, every shard would draw the same numbers. Called eagerly, and in
-    explicit-sharding mode, it gives the velocity its parameter's sharding; under `jax.jit` in the automatic mode say so
-    with `out_shardings`, as for any optax state.
+    explicit-sharding mode, it gives the velocity its parameter's sharding; under `jax.jit` in the automatic mode say
+    so with `out_shardings`, as for any optax state.
 
     Args:
       velocity_stddev: standard deviation of :math:`V_0`, at least 0 (27: :math:`\sigma = \alpha / l`). Draws beyond the
@@ -135,7 +136,7 @@ def scale_by_gravity(
       >>> print(velocity)  # m = 1/2, so zeta = 0.5 / 2 and 2 / 17
       [0.125      0.05882353]
     """
-    _checks.check_number("velocity_stddev", velocity_stddev, "at least 0 and finite", lambda x: 0 <= x < float("inf"))
+    _checks.check_number("velocity_stddev", velocity_stddev, "at least 0 and finite", lambda x: 0 <= x < math.inf)
     _checks.check_number("beta", beta, "in [0, 1]", lambda x: 0 <= x <= 1)
     _checks.check_first_step(first_step)
     base_key = _checks.canonical_key(key)
@@ -161,8 +162,8 @@ def scale_by_gravity(
             # Eq. 26. Its complement is not taken as 1 - keep: that difference cancels as beta_hat nears 1.
             keep = (jnp.asarray(beta, dtype) * t + 1) / (t + 2)
             take = (jnp.asarray(1 - beta, dtype) * t + 1) / (t + 2)
-            # Eqs. 20-22.
-            return keep * velocity + take * gravity_term(gradient, 1 / _max_abs(gradient))
+            # Eqs. 20-22, with G / m as G max|G|.
+            return keep * velocity + take * _damp(gradient, jnp.abs(gradient * _max_abs(gradient)))
 
         computed = jax.tree.map(new_velocity, updates, state.velocity)
         return (
@@ -179,8 +180,8 @@ def scale_by_gravity(
 def gravity_term(gradient: jax.typing.ArrayLike, max_step_grad: jax.typing.ArrayLike) -> jax.Array:
     r"""The gradient term :math:`\zeta = g / (1 + (g / m)^2)` (Eq. 21).
 
-    It is largest, m / 2, at g = m; for g well below m it is g, well above m it is :math:`m^2 / g`. Neither a large g nor
-    m = 0 or m = inf makes it overflow or NaN; a non-finite g or a NaN m does.
+    It is largest, m / 2, at g = m; for g well below m it is g, well above m it is :math:`m^2 / g`. Neither a large g
+    nor m = 0 or m = inf makes it overflow or NaN; a non-finite g or a NaN m does.
 
     Args:
       gradient: g, a float array of any shape.
@@ -192,19 +193,26 @@ def gravity_term(gradient: jax.typing.ArrayLike, max_step_grad: jax.typing.Array
     Example:
       >>> import jax.numpy as jnp
       >>> from gravity_optax import gravity_term
-      >>> print(gravity_term(jnp.array([0.0, 0.1, 1.0, 10.0]), 1.0).round(3))
-      [0.    0.099 0.5   0.099]
+      >>> print(gravity_term(jnp.array([0.0, 1.0, 2.0, 3.0]), 1.0))
+      [0.  0.5 0.4 0.3]
     """
     gradient = jnp.asarray(gradient)
     if not jnp.issubdtype(gradient.dtype, jnp.floating):  # a Python int, say
         gradient = gradient.astype(jnp.float32)
     dtype = _compute_dtype(gradient)
     g = gradient.astype(dtype)
-    # g / m as a product. 1 / m is inf where m is 0 (max|G| is huge): kept finite, so that g = 0 gives 0 and not NaN.
-    steepness = jnp.abs(g * jnp.minimum(1 / jnp.asarray(max_step_grad, dtype), jnp.finfo(dtype).max))
-    # Numerator and denominator are both divided by max(1, |g / m|), so that the square cannot overflow.
-    scale = 1 / jnp.maximum(steepness, 1)
-    return ((g * scale) / (scale + steepness * jnp.minimum(steepness, 1))).astype(gradient.dtype)
+    # m = 0 is taken as the smallest normal number, so that g = 0 gives 0 and not NaN.
+    steepness = jnp.abs(g / jnp.maximum(jnp.asarray(max_step_grad, dtype), jnp.finfo(dtype).tiny))
+    return _damp(g, steepness).astype(gradient.dtype)
+
+
+def _damp(g: jax.Array, steepness: jax.Array) -> jax.Array:
+    """g / (1 + steepness^2) for steepness = |g / m|; neither it nor its derivatives overflow."""
+    # Where the steepness is above 1, numerator and denominator are divided by it, so that its square is not needed.
+    steep = steepness > 1
+    over = jnp.where(steep, steepness, 1)
+    under = jnp.where(steep, 1, steepness)
+    return (g / over) / (1 / over + under * steepness)
 
 
 def _max_abs(gradient: jax.Array) -> jax.Array:
@@ -215,46 +223,49 @@ def _max_abs(gradient: jax.Array) -> jax.Array:
 
 def _initial_stddev(learning_rate: optax.ScalarOrSchedule, alpha: jax.typing.ArrayLike) -> jax.typing.ArrayLike:
     """alpha / l (Eq. 27), with l at step 0; 0 where l is an array and alpha / l is not finite."""
-    _checks.check_number("alpha", alpha, "at least 0 and finite", lambda x: 0 <= x < float("inf"))
-    l0 = learning_rate
+    _checks.check_number("alpha", alpha, "at least 0 and finite", lambda x: 0 <= x < math.inf)
     if callable(learning_rate):
         with jax.ensure_compile_time_eval():  # a number, also when the transformation is built inside jit
-            l0 = learning_rate(jnp.zeros([], jnp.int32))
-        _checks.check_first_learning_rate(l0)
-    elif isinstance(learning_rate, jax.Array):
-        _checks.check_number("learning_rate", learning_rate, "positive", lambda x: x >= 0)
+            first = learning_rate(jnp.zeros([], jnp.int32))
+        _checks.check_first_learning_rate(first)
     else:
-        _checks.check_number("learning_rate", learning_rate, "positive and finite", lambda x: 0 < x < float("inf"))
-    if not isinstance(l0, jax.Array) and not isinstance(alpha, jax.Array):
-        return alpha / l0
-    stddev = jnp.asarray(alpha, jnp.float32) / jnp.asarray(l0, jnp.float32)
+        first = learning_rate
+        # An array may be 0: optax.inject_hyperparams passes on what a schedule gives, at every step.
+        lowest = 0 if isinstance(first, jax.Array) else math.ulp(0)
+        _checks.check_number("learning_rate", first, "positive and finite", lambda x: lowest <= x < math.inf)
+    if not isinstance(first, jax.Array) and not isinstance(alpha, jax.Array):
+        stddev = alpha / first
+        _checks.check_number("alpha / learning_rate", stddev, "finite", math.isfinite)
+        return stddev
+    stddev = jnp.asarray(alpha, jnp.float32) / jnp.asarray(first, jnp.float32)
     return jnp.where(jnp.isfinite(stddev), stddev, 0)
 
 
 def _draw_velocity(key: jax.Array, stddev: jax.typing.ArrayLike, leaf: jax.typing.ArrayLike) -> jax.Array:
     """V_0 ~ N(0, stddev) (Eq. 27) with the shape, dtype and sharding of `leaf`, which may be a ShapeDtypeStruct."""
     aval = jax.typeof(leaf)
-    sample = functools.partial(_sample_velocity, shape=aval.shape, dtype=aval.dtype)
+    stddev = jnp.asarray(stddev, _compute_dtype(aval))
     if isinstance(leaf, jax.core.Tracer):
-        return sample(key, stddev, out_sharding=aval.sharding)
+        return _draw(key, stddev, aval.shape, aval.dtype, aval.sharding)
     sharding = getattr(leaf, "sharding", None)
     if sharding is not None and getattr(leaf, "committed", True):
         # Compiled with the leaf's own sharding, so that no device ever holds a sharded leaf whole.
-        return jax.jit(sample, out_shardings=sharding)(key, stddev)
+        return _compiled_draw(aval.shape, aval.dtype, sharding)(key, stddev)
     # The same numbers, drawn flat: XLA compiles that three times faster, and once for each size.
-    return _flat_sample(key, stddev, (aval.size,), aval.dtype).reshape(aval.shape)
+    return _compiled_draw((aval.size,), aval.dtype, None)(key, stddev).reshape(aval.shape)
 
 
-def _sample_velocity(key, stddev, shape, dtype, out_sharding=None):
-    compute_dtype = _compute_dtype(jax.ShapeDtypeStruct(shape, dtype))
-    sample = jax.random.normal(key, shape, compute_dtype, out_sharding=out_sharding)
+def _draw(key, stddev, shape, dtype, out_sharding=None):
+    sample = jax.random.normal(key, shape, stddev.dtype, out_sharding=out_sharding) * stddev
     limit = float(jnp.finfo(dtype).max)
-    return jnp.clip(sample * jnp.asarray(stddev, compute_dtype), -limit, limit).astype(dtype)
+    return jnp.clip(sample, -limit, limit).astype(dtype)
 
 
-_flat_sample = jax.jit(_sample_velocity, static_argnames=("shape", "dtype"))
+@functools.lru_cache(maxsize=1024)
+def _compiled_draw(shape, dtype, sharding):
+    return jax.jit(functools.partial(_draw, shape=shape, dtype=dtype), out_shardings=sharding)
 
 
-def _compute_dtype(*arrays: jax.typing.ArrayLike) -> jnp.dtype:
+def _compute_dtype(*arrays: Any) -> jnp.dtype:
     """float64 where one of the arrays is, else float32."""
-    return functools.reduce(jnp.promote_types, (jnp.float64 for a in arrays if a.dtype == jnp.float64), jnp.float32)
+    return jnp.dtype(jnp.float64 if any(a.dtype == jnp.float64 for a in arrays) else jnp.float32)

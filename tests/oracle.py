@@ -1,6 +1,7 @@
 """Gravity in float64 NumPy, written from the paper's equations, and the gradients of a real training run to feed it."""
 
 import functools
+import itertools
 from typing import NamedTuple
 
 import jax
@@ -53,10 +54,13 @@ def recorded_run(first_step):
     images, labels = load_digits(return_X_y=True)
     images, labels = jnp.asarray(images / 16, jnp.float32), jnp.asarray(labels, jnp.int32)
     widths = (64, 32, 24, 10)
-    keys = jax.random.split(jax.random.key(7), len(widths))
+    rng = np.random.default_rng(7)
     params_0 = {
-        f"layer{i}": {"w": jax.random.normal(k, (n, m)) * (2 / n) ** 0.5, "b": jnp.zeros(m)}
-        for i, (k, n, m) in enumerate(zip(keys[1:], widths[:-1], widths[1:], strict=True))
+        f"layer{i}": {
+            "w": jnp.asarray(rng.normal(size=(n, m)) * (2 / n) ** 0.5, jnp.float32),
+            "b": jnp.asarray(np.zeros(m), jnp.float32),
+        }
+        for i, (n, m) in enumerate(itertools.pairwise(widths))
     }
 
     def loss_of(params, batch):
@@ -76,7 +80,7 @@ def recorded_run(first_step):
         params = optax.apply_updates(params, updates)
         return (params, state), (gradients, state[0].velocity, params, loss)
 
-    batches = jax.random.randint(keys[0], (STEPS, 64), 0, len(labels))
+    batches = jnp.asarray(rng.integers(0, len(labels), size=(STEPS, 64)), jnp.int32)
     state = tx.init(params_0)
     _, recorded = jax.jit(lambda carry: jax.lax.scan(step, carry, batches))((params_0, state))
     return Run(*jax.tree.map(np.asarray, (params_0, state[0].velocity, *recorded)))

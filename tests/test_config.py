@@ -3,7 +3,6 @@
 import dataclasses
 
 import pytest
-
 from config import Config, UsageError, flag, resolve
 
 
@@ -36,7 +35,9 @@ def test_learning_rates_are_table_5(dataset, model, optimizer, expected):
 
 
 def test_a_given_value_is_kept():
-    given = Config(model="vgg19", width=0.5, learning_rate=0.3, alpha=0.0, beta=0.0, first_step=0, epochs=1, batch_size=7)
+    given = Config(
+        model="vgg19", width=0.5, learning_rate=0.3, alpha=0.0, beta=0.0, first_step=0, epochs=1, batch_size=7
+    )
     resolved = resolve(given)
     for field in dataclasses.fields(Config):
         if (value := getattr(given, field.name)) is not None:

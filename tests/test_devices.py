@@ -1,11 +1,10 @@
 """How batches are split, where arrays lie, and the check of jaxlib."""
 
+import devices
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
-import devices
 from config import UserError
 
 
@@ -22,7 +21,9 @@ def test_what_is_replicated_is_not_copied_again_when_a_program_is_called():
     replicas = devices.Replicas(jax.devices())
     tree = replicas.replicate({"w": jnp.ones((1000, 1000))})
     compile_program = replicas.run_everywhere(
-        lambda tree, pictures, batches: jax.tree.map(lambda x: x + jax.lax.psum(batches.sum().astype(x.dtype), devices.steps.AXIS), tree),
+        lambda tree, pictures, batches: jax.tree.map(
+            lambda x: x + jax.lax.psum(batches.sum().astype(x.dtype), devices.steps.AXIS), tree
+        ),
         donate_first=True,
     )
     batches = replicas.split(np.ones((1, 8), np.int32))

@@ -1,15 +1,12 @@
-import os
-
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+"""The CPU forms of the layers against the plain ones, forward and backward, in a loop and outside."""
 
 import jax
 import jax.numpy as jnp
+import layers
 import numpy as np
 import pytest
 from jax import lax
 from jax.sharding import PartitionSpec as P
-
-import layers
 
 
 def plain_conv(x, w):
@@ -30,7 +27,7 @@ def conv(x, w):
 def data(n, h, w, c, k, dtype=jnp.float32):
     keys = jax.random.split(jax.random.key(n * h + c), 3)
     shapes = (n, h, w, c), (3, 3, c, k), (n, h, w, k)
-    return [jax.random.normal(*a, dtype) for a in zip(keys, shapes)]
+    return [jax.random.normal(*a, dtype) for a in zip(keys, shapes, strict=True)]
 
 
 def value_and_gradients(f):
@@ -58,7 +55,7 @@ def in_scan(f):
 
 def assert_close(got, want, tolerance):
     assert len(got) == len(want)
-    for a, b in zip(got, want):
+    for a, b in zip(got, want, strict=True):
         assert a.shape == b.shape and a.dtype == b.dtype
         a, b = np.asarray(a, np.float32), np.asarray(b, np.float32)
         assert np.abs(a - b).max() <= tolerance * np.abs(b).max()
@@ -125,9 +122,7 @@ def test_shard_map(size, check, gradient):
         return (conv(x, w) * dy).sum()
 
     def shard(f):
-        return jax.shard_map(
-            f, mesh=mesh, in_specs=(P("d"), P(), P("d")), out_specs=P(), check_vma=check
-        )
+        return jax.shard_map(f, mesh=mesh, in_specs=(P("d"), P(), P("d")), out_specs=P(), check_vma=check)
 
     if gradient == "outside":
         f = jax.grad(shard(lambda *a: lax.psum(loss(*a), "d")), 1)

@@ -30,7 +30,9 @@ def test_help_answers_before_anything_heavy_is_imported():
         "assert not {'jax', 'numpy', 'flax', 'tensorflow_datasets', 'matplotlib'} & set(sys.modules)\n"
     )
     path = os.pathsep.join([str(MAIN.parent), os.environ.get("PYTHONPATH", "")])
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path})
+    out = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}
+    )
     assert out.returncode == 0, out.stderr
     for flag in ("--dataset", "--first-step", "--data-dir", "--precision"):
         assert flag in out.stdout
@@ -74,7 +76,10 @@ def test_in_a_pipe_there_is_a_line_per_epoch_and_no_progress_bar(tmp_path):
 def start_on_a_terminal(*flags):
     controller, terminal = pty.openpty()
     process = subprocess.Popen(
-        [sys.executable, str(MAIN), *map(str, flags)], stdout=terminal, stderr=terminal, env={**ENVIRONMENT, "COLUMNS": "100"}
+        [sys.executable, str(MAIN), *map(str, flags)],
+        stdout=terminal,
+        stderr=terminal,
+        env={**ENVIRONMENT, "COLUMNS": "100"},
     )
     os.close(terminal)
     return process, controller

@@ -19,7 +19,6 @@ import pytest
 from gravity_optax import gravity
 
 
-
 def clipped_gravity(learning_rate):
     return optax.chain(optax.clip_by_global_norm(1.0), gravity(learning_rate, key=0))
 
@@ -58,7 +57,9 @@ COMMON = [c for c in common_cases("gravity", {"learning_rate": 0.1, "key": 0}, g
 # Behind a clip, because Gravity damps gradients above 1 and these targets start with gradients up to 22.
 CONVERGENCE = [c for c in common_cases("clipped_gravity", {"learning_rate": 0.1}, clipped_gravity) if is_convergence(c)]
 SHARDING_MODULE = load("optax._src.sharding_test", {"OPTIMIZERS": "{'gravity': gravity(1.0, key=0)}"})
-SHARDING = [SHARDING_MODULE.ShardingTest(n) for n in unittest.defaultTestLoader.getTestCaseNames(SHARDING_MODULE.ShardingTest)]
+SHARDING = [
+    SHARDING_MODULE.ShardingTest(n) for n in unittest.defaultTestLoader.getTestCaseNames(SHARDING_MODULE.ShardingTest)
+]
 
 
 @pytest.mark.parametrize("case", COMMON + CONVERGENCE + SHARDING, ids=lambda case: case._testMethodName)

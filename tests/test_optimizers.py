@@ -3,9 +3,8 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
-
 import optimizers
+import pytest
 from config import Config, resolve
 
 

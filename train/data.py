@@ -16,6 +16,7 @@ import sys
 from typing import Any
 
 import numpy as np
+from config import UserError
 
 DATASETS = ("digits", "mnist", "fashion_mnist", "cifar10", "cifar100_coarse", "cifar100_fine")
 
@@ -28,7 +29,7 @@ _PROBE_SECONDS = 5
 log = logging.getLogger("train")
 
 
-class DataError(Exception):
+class DataError(UserError):
     """A dataset cannot be had. The message is one line for the user: which dataset, where, and how to mend it."""
 
 

@@ -4,16 +4,16 @@ State and datasets are replicated; batches are split. Moving from `jax.pmap` to 
 module only.
 """
 
+import importlib.metadata
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
-
 import steps
 from config import UserError
+from jax.sharding import NamedSharding, PartitionSpec
 
 
 class Replicas:
@@ -56,10 +56,9 @@ def check_arithmetic() -> None:
     """Refuses a jaxlib that computes wrong results (jax-ml/jax issue 39103: -inf for this maximum on CPU)."""
     got = float(jax.jit(lambda a: (a @ jnp.ones((784, 64))).max())(jnp.ones((100, 784))))
     if got != 784.0:
-        import jaxlib
-
+        jaxlib = importlib.metadata.version("jaxlib")
         raise UserError(
-            f"jax {jax.__version__} with jaxlib {jaxlib.__version__} computes wrong results on this machine (the largest"
+            f"jax {jax.__version__} with jaxlib {jaxlib} computes wrong results on this machine (the largest"
             f" entry of a product is {got}, not 784); install another, for instance:"
             " pip install 'jax!=0.10.2,!=0.11.0' 'jaxlib!=0.10.2,!=0.11.0'"
         )

@@ -75,9 +75,7 @@ def _cpu_conv(x, w, precision):
     # channel.  There, make the product with the 3x3 neighbourhoods:
     # (n, h, w, 9c) @ (9c, k).
     padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    patches = [
-        padded[:, i : i + height, j : j + width] for i in range(3) for j in range(3)
-    ]
+    patches = [padded[:, i : i + height, j : j + width] for i in range(3) for j in range(3)]
     y = lax.dot(
         jnp.concatenate(patches, axis=-1).reshape(n * height * width, 9 * c),
         w.reshape(9 * c, -1),

@@ -9,23 +9,25 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 
+import data
 import jax
 import numpy as np
-from tqdm import tqdm
-from tqdm.contrib.logging import logging_redirect_tqdm
-
-import data
 import optimizers
 import steps
 import vgg
 from config import Config, UserError
 from devices import Replicas
 from records import Epoch, Workdir
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 log = logging.getLogger("train")
 
 HEADER = "  epoch      loss  accuracy  val_loss  val_accuracy  seconds  images/s"
-LINE = "{epoch:>7}  {loss:8.4f}  {accuracy:8.4f}  {val_loss:8.4f}  {val_accuracy:12.4f}  {seconds:7.1f}  {images_per_second:8.0f}"
+LINE = (
+    "{epoch:>7}  {loss:8.4f}  {accuracy:8.4f}  {val_loss:8.4f}  {val_accuracy:12.4f}"
+    "  {seconds:7.1f}  {images_per_second:8.0f}"
+)
 
 
 class Diverged(UserError):
@@ -64,12 +66,14 @@ class Trainer:
         return -(-self.train_size // self.config.batch_size)
 
     def train_epoch(self, epoch: int, progress: Callable[[int], object] = lambda steps: None) -> tuple[float, float]:
-        """One pass in the order that (seed, epoch) give. Returns mean loss and accuracy; calls `progress` with steps done.
+        """One pass, in the order that (seed, epoch) give. Returns mean loss and accuracy.
 
+        Calls `progress` with the number of steps, as chunks end.
         The figures are those of each batch before its update. The device is handed a chunk ahead of what is read back.
         """
         order = np.random.default_rng([self.config.seed, epoch]).permutation(self.train_size)
-        total, done, pending = np.zeros(3), 0, []
+        total, done = np.zeros(3), 0
+        pending: list[steps.Sums] = []
 
         def read_back():
             nonlocal total, done
@@ -127,34 +131,39 @@ def train(config: Config, devices: Sequence[jax.Device] | None = None) -> list[E
     dataset = data.load(config.dataset, config.data_dir, config.limit)
     started = time.perf_counter()
     trainer = Trainer(config, dataset, devices)
-    workdir.write_config(config, facts(trainer, dataset))
-    parameters = sum(x.size for x in jax.tree.leaves(trainer.state.params))
+    what = facts(trainer, dataset)
+    workdir.write_config(config, what)
     log.info(
-        "%s: %d training and %d test pictures; %s x %g: %s parameters; %s, learning rate %g; %d x %s; compiled in %.1f s",
-        *(config.dataset, trainer.train_size, trainer.test_size, config.model, config.width, f"{parameters:,}"),
-        *(config.optimizer, config.learning_rate, len(trainer.replicas.devices), trainer.replicas.devices[0].device_kind),
-        time.perf_counter() - started,
+        f"{config.dataset}: {trainer.train_size} training and {trainer.test_size} test pictures;"
+        f" {config.model} x {config.width:g}: {what['parameters']:,} parameters; {config.optimizer},"
+        f" learning rate {config.learning_rate:g}; {len(what['devices'])} x {what['devices'][0]};"
+        f" compiled in {time.perf_counter() - started:.1f} s"
     )
     log.info(HEADER)
     history = []
-    terminal = sys.stderr.isatty()
     with logging_redirect_tqdm([log]):
         for epoch in range(1, config.epochs + 1):
-            t0 = time.perf_counter()
-            with tqdm(
-                total=trainer.steps_per_epoch, desc=f"epoch {epoch}/{config.epochs}", unit="step", leave=False, disable=not terminal
-            ) as bar:
-                loss, accuracy = trainer.train_epoch(epoch, bar.update)
-            t1 = time.perf_counter()
-            val_loss, val_accuracy = trainer.evaluate()
-            t2 = time.perf_counter()
-            row = Epoch(epoch, loss, accuracy, val_loss, val_accuracy, t1 - t0, trainer.train_size / (t1 - t0), t2 - t1)
+            row = _epoch(trainer, epoch)
             workdir.write_epoch(row)
             history.append(row)
             log.info(LINE.format(**vars(row)))
     workdir.write_figure(config, history)
-    log.info("results are in %s", workdir.path)
+    log.info(f"results are in {workdir.path}")
     return history
+
+
+def _epoch(trainer: Trainer, epoch: int) -> Epoch:
+    """Trains for an epoch and evaluates, with a progress bar on a terminal."""
+    label = f"epoch {epoch}/{trainer.config.epochs}"
+    start = time.perf_counter()
+    with tqdm(
+        total=trainer.steps_per_epoch, desc=label, unit="step", leave=False, disable=not sys.stderr.isatty()
+    ) as bar:
+        loss, accuracy = trainer.train_epoch(epoch, bar.update)
+    trained = time.perf_counter()
+    val_loss, val_accuracy = trainer.evaluate()
+    seconds, val_seconds = trained - start, time.perf_counter() - trained
+    return Epoch(epoch, loss, accuracy, val_loss, val_accuracy, seconds, trainer.train_size / seconds, val_seconds)
 
 
 def facts(trainer: Trainer, dataset: data.Dataset) -> dict:

@@ -6,7 +6,6 @@ import os
 import sys
 
 import tyro
-
 from config import Config, UsageError, UserError, resolve
 
 log = logging.getLogger("train")

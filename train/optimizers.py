@@ -2,8 +2,8 @@
 
 import jax
 import optax
-
 from config import Config
+
 from gravity_optax import gravity
 
 

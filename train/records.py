@@ -31,12 +31,15 @@ class Workdir:
         self.path = pathlib.Path(config.workdir or _fresh_name(config))
         self._history = self.path / "history.csv"
         if self._history.exists():
-            raise UserError(f"--workdir is {self.path}, which already holds the results of a run; choose another folder.")
+            raise UserError(
+                f"--workdir is {self.path}, which holds the results of a run already; choose another folder."
+            )
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=self.path).close()
         except OSError as error:
-            raise UserError(f"--workdir is {self.path}, where nothing can be written ({error.strerror}); choose another.") from error
+            why = f"where nothing can be written ({error.strerror})"
+            raise UserError(f"--workdir is {self.path}, {why}; choose another folder.") from error
 
     def write_config(self, config: Config, facts: dict) -> None:
         """config.json: the resolved values, and facts such as versions and devices."""
@@ -67,11 +70,13 @@ class Workdir:
             axes.set(xlabel="epoch", ylabel=label)
             axes.grid(alpha=0.3)
             axes.xaxis.get_major_locator().set_params(integer=True)
-        figure.suptitle(f"{config.dataset}, {config.model} x {config.width:g}, {config.optimizer}, l = {config.learning_rate:g}")
+        model = f"{config.model} x {config.width:g}"
+        figure.suptitle(f"{config.dataset}, {model}, {config.optimizer}, learning rate {config.learning_rate:g}")
         figure.savefig(self.path / "history.png", dpi=100)
 
 
 def _fresh_name(config: Config) -> pathlib.Path:
-    stem = f"{datetime.datetime.now():%Y%m%d-%H%M%S}-{config.dataset}-{config.model}-{config.optimizer}-seed{config.seed}"
+    now = datetime.datetime.now()
+    stem = f"{now:%Y%m%d-%H%M%S}-{config.dataset}-{config.model}-{config.optimizer}-seed{config.seed}"
     candidates = (pathlib.Path("runs") / f"{stem}{suffix}" for suffix in ("", *(f"-{i}" for i in range(2, 1000))))
     return next(path for path in candidates if not path.exists())

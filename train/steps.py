@@ -1,8 +1,8 @@
 """What one device computes: plain functions of plain arrays, with one named axis over the devices.
 
 A batch is a row of picture numbers; -1 stands for no picture (a batch that is not full). Sums over valid pictures are
-added up over the devices and divided by the number of valid pictures, so that neither the last partial batch nor a batch
-that does not divide among the devices counts differently from the others.
+added up over the devices and divided by the number of valid pictures, so that neither the last partial batch nor a
+batch that does not divide among the devices counts differently from the others.
 """
 
 from collections.abc import Callable
@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 AXIS = "devices"
@@ -25,8 +26,8 @@ class TrainState(NamedTuple):
 class Pictures(NamedTuple):
     """A whole split, on every device."""
 
-    images: jax.Array  # (n, height, width, channels), uint8
-    labels: jax.Array  # (n,), int32
+    images: jax.Array | np.ndarray  # (n, height, width, channels), uint8
+    labels: jax.Array | np.ndarray  # (n,), int32
 
 
 class Sums(NamedTuple):
@@ -34,14 +35,14 @@ class Sums(NamedTuple):
 
     loss: jax.Array
     correct: jax.Array
-    count: jax.Array
+    count: jax.Array  # type: ignore[assignment]
 
 
-Apply = Callable[[Any, jax.Array], jax.Array]
+Apply = Callable[..., Any]  # ({"params": params}, uint8 images (b, h, w, c)) -> float32 logits (b, classes)
 
 
 def batch_sums(apply: Apply, params: Any, pictures: Pictures, batch: jax.Array) -> Sums:
-    """Loss (Eq. of softmax cross-entropy from logits) and hits of this device's part of a batch, int32 (b,)."""
+    """Cross-entropy (of the softmax of the logits) and hits of this device's part of a batch, int32 (b,)."""
     valid = batch >= 0
     rows = jnp.maximum(batch, 0)
     logits = apply({"params": params}, pictures.images[rows])

@@ -1,16 +1,16 @@
 """VGG11, VGG16 and VGG19 for 32 x 32 pictures, as in the paper's Table 4.
 
-Flax Linen rather than NNX: the training step is a pure function of a parameter tree under `jax.pmap` and `lax.scan`, and
-that is what Linen's `init` and `apply` are; NNX would have to be split and merged around it.
+Flax Linen rather than NNX: the training step is a pure function of a parameter tree under `jax.pmap` and `lax.scan`,
+and that is what Linen's `init` and `apply` are; NNX would have to be split and merged around it.
 """
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
-
 import layers
+from flax import linen as nn
 
 CONVOLUTIONS = {"vgg11": (1, 1, 2, 2, 2), "vgg16": (2, 2, 3, 3, 3), "vgg19": (2, 2, 4, 4, 4)}  # per block
 CHANNELS = (64, 128, 256, 512, 512)  # per block, at width 1
@@ -53,7 +53,7 @@ class VGG(nn.Module):
         x = images.astype(jnp.float32) / 255
         if (height, width) != (SIZE, SIZE):
             x = jax.image.resize(x, (n, SIZE, SIZE, channels), "bilinear")  # half-pixel centres, as Keras'
-        settings = {"dtype": self.dtype, "precision": self.precision, "kernel_init": glorot_uniform}
+        settings: dict[str, Any] = {"dtype": self.dtype, "precision": self.precision, "kernel_init": glorot_uniform}
         for count, features in zip(CONVOLUTIONS[self.model], CHANNELS, strict=True):
             for _ in range(count):
                 x = nn.relu(Conv3x3(self.scaled(features), **settings)(x))
