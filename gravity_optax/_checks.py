@@ -36,6 +36,50 @@ def check_first_step(first_step: Any) -> None:
         raise ValueError(f"first_step is {first_step}; it must be at least 0.")
 
 
+def check_max_step_grad(max_step_grad: Any) -> None:
+    """Raises unless `max_step_grad` is None or a function."""
+    if max_step_grad is not None and not callable(max_step_grad):
+        raise TypeError(
+            f"max_step_grad is {max_step_grad!r}; it must be a function from a gradient matrix to m, or None:"
+            " for a constant m pass lambda g: m."
+        )
+
+
+def check_scalar_m(m: Any) -> None:
+    """Raises unless what `max_step_grad` gave is a scalar."""
+    if np.shape(m) != ():
+        raise ValueError(f"max_step_grad gave an array of shape {np.shape(m)}; it must give one m for each matrix.")
+
+
+def check_stacked_axes(stacked_axes: Any) -> None:
+    """Raises unless `stacked_axes` is None or a whole number, known when the transformation is built."""
+    if stacked_axes is None:
+        return
+    if isinstance(stacked_axes, bool) or not isinstance(stacked_axes, int | np.integer):
+        raise TypeError(
+            f"stacked_axes is {stacked_axes!r}; it must be an int or None"
+            " (under optax.inject_hyperparams name it in static_args)."
+        )
+    if stacked_axes < 0:
+        raise ValueError(f"stacked_axes is {stacked_axes}; it must be at least 0.")
+
+
+def check_velocity_dtype(dtype: Any) -> None:
+    """Raises unless `dtype` is None or a real float dtype."""
+    if dtype is not None and not jnp.issubdtype(dtype, jnp.floating):
+        raise TypeError(f"velocity_dtype is {dtype!r}; it must be a float dtype such as jnp.bfloat16, or None.")
+
+
+def check_stacked(name: str, tree: Any, stacked_axes: int | None) -> None:
+    """Raises unless every leaf has the leading axes that `stacked_axes` counts."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if np.ndim(leaf) < (stacked_axes or 0):
+            raise ValueError(
+                f"stacked_axes is {stacked_axes}, but {name}{jax.tree_util.keystr(path)} has shape {np.shape(leaf)};"
+                " give leaves that are not stacked a transformation of their own with optax.partition."
+            )
+
+
 def canonical_key(key: Any) -> jax.Array:
     """A typed scalar key from a seed, a typed key or a raw uint32 key."""
     if _dtype_is(key, jax.dtypes.prng_key):

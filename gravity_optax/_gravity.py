@@ -7,6 +7,7 @@ an argument or a tree is said by `gravity_optax._checks`, before anything is com
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -15,12 +16,14 @@ import optax
 
 from gravity_optax import _checks
 
+MaxStepGrad = Callable[[jax.Array], jax.Array]  # one gradient matrix -> m, a scalar
+
 
 class ScaleByGravityState(NamedTuple):
     """State of `scale_by_gravity`."""
 
     count: jax.Array  # type: ignore[assignment]  # (), int32: updates made so far; t = first_step + count at the next one
-    velocity: optax.Params  # V, a tree like the parameters, same shapes and dtypes
+    velocity: optax.Params  # V, a tree like the parameters, of the same shapes
 
 
 def gravity(
@@ -30,6 +33,9 @@ def gravity(
     *,
     key: jax.Array | int,
     first_step: int = 1,
+    max_step_grad: MaxStepGrad | None = None,
+    stacked_axes: int | None = None,
+    velocity_dtype: jax.typing.DTypeLike | None = None,
 ) -> optax.GradientTransformation:
     r"""The Gravity optimizer.
 
@@ -61,6 +67,15 @@ def gravity(
         whatever the number or layout of devices (with JAX's default generator).
       first_step: t at the first update. 1 is Algorithm 1 and the authors' PyTorch code; 0 is Table 2, Eq. 28, the
         authors' Keras code and every run the paper reports.
+      max_step_grad: a function from one gradient matrix (in float32, or float64) to m, a scalar; None is Eq. 20,
+        :math:`1 / \max|G|`. It sees what it is handed: inside `jax.shard_map`, where a device holds a part of G, pass
+        `lambda g: 1 / jax.lax.pmax(jnp.max(jnp.abs(g)), axis_name)`.
+      stacked_axes: how many leading axes of every leaf number separate matrices, as with `flax.linen.scan`, so that
+        each has its own m. None is 0. Where only some leaves are stacked, use `optax.partition`.
+      velocity_dtype: dtype in which V is kept, for instance bfloat16, which halves the state; None is the parameter's.
+        Arithmetic stays in float32.
+
+    Under `optax.inject_hyperparams` the last three, where given, must be named in `static_args`.
 
     Returns:
       The `optax.GradientTransformation`. Its state is a chain's: `(ScaleByGravityState, state of the learning rate)`.
@@ -90,7 +105,15 @@ def gravity(
       <https://arxiv.org/abs/2101.09192>`_, 2021.
     """
     return optax.chain(
-        scale_by_gravity(_initial_stddev(learning_rate, alpha), beta, key=key, first_step=first_step),
+        scale_by_gravity(
+            _initial_stddev(learning_rate, alpha),
+            beta,
+            key=key,
+            first_step=first_step,
+            max_step_grad=max_step_grad,
+            stacked_axes=stacked_axes,
+            velocity_dtype=velocity_dtype,
+        ),
         optax.scale_by_learning_rate(learning_rate),
     )
 
@@ -101,6 +124,9 @@ def scale_by_gravity(
     *,
     key: jax.Array | int,
     first_step: int = 1,
+    max_step_grad: MaxStepGrad | None = None,
+    stacked_axes: int | None = None,
+    velocity_dtype: jax.typing.DTypeLike | None = None,
 ) -> optax.GradientTransformation:
     r"""Replaces gradients by Gravity's velocity V: `gravity` without the learning rate.
 
@@ -108,11 +134,11 @@ def scale_by_gravity(
 
         optax.chain(scale_by_gravity(0.1, key=key), optax.scale_by_learning_rate(schedule))
 
-    Arithmetic is in float32 (float64 for float64 leaves); the velocity has the parameters' dtype and the updates have
-    the gradients'. A leaf with a non-finite gradient becomes non-finite and no other leaf does. `init` belongs outside
-    `jax.shard_map` and `jax.pmap`: inside, every shard would draw the same numbers. Called eagerly, and in
-    explicit-sharding mode, it gives the velocity its parameter's sharding; under `jax.jit` in the automatic mode say
-    so with `out_shardings`, as for any optax state.
+    Arithmetic is in float32 (float64 for float64 leaves); the velocity has the parameters' dtype (or `velocity_dtype`)
+    and the updates have the gradients'. A leaf with a non-finite gradient becomes non-finite and no other leaf does.
+    `init` belongs outside `jax.shard_map` and `jax.pmap`: inside, every shard would draw the same numbers. Called
+    eagerly, and in explicit-sharding mode, it gives the velocity its parameter's sharding; under `jax.jit` in the
+    automatic mode say so with `out_shardings`, as for any optax state.
 
     Args:
       velocity_stddev: standard deviation of :math:`V_0`, at least 0 (27: :math:`\sigma = \alpha / l`). Draws beyond the
@@ -120,6 +146,9 @@ def scale_by_gravity(
       beta: as in `gravity`.
       key: as in `gravity`.
       first_step: as in `gravity`.
+      max_step_grad: as in `gravity`.
+      stacked_axes: as in `gravity`.
+      velocity_dtype: as in `gravity`.
 
     Returns:
       The `optax.GradientTransformation`, with state `ScaleByGravityState`.
@@ -139,13 +168,30 @@ def scale_by_gravity(
     _checks.check_number("velocity_stddev", velocity_stddev, "at least 0 and finite", lambda x: 0 <= x < math.inf)
     _checks.check_number("beta", beta, "in [0, 1]", lambda x: 0 <= x <= 1)
     _checks.check_first_step(first_step)
+    _checks.check_max_step_grad(max_step_grad)
+    _checks.check_stacked_axes(stacked_axes)
+    _checks.check_velocity_dtype(velocity_dtype)
     base_key = _checks.canonical_key(key)
+
+    def zeta(gradient: jax.Array) -> jax.Array:
+        """Eqs. 20 and 21 for one gradient matrix."""
+        if max_step_grad is None:
+            return _damp(gradient, jnp.abs(gradient * _max_abs(gradient)))  # G / m as G max|G|
+        m = max_step_grad(gradient)
+        _checks.check_scalar_m(m)
+        return gravity_term(gradient, m)
+
+    for _ in range(stacked_axes or 0):
+        zeta = jax.vmap(zeta)
 
     def init_fn(params: optax.Params) -> ScaleByGravityState:
         _checks.check_real("params", params)
+        _checks.check_stacked("params", params, stacked_axes)
         leaves, treedef = jax.tree.flatten(params)
         keys = jax.random.split(base_key, len(leaves))
-        velocity = [_draw_velocity(k, velocity_stddev, leaf) for k, leaf in zip(keys, leaves, strict=True)]
+        velocity = [
+            _draw_velocity(k, velocity_stddev, leaf, velocity_dtype) for k, leaf in zip(keys, leaves, strict=True)
+        ]
         return ScaleByGravityState(jnp.zeros([], jnp.int32), jax.tree.unflatten(treedef, velocity))
 
     def update_fn(
@@ -162,8 +208,7 @@ def scale_by_gravity(
             # Eq. 26. Its complement is not taken as 1 - keep: that difference cancels as beta_hat nears 1.
             keep = (jnp.asarray(beta, dtype) * t + 1) / (t + 2)
             take = (jnp.asarray(1 - beta, dtype) * t + 1) / (t + 2)
-            # Eqs. 20-22, with G / m as G max|G|.
-            return keep * velocity + take * _damp(gradient, jnp.abs(gradient * _max_abs(gradient)))
+            return keep * velocity + take * zeta(gradient)  # Eq. 22
 
         computed = jax.tree.map(new_velocity, updates, state.velocity)
         return (
@@ -241,18 +286,21 @@ def _initial_stddev(learning_rate: optax.ScalarOrSchedule, alpha: jax.typing.Arr
     return jnp.where(jnp.isfinite(stddev), stddev, 0)
 
 
-def _draw_velocity(key: jax.Array, stddev: jax.typing.ArrayLike, leaf: jax.typing.ArrayLike) -> jax.Array:
-    """V_0 ~ N(0, stddev) (Eq. 27) with the shape, dtype and sharding of `leaf`, which may be a ShapeDtypeStruct."""
+def _draw_velocity(
+    key: jax.Array, stddev: jax.typing.ArrayLike, leaf: jax.typing.ArrayLike, dtype: jax.typing.DTypeLike | None
+) -> jax.Array:
+    """V_0 ~ N(0, stddev) (Eq. 27) with the shape and sharding of `leaf`, which may be a ShapeDtypeStruct."""
     aval = jax.typeof(leaf)
+    dtype = aval.dtype if dtype is None else jax.dtypes.canonicalize_dtype(dtype)
     stddev = jnp.asarray(stddev, _compute_dtype(aval))
     if isinstance(leaf, jax.core.Tracer):
-        return _draw(key, stddev, aval.shape, aval.dtype, aval.sharding)
+        return _draw(key, stddev, aval.shape, dtype, aval.sharding)
     sharding = getattr(leaf, "sharding", None)
     if sharding is not None and getattr(leaf, "committed", True):
         # Compiled with the leaf's own sharding, so that no device ever holds a sharded leaf whole.
-        return _compiled_draw(aval.shape, aval.dtype, sharding)(key, stddev)
+        return _compiled_draw(aval.shape, dtype, sharding)(key, stddev)
     # The same numbers, drawn flat: XLA compiles that three times faster, and once for each size.
-    return _compiled_draw((aval.size,), aval.dtype, None)(key, stddev).reshape(aval.shape)
+    return _compiled_draw((aval.size,), dtype, None)(key, stddev).reshape(aval.shape)
 
 
 def _draw(key, stddev, shape, dtype, out_sharding=None):
