@@ -5,6 +5,7 @@ import importlib.metadata
 import logging
 import math
 import platform
+import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -154,11 +155,18 @@ def train(config: Config, devices: Sequence[jax.Device] | None = None) -> list[E
 
 def _epoch(trainer: Trainer, epoch: int) -> Epoch:
     """Trains for an epoch and evaluates, with a progress bar on a terminal."""
-    label = f"epoch {epoch}/{trainer.config.epochs}"
+    options = {
+        "total": trainer.steps_per_epoch,
+        "desc": f"epoch {epoch}/{trainer.config.epochs}",
+        "unit": "step",
+        "leave": False,
+        "disable": not sys.stderr.isatty(),
+        # Said outright, because on a terminal that does not tell its size tqdm would show nothing.
+        "ncols": shutil.get_terminal_size().columns,
+        "nrows": 2,
+    }
     start = time.perf_counter()
-    with tqdm(
-        total=trainer.steps_per_epoch, desc=label, unit="step", leave=False, disable=not sys.stderr.isatty()
-    ) as bar:
+    with tqdm(**options) as bar:
         loss, accuracy = trainer.train_epoch(epoch, bar.update)
     trained = time.perf_counter()
     val_loss, val_accuracy = trainer.evaluate()
