@@ -73,6 +73,13 @@ def test_in_a_pipe_there_is_a_line_per_epoch_and_no_progress_bar(tmp_path):
     assert sorted(path.name for path in folder.iterdir()) == ["config.json", "history.csv", "history.png"]
 
 
+def test_a_dataset_of_tensorflow_datasets_trains_without_tensorflow_and_each_line_comes_once(tiny_tfds, tmp_path):
+    out = run("--dataset", "mnist", "--data-dir", tiny_tfds, *SMALL, "--epochs", 1, "--workdir", tmp_path / "run")
+    assert out.returncode == 0, out.stderr
+    assert len(out.stdout.splitlines()) == 4
+    assert out.stderr == ""
+
+
 def start_on_a_terminal(*flags):
     controller, terminal = pty.openpty()
     process = subprocess.Popen(

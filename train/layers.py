@@ -19,7 +19,7 @@ from jax import lax
 GROUP_BYTES = 2 * 2**20
 
 
-def conv3x3(x, w, *, precision=None):
+def conv3x3(x: jax.Array, w: jax.Array, *, precision: lax.Precision | None = None) -> jax.Array:
     """3x3 convolution, stride 1, zero padding that keeps the image size.
 
     x: (n, h, w, c), w: (3, 3, c, k), both float32 or both bfloat16.
@@ -28,12 +28,12 @@ def conv3x3(x, w, *, precision=None):
     return lax.platform_dependent(
         x,
         w,
-        cpu=lambda x, w: _cpu_conv(*_alike(x, w), precision),
+        cpu=lambda x, w: _cpu_conv(x, w, precision),
         default=lambda x, w: _plain_conv(x, w, precision),
     )
 
 
-def max_pool2x2(x):
+def max_pool2x2(x: jax.Array) -> jax.Array:
     """Largest of each 2x2 square. x: (n, h, w, c) -> (n, h // 2, w // 2, c).
 
     An odd last row or column is left out.  Where several values of a square are
@@ -131,13 +131,6 @@ def _kernel_gradient(x, dy, precision):
     # (c, 3, 3, k)
     dw = lax.map(one_group, (split(x), split(dy))).sum(0)
     return dw.transpose(1, 2, 0, 3)
-
-
-def _alike(x, w):
-    # Under shard_map one of the two may be shared by all devices.  Adding the
-    # other's zero makes it vary over the devices as well, and then autodiff
-    # sums its gradient over them.  (XLA takes the addition out again.)
-    return x + jnp.zeros_like(w, shape=()), w + jnp.zeros_like(x, shape=())
 
 
 def _keep(a):

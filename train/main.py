@@ -21,6 +21,7 @@ def main() -> int:
     handler = logging.StreamHandler(sys.stdout)
     log.addHandler(handler)
     log.setLevel(logging.INFO)
+    log.propagate = False  # libraries may give the root logger a handler of its own
     # In a thread of its own, because Ctrl-C cannot interrupt a compilation or a wait for the device, but it can end the
     # wait for that thread. History is on disk as each epoch ends, so there is nothing left to save then.
     run = concurrent.futures.ThreadPoolExecutor(1).submit(_run, config)
