@@ -69,7 +69,9 @@ def gravity(
         authors' Keras code and every run the paper reports.
       max_step_grad: a function from one gradient matrix (in float32, or float64) to m, a scalar; None is Eq. 20,
         :math:`1 / \max|G|`. It sees what it is handed: inside `jax.shard_map`, where a device holds a part of G, pass
-        `lambda g: 1 / jax.lax.pmax(jnp.max(jnp.abs(g)), axis_name)`.
+        `lambda g: 1 / jax.lax.pmax(jnp.max(jnp.abs(g)), axis_name)`. Of m only its size counts; m = inf gives
+        :math:`\zeta = G`, m = 0 gives 0. A leaf of size 0 is not handed to it, and of stacked matrices one after
+        another: with the stack itself sharded, `jax.jit` in the automatic mode gathers the gradient.
       stacked_axes: how many leading axes of every leaf number separate matrices, as with `flax.linen.scan`, so that
         each has its own m. None is 0. Where only some leaves are stacked, use `optax.partition`.
       velocity_dtype: dtype in which V is kept, for instance bfloat16, which halves the state; None is the parameter's.
@@ -173,16 +175,23 @@ def scale_by_gravity(
     _checks.check_velocity_dtype(velocity_dtype)
     base_key = _checks.canonical_key(key)
 
-    def zeta(gradient: jax.Array) -> jax.Array:
-        """Eqs. 20 and 21 for one gradient matrix."""
-        if max_step_grad is None:
-            return _damp(gradient, jnp.abs(gradient * _max_abs(gradient)))  # G / m as G max|G|
+    def m_of_matrix(gradient: jax.Array) -> jax.Array:
+        assert max_step_grad is not None
         m = max_step_grad(gradient)
         _checks.check_scalar_m(m)
-        return gravity_term(gradient, m)
+        # Behind a barrier, because XLA divides by a constant in another way.
+        return jax.lax.optimization_barrier(jnp.asarray(m, gradient.dtype))
 
+    m_of_leaf: MaxStepGrad = m_of_matrix
     for _ in range(stacked_axes or 0):
-        zeta = jax.vmap(zeta)
+        m_of_leaf = _for_each(m_of_leaf)
+
+    def steepness(gradient: jax.Array) -> jax.Array:
+        """|G / m| of a leaf, with an m (Eq. 20 unless told otherwise) for each of its matrices."""
+        matrix_axes = tuple(range(stacked_axes or 0, gradient.ndim))
+        if max_step_grad is None or gradient.size == 0:
+            return jnp.abs(gradient * _max_abs(gradient, matrix_axes))
+        return _steepness(gradient, jnp.expand_dims(m_of_leaf(gradient), matrix_axes))
 
     def init_fn(params: optax.Params) -> ScaleByGravityState:
         _checks.check_real("params", params)
@@ -208,7 +217,8 @@ def scale_by_gravity(
             # Eq. 26. Its complement is not taken as 1 - keep: that difference cancels as beta_hat nears 1.
             keep = (jnp.asarray(beta, dtype) * t + 1) / (t + 2)
             take = (jnp.asarray(1 - beta, dtype) * t + 1) / (t + 2)
-            return keep * velocity + take * zeta(gradient)  # Eq. 22
+            # Eq. 22 as a product plus a quotient: which of two products XLA leaves unrounded depends on the shape.
+            return keep * velocity + _damp(take * gradient, steepness(gradient))
 
         computed = jax.tree.map(new_velocity, updates, state.velocity)
         return (
@@ -246,24 +256,42 @@ def gravity_term(gradient: jax.typing.ArrayLike, max_step_grad: jax.typing.Array
         gradient = gradient.astype(jnp.float32)
     dtype = _compute_dtype(gradient)
     g = gradient.astype(dtype)
-    # m = 0 is taken as the smallest normal number, so that g = 0 gives 0 and not NaN.
-    steepness = jnp.abs(g / jnp.maximum(jnp.asarray(max_step_grad, dtype), jnp.finfo(dtype).tiny))
-    return _damp(g, steepness).astype(gradient.dtype)
+    return _damp(g, _steepness(g, jnp.asarray(max_step_grad, dtype))).astype(gradient.dtype)
+
+
+def _steepness(g: jax.Array, m: jax.typing.ArrayLike) -> jax.Array:
+    """|g / m|, with m = 0 taken as the smallest normal number, so that g = 0 gives 0 and not NaN."""
+    return jnp.abs(g / jnp.maximum(jnp.abs(jnp.asarray(m, g.dtype)), jnp.finfo(g.dtype).tiny))
 
 
 def _damp(g: jax.Array, steepness: jax.Array) -> jax.Array:
     """g / (1 + steepness^2) for steepness = |g / m|; neither it nor its derivatives overflow."""
     # Where the steepness is above 1, numerator and denominator are divided by it, so that its square is not needed.
+    # As products with its inverse: XLA makes (a / b) / c into a / (b c), which does overflow.
     steep = steepness > 1
-    over = jnp.where(steep, steepness, 1)
-    under = jnp.where(steep, 1, steepness)
-    return (g / over) / (1 / over + under * steepness)
+    inverse = 1 / jnp.where(steep, steepness, 1)
+    return (g * inverse) / (inverse + jnp.where(steep, 1, steepness) * steepness)
 
 
-def _max_abs(gradient: jax.Array) -> jax.Array:
-    """max|G|, 0 for a leaf of size 0."""
-    # XLA:CPU turns max(abs(G)) into a slow loop when it feeds an elementwise chain; two plain reductions are 2x faster.
-    return jnp.maximum(jnp.max(gradient, initial=0), -jnp.min(gradient, initial=0))
+def _max_abs(gradient: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    """max|G| over some axes, which stay with size 1; 0 where there is nothing."""
+    # One reduction, so that the maxima of all sharded leaves travel in one all-reduce. But XLA:CPU turns max(abs(G))
+    # into a slow loop when it feeds an elementwise chain; two plain reductions are faster there.
+    highest = functools.partial(jnp.max, axis=axes, keepdims=True, initial=0)
+    lowest = functools.partial(jnp.min, axis=axes, keepdims=True, initial=0)
+    return jax.lax.platform_dependent(
+        gradient, cpu=lambda g: jnp.maximum(highest(g), -lowest(g)), default=lambda g: highest(jnp.abs(g))
+    )
+
+
+def _for_each(function: MaxStepGrad) -> MaxStepGrad:
+    """`function` over the first axis: one after another, so that sums run in the order in which they do for one."""
+
+    def mapped(stack: jax.Array) -> jax.Array:
+        sharded = jax.typeof(stack).sharding.spec[0] is not None  # in explicit mode, where a loop is not allowed
+        return jax.vmap(function)(stack) if sharded else jax.lax.map(function, stack)
+
+    return mapped
 
 
 def _initial_stddev(learning_rate: optax.ScalarOrSchedule, alpha: jax.typing.ArrayLike) -> jax.typing.ArrayLike:

@@ -16,11 +16,17 @@ STEPS = 320
 LEARNING_RATE = 0.1
 
 
-def velocity_after(gradient, velocity, t, beta=0.9):
-    """Eqs. 20-22 and 26 on one leaf."""
+def inverse(x):
+    """1 / x, inf for 0."""
+    return 1 / x if x else np.inf
+
+
+def velocity_after(gradient, velocity, t, beta=0.9, m=None):
+    """Eqs. 20-22 and 26 on one leaf; `m` (None: Eq. 20) may be 0 (zeta = 0) or inf (zeta = G)."""
     gradient, velocity = np.asarray(gradient, np.float64), np.asarray(velocity, np.float64)
-    m = 1 / np.max(np.abs(gradient))
-    zeta = gradient / (1 + (gradient / m) ** 2)
+    if m is None:
+        m = inverse(np.max(np.abs(gradient), initial=0))
+    zeta = gradient / (1 + (gradient / m) ** 2) if m else np.zeros_like(gradient)
     beta_hat = (beta * t + 1) / (t + 2)
     return beta_hat * velocity + (1 - beta_hat) * zeta
 
@@ -35,6 +41,17 @@ def trajectory(gradients, velocity, params, learning_rate, first_step, beta=0.9)
         velocities.append(velocity)
         weights.append(weight)
     return np.stack(velocities), np.stack(weights)
+
+
+# The authors' trials of Max-Step Grad, by name: as an argument of `gravity`, and its float64 value of one matrix.
+TRIALS = {
+    "1/max|G|": (lambda g: 1 / jnp.max(jnp.abs(g)), lambda g: inverse(np.max(np.abs(g)))),
+    "1/(max G - min G)": (lambda g: 1 / (jnp.max(g) - jnp.min(g)), lambda g: inverse(np.max(g) - np.min(g))),
+    "1/std G": (lambda g: 1 / jnp.std(g), lambda g: inverse(np.std(g))),
+    "max|G|": (lambda g: jnp.max(jnp.abs(g)), lambda g: np.max(np.abs(g))),
+    "max G": (lambda g: jnp.max(g), lambda g: np.max(g)),
+    "0.3": (lambda g: 0.3, lambda g: 0.3),
+}
 
 
 class Run(NamedTuple):

@@ -120,7 +120,7 @@ def test_ctrl_c_leaves_within_two_seconds_with_what_was_recorded(tmp_path, momen
             time.sleep(0.05)
         time.sleep(4)
     else:
-        read_until(controller, rb"\n +2  ")
+        read_until(controller, rb"[\r\n] +2 +\d\.\d+ ")
     start = time.monotonic()
     process.send_signal(signal.SIGINT)
     assert process.wait(10) == 130

@@ -1,0 +1,79 @@
+"""What the speed scripts share: interleaved timing, an aligned table, a JSON file that says where and with what."""
+
+import argparse
+import importlib.metadata
+import json
+import pathlib
+import platform
+import statistics
+import time
+from collections.abc import Callable
+
+PACKAGES = ("jax", "jaxlib", "optax", "flax", "numpy", "torch", "pytorch_optimizer", "tensorflow-cpu", "keras")
+
+
+def arguments(description: str, rounds: int) -> argparse.Namespace:
+    """--rounds and --json, which every script takes."""
+    parser = argparse.ArgumentParser(description=description.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=rounds, help=f"timed runs of each candidate (default {rounds})")
+    parser.add_argument("--json", type=pathlib.Path, help="also write the figures to this file")
+    return parser.parse_args()
+
+
+def interleaved(candidates: dict[str, Callable[[], object]], rounds: int, warmup: int = 2) -> dict[str, list[float]]:
+    """Seconds of each run; the candidates take turns, so that a drift of the machine meets them all alike."""
+    seconds: dict[str, list[float]] = {name: [] for name in candidates}
+    for number in range(warmup + rounds):
+        for name, run in candidates.items():
+            start = time.perf_counter()
+            run()
+            if number >= warmup:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def summary(seconds: list[float]) -> dict[str, float]:
+    """Median and spread (the quartiles) in milliseconds."""
+    low, median, high = (1e3 * q for q in statistics.quantiles(seconds, n=4, method="inclusive"))
+    return {"median_ms": median, "low_ms": low, "high_ms": high}
+
+
+def table(rows: list[dict]) -> str:
+    """Aligned columns under their names."""
+    columns = list(rows[0])
+    cells = [columns, *([_cell(row[c]) for c in columns] for row in rows)]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
+    first, *others = widths
+    return "\n".join(
+        "  ".join([line[0].ljust(first), *(text.rjust(w) for text, w in zip(line[1:], others, strict=True))])
+        for line in cells
+    )
+
+
+def write(path: pathlib.Path | None, figures: dict) -> None:
+    """The figures beside machine and versions, where a path was given."""
+    if path:
+        path.write_text(json.dumps(machine() | figures, indent=2) + "\n")
+
+
+def machine() -> dict:
+    """Processor, cores and versions of what is installed."""
+    import os
+
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    cpu = [x for x in pathlib.Path("/proc/cpuinfo").read_text().splitlines() if x.startswith("model name")]
+    return {
+        "cpu": cpu[0].split(": ")[1] if cpu else platform.processor(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "versions": versions,
+    }
+
+
+def _cell(value: object) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

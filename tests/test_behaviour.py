@@ -1,0 +1,178 @@
+"""What Gravity does to a gradient: the numbers of the README's section of that name, measured again."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from sklearn.datasets import load_digits
+
+from gravity_optax import gravity, scale_by_gravity
+
+SCALES = (1e-3, 1e-2, 0.1, 1.0, 10.0, 100.0, 1e3)
+GRAVITY = gravity(0.1, key=0)
+AT_REST = gravity(0.1, alpha=0, key=0)
+
+
+def clipped(tx):
+    return optax.chain(optax.clip_by_global_norm(1.0), tx)
+
+
+# ---- the gradient's scale
+
+
+@jax.numpy_dtype_promotion("standard")  # Adam raises a float to an int32
+@pytest.mark.parametrize(
+    ("tx", "expected"),
+    [
+        (optax.sgd(0.1), SCALES),
+        (optax.adam(1e-3), (1, 1, 1, 1, 1, 1, 1)),
+        (AT_REST, (1.17e-3, 1.17e-2, 0.117, 1, 6.99e-2, 6.88e-4, 7.77e-7)),
+        (clipped(AT_REST), (7.93e-3, 7.93e-2, 0.793, 1, 1, 1, 1)),
+        (optax.chain(optax.clip(1.0), AT_REST), (1.17e-3, 1.17e-2, 0.117, 1, 2.18, 2.32, 2.34)),
+    ],
+    ids=["sgd", "adam", "gravity", "clipped_by_norm", "clipped_by_entry"],
+)
+def test_first_step_by_the_scale_of_the_gradient(tx, expected):
+    gradient = np.random.default_rng(0).normal(size=1000)
+    gradient = jnp.asarray(gradient / np.max(np.abs(gradient)), jnp.float32)
+
+    @jax.jit
+    @jax.vmap
+    def size(scale):
+        return optax.tree.norm(tx.update(gradient * scale, tx.init(gradient), gradient)[0])
+
+    sizes = np.asarray(size(jnp.array(SCALES)))
+    np.testing.assert_allclose(sizes / sizes[SCALES.index(1.0)], expected, rtol=1e-2)
+
+
+@functools.cache
+def digits():
+    images, labels = load_digits(return_X_y=True)
+    return np.asarray(images / 16, np.float32), np.asarray(labels, np.int32)
+
+
+def regression_loss(params):
+    images, labels = digits()
+    logits = images @ params["w"] + params["b"][None]
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+
+def losses_after_300_steps(tx_for, scales):
+    """Logistic regression on all digits at once, the loss multiplied by each of `scales`; the plain loss at the end."""
+    params = {"w": jnp.zeros((64, 10)), "b": jnp.zeros(10)}
+
+    @jax.jit
+    @jax.vmap
+    def train(scale):
+        tx = tx_for(scale)
+
+        def step(carry, _):
+            params, state = carry
+            gradients = jax.grad(lambda params: scale * regression_loss(params))(params)
+            updates, state = tx.update(gradients, state, params)
+            return (optax.apply_updates(params, updates), state), None
+
+        (end, _), _ = jax.lax.scan(step, (params, tx.init(params)), length=300)
+        return regression_loss(end)
+
+    return np.asarray(train(jnp.array(scales)))
+
+
+@jax.numpy_dtype_promotion("standard")  # Adam raises a float to an int32
+@pytest.mark.parametrize(
+    ("tx_for", "expected"),
+    [
+        (lambda scale: optax.sgd(0.1), (2.297, 0.563, 0.0435, 0.0288)),
+        (lambda scale: optax.adam(1e-2), (0.1405, 0.1402, 0.1402, 0.1402)),
+        (lambda scale: GRAVITY, (2.301, 0.553, 0.069, 2.304)),
+        (lambda scale: clipped(GRAVITY), (2.301, 0.553, 0.0703, 0.0567)),
+        (lambda scale: optax.chain(optax.scale(1 / scale), GRAVITY), (0.553, 0.553, 0.553, 0.553)),
+    ],
+    ids=["sgd", "adam", "gravity", "clipped_by_norm", "unscaled"],
+)
+def test_loss_after_300_steps_by_the_scale_of_the_loss(tx_for, expected):
+    np.testing.assert_allclose(losses_after_300_steps(tx_for, (1e-3, 1.0, 100.0, 1e3)), expected, rtol=0.02)
+
+
+def test_a_loss_scale_that_is_divided_out_again_changes_no_bit():
+    gradient = jnp.linspace(-3, 1, 32)
+    state = GRAVITY.init(gradient)
+    unscaled = optax.chain(optax.scale(2.0**-10), GRAVITY)
+    updates, _ = unscaled.update(2.0**10 * gradient, unscaled.init(gradient))
+    np.testing.assert_array_equal(updates, GRAVITY.update(gradient, state)[0])
+
+
+# ---- where it stalls
+
+
+@pytest.mark.parametrize(
+    ("before", "outlier", "of_the_outlier", "of_the_others"),
+    [
+        (optax.identity(), 1, 0.5, 0.099),
+        (optax.identity(), 10, 1e-3, 0.05),
+        (optax.identity(), 100, 1e-6, 9.9e-4),
+        (optax.clip_by_global_norm(1.0), 100, 0.5, 1e-3),
+        (optax.clip(1.0), 100, 0.5, 0.099),
+    ],
+    ids=["1", "10", "100", "100_clipped_by_norm", "100_clipped_by_entry"],
+)
+def test_one_outlier_stops_its_leaf(before, outlier, of_the_outlier, of_the_others):
+    tx = optax.chain(before, scale_by_gravity(0.0, key=0, first_step=0))  # V is half of zeta
+    gradient = jnp.full(100, 0.1).at[0].set(outlier)
+    zeta = 2 * tx.update(gradient, tx.init(gradient))[0]
+    np.testing.assert_allclose(zeta[:2], [of_the_outlier, of_the_others], rtol=0.02)
+
+
+@pytest.mark.parametrize(
+    ("tx", "expected"),
+    [(GRAVITY, 9.97), (clipped(GRAVITY), 0.0), (optax.chain(optax.scale(1e-3), GRAVITY), 0.0)],
+    ids=["plain", "clipped", "scaled"],
+)
+def test_a_steep_parabola_stalls_unless_clipped_or_scaled(tx, expected):
+    def step(carry, _):
+        w, state = carry
+        updates, state = tx.update(100 * w, state, w)  # the gradient of 50 w^2, 1000 at the start
+        return (optax.apply_updates(w, updates), state), None
+
+    start = jnp.float32(10)
+    (w, _), _ = jax.jit(lambda carry: jax.lax.scan(step, carry, length=1000))((start, tx.init(start)))
+    assert float(w) == pytest.approx(expected, abs=0.01)
+
+
+# ---- the two counters
+
+
+@pytest.mark.parametrize(
+    ("first_step", "left", "carried"),
+    [(0, (0.5, 0.3167, 0.2217, 0.1258, 0.0435), 1.915), (1, (0.6333, 0.4433, 0.3281, 0.1976, 0.0725), 2.831)],
+)
+def test_counter_sets_how_long_the_first_velocity_lasts(first_step, left, carried):
+    tx = scale_by_gravity(0.0, key=0, first_step=first_step)
+    state = tx.init(jnp.float32(0))._replace(velocity=jnp.float32(1))
+
+    def step(state, _):
+        velocity, state = tx.update(jnp.float32(0), state)
+        return state, velocity
+
+    velocities = np.asarray(jax.jit(lambda state: jax.lax.scan(step, state, length=400)[1])(state))
+    np.testing.assert_allclose(velocities[[0, 1, 2, 4, 9]], left, rtol=2e-3)
+    assert velocities.sum() == pytest.approx(carried, rel=1e-3)
+
+
+# ---- bfloat16 parameters
+
+
+@jax.numpy_dtype_promotion("standard")  # a float32 learning rate times a bfloat16 update
+@pytest.mark.parametrize(("beta", "rounded"), [(0.9, 0.8984375), (0.99, 0.98828125), (0.999, 1.0)])
+def test_injected_hyperparameters_of_bfloat16_parameters_are_rounded_unless_told_otherwise(beta, rounded):
+    params = jnp.zeros(3, jnp.bfloat16)
+
+    def injected(**kwargs):
+        tx = optax.inject_hyperparams(gravity, **kwargs)(learning_rate=0.1, beta=beta, key=0)
+        return tx.update(params, tx.init(params), params)[1].hyperparams["beta"]
+
+    assert float(injected()) == rounded
+    assert float(injected(hyperparam_dtype=jnp.float32)) == np.float32(beta)

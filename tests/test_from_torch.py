@@ -1,0 +1,120 @@
+"""A run begun with the authors' PyTorch optimizer goes on here: 50 steps there and 50 here are 100 there."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from sklearn.datasets import load_digits
+
+from gravity_optax import gravity
+
+pytestmark = pytest.mark.peers
+
+# As README.md has it: `model` is a torch module, `theirs` its optimizer.
+RECIPE = """\
+arrays = lambda tensors: {name: jnp.array(tensor.detach().cpu().numpy()) for name, tensor in tensors.items()}
+weights = dict(model.named_parameters())
+params = arrays(weights)
+velocity = arrays({name: theirs.state[weight]["v"] for name, weight in weights.items()})
+group = theirs.param_groups[0]
+tx = gravity(group["lr"], group["alpha"], group["beta"], key=0, first_step=1)
+state = optax.tree.set(tx.init(params), count=jnp.int32(group["t"]), velocity=velocity)
+"""
+
+
+@pytest.fixture(scope="module")
+def torch():
+    return pytest.importorskip("torch")
+
+
+def optimizer_of(torch):
+    """The rule of Eqs. 20-27 as a torch optimizer that keeps what theirs keeps: t of a group, v of a parameter."""
+
+    class Gravity(torch.optim.Optimizer):
+        def __init__(self, params, lr=0.1, alpha=0.01, beta=0.9):
+            super().__init__(params, {"lr": lr, "alpha": alpha, "beta": beta, "t": 0})
+            for group in self.param_groups:
+                for weight in group["params"]:
+                    self.state[weight]["v"] = torch.randn_like(weight) * (alpha / lr)
+
+        @torch.no_grad()
+        def step(self):
+            for group in self.param_groups:
+                group["t"] += 1
+                keep = (group["beta"] * group["t"] + 1) / (group["t"] + 2)
+                for weight in group["params"]:
+                    gradient, velocity = weight.grad, self.state[weight]["v"]
+                    zeta = gradient / (1 + (gradient * gradient.abs().max()).square())
+                    velocity.mul_(keep).add_(zeta, alpha=1 - keep)
+                    weight.sub_(velocity, alpha=group["lr"])
+
+    return Gravity
+
+
+def begun(torch, images, labels):
+    """A model, its optimizer and a function that trains it for some steps."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(64, 24), torch.nn.Tanh(), torch.nn.Linear(24, 10))
+    theirs = optimizer_of(torch)(model.parameters(), lr=0.2, alpha=0.02, beta=0.8)
+    images, labels = torch.tensor(images), torch.tensor(labels)
+
+    def train(steps):
+        for _ in range(steps):
+            model.zero_grad()
+            loss = torch.nn.functional.cross_entropy(model(images), labels)
+            loss.backward()
+            theirs.step()
+        return float(loss.detach())
+
+    return model, theirs, train
+
+
+def relative(ours, expected):
+    return np.abs(np.asarray(ours) - expected).max() / np.abs(expected).max()
+
+
+def test_fifty_steps_in_torch_and_fifty_here_are_a_hundred_in_torch(torch):
+    images, labels = load_digits(return_X_y=True)
+    images, labels = np.float32(images[:200] / 16), np.int64(labels[:200])
+    model, theirs, train = begun(torch, images, labels)
+    first_loss = train(1)
+    train(49)
+
+    scope = {"model": model, "theirs": theirs, "gravity": gravity, "jnp": jnp, "optax": optax}
+    exec(RECIPE, scope)
+    tx, carry = scope["tx"], (scope["params"], scope["state"])
+    assert carry[1][0].count == 50
+    assert jax.tree.structure(carry[1]) == jax.tree.structure(tx.init(carry[0]))
+
+    def loss_of(params):
+        hidden = jnp.tanh(images @ params["0.weight"].T + params["0.bias"][None])
+        logits = hidden @ params["2.weight"].T + params["2.bias"][None]
+        return optax.softmax_cross_entropy_with_integer_labels(logits, jnp.int32(labels)).mean()
+
+    def step(carry, _):
+        params, state = carry
+        updates, state = tx.update(jax.grad(loss_of)(params), state, params)
+        return (optax.apply_updates(params, updates), state), None
+
+    (params, state), _ = jax.jit(lambda carry: jax.lax.scan(step, carry, length=50))(carry)
+    assert train(50) < 0.7 * first_loss  # torch's own second half; what was carried over is a copy
+    for name, weight in model.named_parameters():
+        assert relative(params[name], weight.detach().numpy()) <= 1e-5
+        assert relative(state[0].velocity[name], theirs.state[weight]["v"].numpy()) <= 1e-5
+        assert relative(carry[0][name], weight.detach().numpy()) > 1e-2  # the second half did move it
+
+    # The count matters: from a count of 0 the same 50 steps end elsewhere.
+    (forgetful, _), _ = jax.jit(lambda carry: jax.lax.scan(step, carry, length=50))(
+        (carry[0], optax.tree.set(carry[1], count=jnp.int32(0)))
+    )
+    assert max(relative(forgetful[n], w.detach().numpy()) for n, w in model.named_parameters()) > 1e-3
+
+
+def test_the_recipe_sets_the_count_of_a_schedule_too(torch):
+    model = torch.nn.Linear(3, 2)
+    theirs = optimizer_of(torch)(model.parameters())
+    theirs.param_groups[0].update(t=7, lr=optax.linear_schedule(0.1, 0.0, 10))
+    scope = {"model": model, "theirs": theirs, "gravity": gravity, "jnp": jnp, "optax": optax}
+    exec(RECIPE, scope)
+    assert [int(count) for _, count in optax.tree.get_all_with_path(scope["state"], "count")] == [7, 7]

@@ -1,0 +1,121 @@
+"""Velocity in fewer bits: what is kept, and that only what is kept is rounded."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import oracle
+import pytest
+
+from gravity_optax import gravity, scale_by_gravity
+
+PARAMS = {"w": jnp.zeros((30, 40)), "b": jnp.zeros(40)}
+GRADIENTS = {"w": jnp.linspace(-2, 3, 1200).reshape(30, 40), "b": jnp.linspace(-0.5, 0.25, 40)}
+F32 = {"rtol": 2e-6, "atol": 1e-7}
+
+
+def dtypes(tree):
+    return {leaf.dtype.name for leaf in jax.tree.leaves(tree)}
+
+
+@pytest.mark.parametrize(
+    ("tx", "expected"),
+    [
+        (gravity(0.1, key=0), 4),
+        (gravity(0.1, key=0, velocity_dtype=jnp.bfloat16), 2),
+        (optax.adam(0.1), 8),
+    ],
+    ids=["float32", "bfloat16", "adam"],
+)
+def test_state_bytes_per_parameter(tx, expected):
+    state = tx.init(PARAMS)
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(state) if leaf.ndim > 0)
+    assert size / sum(p.size for p in jax.tree.leaves(PARAMS)) == expected
+    assert sum(leaf.nbytes for leaf in jax.tree.leaves(state) if leaf.ndim == 0) <= 4  # the count
+
+
+def test_the_kept_velocity_is_rounded_and_the_update_is_not():
+    tx = scale_by_gravity(0.3, key=0, velocity_dtype=jnp.bfloat16)
+    state = tx.init(PARAMS)
+    for count in range(3):
+        expected = jax.tree.map(lambda g, v, c=count: oracle.velocity_after(g, v, 1 + c), GRADIENTS, state.velocity)
+        updates, state = tx.update(GRADIENTS, state)
+        for name in PARAMS:
+            np.testing.assert_allclose(updates[name], expected[name], **F32)
+            np.testing.assert_array_equal(
+                np.float32(state.velocity[name]), np.float32(updates[name].astype(jnp.bfloat16))
+            )
+        assert dtypes(updates) == {"float32"} and dtypes(state.velocity) == {"bfloat16"}
+
+
+def test_the_first_velocity_is_the_one_of_float32_rounded():
+    rounded = gravity(0.1, key=0, velocity_dtype=jnp.bfloat16).init(PARAMS)[0].velocity
+    full = gravity(0.1, key=0).init(PARAMS)[0].velocity
+    for name in PARAMS:
+        np.testing.assert_array_equal(np.float32(rounded[name]), np.float32(full[name].astype(jnp.bfloat16)))
+
+
+@pytest.mark.parametrize("how", ["eager", "jit", "scan"])
+def test_velocity_stays_bfloat16_and_params_float32_over_steps(how):
+    tx = gravity(0.1, key=0, velocity_dtype=jnp.bfloat16)
+
+    def body(carry, _):
+        params, state = carry
+        updates, state = tx.update(GRADIENTS, state, params)
+        return (optax.apply_updates(params, updates), state), None
+
+    carry = (PARAMS, tx.init(PARAMS))
+    if how == "scan":
+        carry, _ = jax.jit(lambda carry: jax.lax.scan(body, carry, length=5))(carry)
+    else:
+        step = jax.jit(body) if how == "jit" else body
+        for _ in range(5):
+            carry, _ = step(carry, None)
+    params, state = carry
+    assert dtypes(params) == {"float32"} and dtypes(state[0].velocity) == {"bfloat16"}
+    assert state[0].count == 5
+    full = gravity(0.1, key=0)
+    expected, expected_state = PARAMS, full.init(PARAMS)
+    for _ in range(5):
+        updates, expected_state = full.update(GRADIENTS, expected_state)
+        expected = optax.apply_updates(expected, updates)
+    for name in PARAMS:
+        error = np.abs(params[name] - expected[name]).max() / np.abs(expected[name]).max()
+        assert error < 4e-3  # of the order of bfloat16's half step, 2^-9
+        assert error > 1e-5
+
+
+def test_float32_velocity_of_bfloat16_params_keeps_what_their_dtype_would_lose():
+    params = jnp.zeros(8, jnp.bfloat16)
+    gradient = jnp.full(8, 1e-3, jnp.bfloat16)
+    tx = scale_by_gravity(0.0, key=0, velocity_dtype=jnp.float32)
+    state = tx.init(params)
+    updates, state = tx.update(gradient, state._replace(velocity=jnp.ones(8)))
+    assert updates.dtype == jnp.bfloat16 and state.velocity.dtype == jnp.float32
+    np.testing.assert_allclose(state.velocity, oracle.velocity_after(gradient, np.ones(8), t=1), rtol=5e-7)
+
+
+def test_none_is_the_dtype_of_each_leaf():
+    params = [jnp.zeros(2, dtype) for dtype in ("float32", "float16", "bfloat16")]
+    assert [v.dtype.name for v in scale_by_gravity(key=0).init(params).velocity] == ["float32", "float16", "bfloat16"]
+    chosen = scale_by_gravity(key=0, velocity_dtype="bfloat16").init(params).velocity
+    assert dtypes(chosen) == {"bfloat16"}
+
+
+def test_draws_beyond_the_range_of_the_velocitys_dtype_are_clamped():
+    velocity = scale_by_gravity(1e6, key=0, velocity_dtype=jnp.float16).init(jnp.zeros(1000)).velocity
+    assert velocity.dtype == jnp.float16 and jnp.isfinite(velocity).all() and jnp.abs(velocity).max() > 6e4
+
+
+def test_float64_becomes_float32_unless_x64_is_on():
+    build = lambda: scale_by_gravity(key=0, velocity_dtype=jnp.float64)
+    assert build().init(jnp.zeros(2)).velocity.dtype == jnp.float32
+    with jax.enable_x64(True):
+        assert build().init(jnp.zeros(2, jnp.float32)).velocity.dtype == jnp.float64
+
+
+@pytest.mark.parametrize("dtype", [jnp.int8, jnp.complex64, bool, "int32"], ids=str)
+def test_a_velocity_dtype_that_is_not_a_float(dtype):
+    for build in (gravity, scale_by_gravity):
+        with pytest.raises(TypeError, match=r"velocity_dtype is .*must be a float dtype such as jnp\.bfloat16"):
+            build(key=0, velocity_dtype=dtype)
