@@ -1,5 +1,9 @@
 """A run begun with the authors' PyTorch optimizer goes on here: 50 steps there and 50 here are 100 there."""
 
+import importlib
+import pathlib
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,21 +15,14 @@ from gravity_optax import gravity
 
 pytestmark = pytest.mark.peers
 
-# As README.md has it: `model` is a torch module, `theirs` its optimizer.
-RECIPE = """\
-arrays = lambda tensors: {name: jnp.array(tensor.detach().cpu().numpy()) for name, tensor in tensors.items()}
-weights = dict(model.named_parameters())
-params = arrays(weights)
-velocity = arrays({name: theirs.state[weight]["v"] for name, weight in weights.items()})
-group = theirs.param_groups[0]
-tx = gravity(group["lr"], group["alpha"], group["beta"], key=0, first_step=1)
-state = optax.tree.set(tx.init(params), count=jnp.int32(group["t"]), velocity=velocity)
-"""
+README = (pathlib.Path(__file__).parent.parent / "README.md").read_text()
+# The README's own lines; `model` is a torch module, `theirs` its optimizer.
+(RECIPE,) = re.findall(r"From the authors' PyTorch optimizer.*?```python\n(.*?)```", README, re.DOTALL)
 
 
 @pytest.fixture(scope="module")
 def torch():
-    return pytest.importorskip("torch")
+    return importlib.import_module("torch")
 
 
 def optimizer_of(torch):

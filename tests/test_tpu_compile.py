@@ -2,7 +2,7 @@
 
 libtpu slows every start of jax, so none of the other environments has it:
 
-    pip install -e . 'jax[tpu]==0.10.1' 'flax>=0.12,<0.13' pytest
+    pip install -e '.[tpu]' pytest
     pytest -m tpu_compile tests/test_tpu_compile.py
 """
 
