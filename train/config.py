@@ -52,7 +52,7 @@ class Config:
     first_step: int | None = None
     """Gravity's t at the first update: 1 as in Algorithm 1, 0 as in the published runs. Default: 1."""
     epochs: int | None = None
-    """Passes over the training set. Default: 20 for the digits, 100 elsewhere."""
+    """Passes over the training set. Default: 25 for the digits, 100 elsewhere."""
     batch_size: int | None = None
     """Pictures per step over all devices together. Default: 32 for the digits, 128 elsewhere."""
     seed: int = 0
@@ -76,7 +76,7 @@ def resolve(config: Config) -> Config:
         "model": model,
         "width": 0.25 if digits else 1.0,
         "learning_rate": default_learning_rate(config.dataset, model, config.optimizer),
-        "epochs": 20 if digits else 100,
+        "epochs": 25 if digits else 100,
         "batch_size": 32 if digits else 128,
     }
     gravity_only = {"alpha": 0.01, "beta": 0.9, "first_step": 1}
