@@ -20,7 +20,15 @@ MaxStepGrad = Callable[[jax.Array], jax.Array]  # one gradient matrix -> m, a sc
 
 
 class ScaleByGravityState(NamedTuple):
-    """State of `scale_by_gravity`."""
+    """State of `scale_by_gravity`.
+
+    Example:
+      >>> import jax.numpy as jnp, optax
+      >>> from gravity_optax import gravity
+      >>> state = gravity(key=0).init({"w": jnp.zeros((2, 3))})  # a chain's state, with this one in it
+      >>> print(optax.tree.get(state, "count"), optax.tree.get(state, "velocity")["w"].shape)
+      0 (2, 3)
+    """
 
     count: jax.Array  # type: ignore[assignment]  # (), int32: updates made so far; t = first_step + count at the next one
     velocity: optax.Params  # V, a tree like the parameters, of the same shapes
