@@ -1,0 +1,174 @@
+"""V_0, the key that draws it, and the learning rate that scales it: as a number, a schedule, or injected."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import oracle
+import pytest
+from trees import GRADIENTS, PARAMS, assert_trees_close, assert_trees_identical
+
+from gravity_optax import gravity, scale_by_gravity
+
+# ---- V_0
+
+
+@pytest.mark.parametrize(("learning_rate", "alpha"), [(0.1, 0.01), (0.05, 0.02), (2, 1)])
+def test_first_velocity_is_normal_with_standard_deviation_alpha_over_learning_rate(learning_rate, alpha):
+    leaf = jnp.full((200, 500), 3.0)  # the values do not matter
+    sample = np.asarray(gravity(learning_rate, alpha, key=5).init(leaf)[0].velocity, np.float64)
+    sigma = alpha / learning_rate
+    assert abs(sample.mean()) < 4 * sigma / sample.size**0.5
+    assert sample.std() == pytest.approx(sigma, rel=0.01)
+    assert np.mean((sample / sigma) ** 4) == pytest.approx(3, abs=0.08)  # the kurtosis of a normal distribution
+
+
+def test_scale_by_gravity_takes_the_standard_deviation_itself():
+    assert np.std(scale_by_gravity(0.3, key=5).init(jnp.zeros(10**5)).velocity) == pytest.approx(0.3, rel=0.01)
+    assert_trees_identical(scale_by_gravity(0.0, key=5).init(PARAMS).velocity, PARAMS)
+
+
+def test_alpha_zero_starts_from_rest():
+    assert_trees_identical(gravity(0.1, 0.0, key=5).init(PARAMS)[0].velocity, PARAMS)
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        np.int64(4),
+        jnp.int32(4),
+        jnp.uint32(4),
+        jax.random.key(4),
+        jax.random.PRNGKey(4),
+        np.asarray(jax.random.PRNGKey(4)),
+    ],
+    ids=["int64", "int32", "uint32", "typed", "raw", "raw-numpy"],
+)
+def test_every_form_of_a_key_gives_the_same_velocity(key):
+    assert_trees_identical(gravity(0.1, key=key).init(PARAMS), gravity(0.1, key=4).init(PARAMS))
+
+
+def test_init_gives_the_same_velocity_each_time_it_is_called():
+    tx = gravity(0.1, key=jax.random.key(4))
+    assert_trees_identical(tx.init(PARAMS), tx.init(PARAMS))
+
+
+def test_a_key_of_another_generator_is_used():
+    velocity = gravity(0.1, key=jax.random.key(4, impl="rbg")).init(jnp.zeros(10**4))[0].velocity
+    assert np.std(velocity) == pytest.approx(0.1, rel=0.05)
+    assert not np.array_equal(velocity, gravity(0.1, key=4).init(jnp.zeros(10**4))[0].velocity)
+
+
+def test_keys_and_leaves_differ():
+    params = [jnp.zeros(50)] * 3
+    draws = [leaf for key in (0, 1, 2) for leaf in gravity(0.1, key=key).init(params)[0].velocity]
+    correlations = np.corrcoef(np.stack(draws)) - np.eye(9)
+    assert np.abs(correlations).max() < 0.6
+
+
+# ---- the learning rate and its schedule
+
+
+def test_updates_are_minus_learning_rate_times_velocity():
+    tx = gravity(0.25, key=0)
+    updates, state = tx.update(GRADIENTS, tx.init(PARAMS))
+    assert_trees_close(updates, jax.tree.map(lambda v: -0.25 * v, state[0].velocity))
+
+
+def test_defaults_are_the_papers():
+    tx, spelled_out = gravity(key=0), gravity(0.1, 0.01, 0.9, key=0, first_step=1)
+    assert_trees_identical(tx.init(PARAMS), spelled_out.init(PARAMS))
+    assert_trees_identical(tx.update(GRADIENTS, tx.init(PARAMS)), spelled_out.update(GRADIENTS, tx.init(PARAMS)))
+    scale, spelled_out = scale_by_gravity(key=0), scale_by_gravity(0.1, 0.9, key=0, first_step=1)
+    assert_trees_identical(scale.init(PARAMS), spelled_out.init(PARAMS))
+
+
+def test_schedule_at_step_zero_sets_the_first_velocity_and_later_values_the_steps():
+    schedule = optax.linear_schedule(0.2, 0.1, 2)
+    tx, constant = gravity(schedule, key=0), gravity(0.2, key=0)
+    state = tx.init(PARAMS)
+    assert_trees_close(state[0].velocity, constant.init(PARAMS)[0].velocity, rtol=1e-6)
+    for learning_rate in (0.2, 0.15, 0.1, 0.1):
+        updates, state = tx.update(GRADIENTS, state)
+        assert_trees_close(updates, jax.tree.map(lambda v, lr=learning_rate: -lr * v, state[0].velocity))
+
+
+def test_schedule_that_starts_at_zero_is_an_error_that_names_the_way_out():
+    with pytest.raises(ValueError, match=r"learning_rate .* 0\.0, .*scale_by_gravity\(velocity_stddev, key=key\)"):
+        gravity(optax.linear_schedule(0.0, 0.1, 10), key=0)
+
+
+def test_schedule_that_starts_at_zero_is_an_error_inside_jit_too():
+    with pytest.raises(ValueError, match=r"learning_rate .* 0\.0, .*scale_by_gravity"):
+        jax.jit(lambda params: gravity(optax.linear_schedule(0.0, 0.1, 10), key=0).init(params))(PARAMS)
+
+
+def test_warm_up_from_zero_works_with_scale_by_gravity():
+    schedule = optax.linear_schedule(0.0, 0.1, 2)
+    tx = optax.chain(scale_by_gravity(0.1, key=0), optax.scale_by_learning_rate(schedule))
+    state = tx.init(PARAMS)
+    for learning_rate in (0.0, 0.05, 0.1):
+        updates, state = tx.update(GRADIENTS, state)
+        assert_trees_close(updates, jax.tree.map(lambda v, lr=learning_rate: -lr * v, state[0].velocity))
+
+
+@pytest.mark.parametrize("learning_rate", [0.1, optax.linear_schedule(0.1, 0.01, 100)], ids=["number", "schedule"])
+def test_building_inside_jit_gives_the_same_as_outside(learning_rate):
+    @jax.jit
+    def init(params):
+        return gravity(learning_rate, key=0).init(params)
+
+    @jax.jit
+    def update(gradients, state):
+        return gravity(learning_rate, key=0).update(gradients, state)
+
+    tx = gravity(learning_rate, key=0)
+    assert_trees_close(init(PARAMS), tx.init(PARAMS))
+    assert_trees_close(update(GRADIENTS, tx.init(PARAMS)), tx.update(GRADIENTS, tx.init(PARAMS)))
+
+
+# ---- optax.inject_hyperparams
+
+
+def maybe_jit(compiled):
+    return jax.jit if compiled else lambda f: f
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "jit"])
+@pytest.mark.parametrize("key", [0, jax.random.key(0), jax.random.PRNGKey(0)], ids=["int", "typed", "raw"])
+def test_inject_hyperparams_needs_no_static_arguments(key, compiled):
+    tx, plain = optax.inject_hyperparams(gravity)(learning_rate=0.1, key=key), gravity(0.1, key=key)
+    state, plain_state = maybe_jit(compiled)(tx.init)(PARAMS), plain.init(PARAMS)
+    assert_trees_close(state.inner_state[0].velocity, plain_state[0].velocity)
+    for _ in range(3):
+        updates, state = maybe_jit(compiled)(tx.update)(GRADIENTS, state)
+        expected, plain_state = plain.update(GRADIENTS, plain_state)
+        assert_trees_close(updates, expected)
+        assert_trees_close(state.inner_state[0].velocity, plain_state[0].velocity)
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "jit"])
+def test_inject_hyperparams_with_a_warm_up_from_zero_starts_from_rest(compiled):
+    tx = optax.inject_hyperparams(gravity)(learning_rate=optax.linear_schedule(0.0, 0.1, 2), key=0)
+    state = maybe_jit(compiled)(tx.init)(PARAMS)
+    assert_trees_identical(state.inner_state[0].velocity, PARAMS)
+    velocity = PARAMS
+    for count, learning_rate in enumerate((0.0, 0.05, 0.1, 0.1)):
+        updates, state = maybe_jit(compiled)(tx.update)(GRADIENTS, state)
+        velocity = jax.tree.map(functools.partial(oracle.velocity_after, t=1 + count), GRADIENTS, velocity)
+        assert_trees_close(updates, jax.tree.map(lambda v, lr=learning_rate: -lr * v, velocity))
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "jit"])
+def test_injected_learning_rate_and_beta_can_be_changed(compiled):
+    tx = optax.inject_hyperparams(gravity)(learning_rate=0.1, key=0)
+    state = tx.init(PARAMS)
+    _, state = maybe_jit(compiled)(tx.update)(GRADIENTS, state)
+    state.hyperparams["learning_rate"] = jnp.asarray(0.02, jnp.float32)
+    state.hyperparams["beta"] = jnp.asarray(0.5, jnp.float32)
+    before = state.inner_state[0].velocity
+    updates, state = maybe_jit(compiled)(tx.update)(GRADIENTS, state)
+    expected = jax.tree.map(functools.partial(oracle.velocity_after, t=2, beta=0.5), GRADIENTS, before)
+    assert_trees_close(updates, jax.tree.map(lambda v: -0.02 * v, expected))
