@@ -282,22 +282,36 @@ def _damp(g: jax.Array, steepness: jax.Array) -> jax.Array:
 
 
 def _max_abs(gradient: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-    """max|G| over some axes, which stay with size 1; 0 where there is nothing."""
-    # One reduction, so that the maxima of all sharded leaves travel in one all-reduce. But XLA:CPU turns max(abs(G))
-    # into a slow loop when it feeds an elementwise chain; two plain reductions are faster there.
-    highest = functools.partial(jnp.max, axis=axes, keepdims=True, initial=0)
-    lowest = functools.partial(jnp.min, axis=axes, keepdims=True, initial=0)
-    return jax.lax.platform_dependent(
-        gradient, cpu=lambda g: jnp.maximum(highest(g), -lowest(g)), default=lambda g: highest(jnp.abs(g))
-    )
+    """max|G| over the last axes, which stay with size 1; 0 where there is nothing."""
+    # One reduction, so that the maxima of all sharded leaves travel in one all-reduce. But XLA:CPU computes it number by
+    # number on one core, because of abs(); elementwise functions, and reductions of what lies in memory, it computes with
+    # vector instructions on all cores. So there a large leaf is first folded to a sixteenth (parts may overlap, a
+    # maximum does not mind); the barrier keeps XLA from moving the fold back into the reduction.
+    axis = -2 if len(axes) > 1 else -1
+    largest = functools.partial(jnp.max, axis=axes, keepdims=True, initial=0)
+    if gradient.size < 2**16 or gradient.shape[axis] < 16 or _is_sharded(gradient):
+        return largest(jnp.abs(gradient))
+
+    def on_cpu(g: jax.Array) -> jax.Array:
+        size = -(-g.shape[axis] // 16)
+        starts = (min(part * size, g.shape[axis] - size) for part in range(16))
+        parts = (jnp.abs(jax.lax.slice_in_dim(g, start, start + size, axis=axis)) for start in starts)
+        return largest(jax.lax.optimization_barrier(functools.reduce(jnp.maximum, parts)))
+
+    return jax.lax.platform_dependent(gradient, cpu=on_cpu, default=lambda g: largest(jnp.abs(g)))
+
+
+def _is_sharded(x: jax.Array) -> bool:
+    """Whether an axis is known to be sharded (in explicit mode), where it cannot be cut."""
+    return any(jax.typeof(x).sharding.spec)
 
 
 def _for_each(function: MaxStepGrad) -> MaxStepGrad:
     """`function` over the first axis: one after another, so that sums run in the order in which they do for one."""
 
     def mapped(stack: jax.Array) -> jax.Array:
-        sharded = jax.typeof(stack).sharding.spec[0] is not None  # in explicit mode, where a loop is not allowed
-        return jax.vmap(function)(stack) if sharded else jax.lax.map(function, stack)
+        first_sharded = jax.typeof(stack).sharding.spec[0] is not None  # in explicit mode, where a loop is not allowed
+        return jax.vmap(function)(stack) if first_sharded else jax.lax.map(function, stack)
 
     return mapped
 
@@ -335,8 +349,10 @@ def _draw_velocity(
     if sharding is not None and getattr(leaf, "committed", True):
         # Compiled with the leaf's own sharding, so that no device ever holds a sharded leaf whole.
         return _compiled_draw(aval.shape, dtype, sharding)(key, stddev)
-    # The same numbers, drawn flat: XLA compiles that three times faster, and once for each size.
-    return _compiled_draw((aval.size,), dtype, None)(key, stddev).reshape(aval.shape)
+    # The same numbers, drawn flat, because XLA compiles that three times faster, and for small leaves in one of a few
+    # lengths, because a length is compiled once: the first of many numbers are those that a draw of fewer gives.
+    drawn = max(2**14, 2 ** (aval.size - 1).bit_length()) if 0 < aval.size < 2**20 else aval.size
+    return _compiled_draw((drawn,), dtype, None)(key, stddev)[: aval.size].reshape(aval.shape)
 
 
 def _draw(key, stddev, shape, dtype, out_sharding=None):
