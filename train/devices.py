@@ -5,6 +5,7 @@ module only.
 """
 
 import importlib.metadata
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -50,6 +51,16 @@ class Replicas:
             donate_argnums=(0,) if donate_first else (),
         )
         return lambda *arguments: mapped.lower(*arguments).compile()
+
+
+def use_compilation_cache(setting: str) -> None:
+    """Turns JAX's persistent compilation cache on, as `Config.compilation_cache` says; before anything is compiled."""
+    if setting == "off" or (setting == "auto" and jax.default_backend() == "cpu"):
+        return
+    if jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", os.path.expanduser("~/.cache/gravity-optax"))
+    # Many small programs draw the initial state; each takes less than the second that JAX finds worth keeping.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def check_arithmetic() -> None:

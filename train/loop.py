@@ -1,5 +1,6 @@
 """A run from its configuration to its results: data, model, optimizer, compiled programs, epochs."""
 
+import concurrent.futures
 import functools
 import importlib.metadata
 import logging
@@ -44,22 +45,33 @@ class Trainer:
         self.replicas = Replicas(devices)
         model = vgg.build(config.model, config.width, dataset.num_classes, config.precision)
         params_key, velocity_key = jax.random.split(jax.random.key(config.seed))
-        params = vgg.init(model, params_key, dataset.train_images.shape[1:])
         tx = optimizers.build(config, velocity_key)
-        self.state = self.replicas.replicate(steps.TrainState(params, tx.init(params)))
+
+        def initial_state():
+            params = vgg.init(model, params_key, dataset.train_images.shape[1:])
+            return steps.TrainState(params, tx.init(params))
+
         self.train_set = self.replicas.replicate(steps.Pictures(dataset.train_images, dataset.train_labels))
         self.test_set = self.replicas.replicate(steps.Pictures(dataset.test_images, dataset.test_labels))
         self.train_size, self.test_size = len(dataset.train_labels), len(dataset.test_labels)
-
-        chunk = functools.partial(steps.train_chunk, model.apply, tx)
-        compile_chunk = self.replicas.run_everywhere(chunk, donate_first=True)
-        self._chunks = {
-            length: compile_chunk(self.state, self.train_set, self._batches(np.arange(0), length))
-            for length in sorted(set(chunk_lengths(self.steps_per_epoch)))
-        }
-        compile_evaluation = self.replicas.run_everywhere(functools.partial(steps.evaluate, model.apply))
         self._test_batches = self._batches(np.arange(self.test_size), -(-self.test_size // config.batch_size))
-        self._evaluation = compile_evaluation(self.state.params, self.test_set, self._test_batches)
+
+        compile_chunk = self.replicas.run_everywhere(
+            functools.partial(steps.train_chunk, model.apply, tx), donate_first=True
+        )
+        compile_evaluation = self.replicas.run_everywhere(functools.partial(steps.evaluate, model.apply))
+        shapes = jax.eval_shape(initial_state)
+        lengths = sorted(set(chunk_lengths(self.steps_per_epoch)))
+        # Drawing the initial state means compiling, too: the programs are compiled beside it.
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            chunks = [
+                pool.submit(compile_chunk, shapes, self.train_set, self._batches(np.arange(0), length))
+                for length in lengths
+            ]
+            evaluation = pool.submit(compile_evaluation, shapes.params, self.test_set, self._test_batches)
+            self.state = self.replicas.replicate(initial_state())
+        self._chunks = {length: chunk.result() for length, chunk in zip(lengths, chunks, strict=True)}
+        self._evaluation = evaluation.result()
 
     @property
     def steps_per_epoch(self) -> int:

@@ -41,6 +41,7 @@ def _run(config: Config) -> None:
     import devices
     import loop
 
+    devices.use_compilation_cache(config.compilation_cache)
     devices.check_arithmetic()
     loop.train(config)
 
