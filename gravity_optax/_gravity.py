@@ -283,13 +283,13 @@ def _damp(g: jax.Array, steepness: jax.Array) -> jax.Array:
 
 def _max_abs(gradient: jax.Array, axes: tuple[int, ...]) -> jax.Array:
     """max|G| over the last axes, which stay with size 1; 0 where there is nothing."""
-    # One reduction, so that the maxima of all sharded leaves travel in one all-reduce. But XLA:CPU computes it number by
-    # number on one core, because of abs(); elementwise functions, and reductions of what lies in memory, it computes with
-    # vector instructions on all cores. So there a large leaf is first folded to a sixteenth (parts may overlap, a
+    # One reduction, so that the maxima of all sharded leaves travel in one all-reduce. But XLA:CPU computes it number
+    # by number on one core, because of abs(); elementwise functions, and reductions of what lies in memory, run there
+    # with vector instructions on all cores. So a large leaf is first folded to a sixteenth (parts may overlap, a
     # maximum does not mind); the barrier keeps XLA from moving the fold back into the reduction.
-    axis = -2 if len(axes) > 1 else -1
     largest = functools.partial(jnp.max, axis=axes, keepdims=True, initial=0)
-    if gradient.size < 2**16 or gradient.shape[axis] < 16 or _is_sharded(gradient):
+    axis = -2 if len(axes) > 1 else -1
+    if not axes or gradient.size < 2**16 or gradient.shape[axis] < 16 or _is_sharded(gradient):
         return largest(jnp.abs(gradient))
 
     def on_cpu(g: jax.Array) -> jax.Array:

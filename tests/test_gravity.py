@@ -167,6 +167,18 @@ def test_max_is_taken_per_leaf_and_of_absolute_values():
     np.testing.assert_allclose(updates[1], [0.25 / (1 + 0.0625)], rtol=1e-6)
 
 
+@pytest.mark.parametrize("shape", [(70_001,), (1031, 67), (3, 3, 83, 101), (20, 4096), (15, 5000)])
+@pytest.mark.parametrize("where", [0, -1, 0.37])
+def test_the_maximum_of_a_large_leaf_is_found_wherever_it_is(shape, where):
+    gradient = np.random.default_rng(0).uniform(-0.5, 0.5, shape).astype(np.float32)
+    position = where if isinstance(where, int) else int(where * gradient.size)
+    gradient.flat[position] = -0.9
+    expected = gradient / (1 + (gradient * np.float64(0.9)) ** 2)
+    np.testing.assert_allclose(zeta(gradient), expected, rtol=1e-6)
+    gradient.flat[position] = np.nan
+    assert np.all(np.isnan(zeta(gradient)))
+
+
 def test_huge_gradients_give_a_finite_velocity():
     np.testing.assert_allclose(zeta(jnp.array([3e38, 1e-20, 1.0])), [0, 1e-20 / (1 + 9e36), 0], atol=1e-37)
     np.testing.assert_allclose(zeta(jnp.array([1e-30, -1e-42])), [1e-30, 0], rtol=1e-6, atol=1e-38)

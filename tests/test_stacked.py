@@ -56,6 +56,17 @@ def test_without_stacked_axes_one_maximum_serves_the_whole_leaf():
     np.testing.assert_array_equal(steps[0], steps[None])
 
 
+def test_a_large_stack_of_scalars_and_of_vectors():
+    scalars = jnp.linspace(-2, 2, 2**17)
+    tx = scale_by_gravity(0.0, key=0, first_step=0, stacked_axes=1)
+    velocity, _ = tx.update(scalars, tx.init(scalars))
+    np.testing.assert_allclose(velocity, scalars / (1 + scalars**4) / 2, rtol=1e-6)
+    vectors = scalars.reshape(4, -1)
+    velocity, _ = tx.update(vectors, tx.init(vectors))
+    largest = jnp.max(jnp.abs(vectors), axis=1, keepdims=True)
+    np.testing.assert_allclose(velocity, vectors / (1 + (vectors * largest) ** 2) / 2, rtol=1e-6)
+
+
 def test_the_first_velocity_does_not_depend_on_stacked_axes():
     leaf = jnp.zeros((4, 5, 6))
     draws = [np.asarray(gravity(0.1, key=0, stacked_axes=n).init(leaf)[0].velocity) for n in (None, 0, 1, 2)]
