@@ -145,7 +145,8 @@ def scale_by_gravity(
         optax.chain(scale_by_gravity(0.1, key=key), optax.scale_by_learning_rate(schedule))
 
     Arithmetic is in float32 (float64 for float64 leaves); the velocity has the parameters' dtype (or `velocity_dtype`)
-    and the updates have the gradients'. A leaf with a non-finite gradient becomes non-finite and no other leaf does.
+    and the updates have the gradients'. A non-finite gradient makes its own leaf non-finite and no other; a NaN perhaps
+    in its own place only, because XLA:CPU's maximum of a large array passes over NaNs (jaxlib 0.10.1).
     `init` belongs outside `jax.shard_map` and `jax.pmap`: inside, every shard would draw the same numbers. Called
     eagerly, and in explicit-sharding mode, it gives the velocity its parameter's sharding; under `jax.jit` in the
     automatic mode say so with `out_shardings`, as for any optax state.

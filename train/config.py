@@ -67,8 +67,8 @@ class Config:
     """float32: true float32 products on every platform. default: the platform's fast default. bfloat16: bfloat16 layers
     with float32 parameters, loss and optimizer."""
     compilation_cache: Literal["auto", "on", "off"] = "auto"
-    """Keep compiled programs for the next start, in JAX_COMPILATION_CACHE_DIR or ~/.cache/gravity-optax. auto: except on
-    a CPU, where reading them back prints pages of warnings about processor features."""
+    """Keep compiled programs for the next start, in JAX_COMPILATION_CACHE_DIR or ~/.cache/gravity-optax. auto: not
+    on a CPU, where reading them back prints pages of warnings about processor features."""
 
 
 def resolve(config: Config) -> Config:
