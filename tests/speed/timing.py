@@ -12,11 +12,13 @@ from collections.abc import Callable
 PACKAGES = ("jax", "jaxlib", "optax", "flax", "numpy", "torch", "pytorch_optimizer", "tensorflow-cpu", "keras")
 
 
-def arguments(description: str, rounds: int) -> argparse.Namespace:
-    """--rounds and --json, which every script takes."""
+def arguments(description: str, rounds: int, **more: str) -> argparse.Namespace:
+    """--rounds and --json, which every script takes, and `more` flags with a text, by name and help."""
     parser = argparse.ArgumentParser(description=description.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=rounds, help=f"timed runs of each candidate (default {rounds})")
     parser.add_argument("--json", type=pathlib.Path, help="also write the figures to this file")
+    for name, text in more.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", help=text)
     return parser.parse_args()
 
 
