@@ -4,9 +4,11 @@ A checkpoint is the arrays of the training state and a JSON text, the progress. 
 because the file format does not notice every flipped bit.
 """
 
+import functools
 import json
 import logging
 import shutil
+import sys
 import zlib
 from typing import Any
 
@@ -86,12 +88,15 @@ class Checkpoints:
 
         Newer ones, which are not, are named in a warning and deleted, since their numbers will come again.
         """
+        _ignore_late_reads()
         damaged: list[int] = []
         for number in sorted(self._manager.all_steps(), reverse=True):
             try:
                 found = self._read(number)
             except Exception as error:  # whatever a damaged file leads to
-                log.warning(f"the checkpoint {self.folder / str(number)} is damaged ({brief(error)}); it is left out")
+                log.warning(
+                    f"the checkpoint {self.folder / str(number)} is damaged ({brief(error)[:150]}); it is left out"
+                )
                 damaged.append(number)
                 continue
             for newer in damaged:
@@ -124,9 +129,21 @@ class Checkpoints:
         left = list(self._manager.all_steps(read=True))
         kept = f"checkpoint {max(left)} is the last one" if left else "there is none yet"
         return UserError(
-            f"--workdir is {self.folder.parent}, where a checkpoint could not be written ({brief(error)});"
+            f"--workdir is {self.folder.parent}, where a checkpoint could not be written ({brief(error)[:150]});"
             f" {kept}. Make room there, then go on with --resume."
         )
+
+
+@functools.cache
+def _ignore_late_reads() -> None:
+    """Orbax gives up at the first array that cannot be read; the others then complain that its event loop is closed."""
+    report = sys.unraisablehook
+
+    def hook(unraisable):
+        if "Event loop is closed" not in str(unraisable.exc_value):
+            report(unraisable)
+
+    sys.unraisablehook = hook
 
 
 def _checksums(arrays: Arrays) -> dict[str, int]:
