@@ -147,16 +147,16 @@ def brief(error: BaseException) -> str:
 
 def _check_ranges(config: Config) -> None:
     positive = "a finite number above 0", lambda x: math.isfinite(x) and x > 0
-    whole = "at least 1", lambda x: x >= 1
+    whole = "between 1 and 1000000", lambda x: 1 <= x <= 10**6
     ranges = {
         "width": ("a finite number above 0 and at most 16", lambda x: 0 < x <= 16),
         "learning_rate": positive,
         "alpha": ("a finite number of at least 0", lambda x: math.isfinite(x) and x >= 0),
         "beta": ("between 0 and 1", lambda x: 0 <= x <= 1),
-        "first_step": ("at least 0", lambda x: x >= 0),
+        "first_step": ("between 0 and 1000000", lambda x: 0 <= x <= 10**6),
         "epochs": whole,
-        "batch_size": whole,
-        "limit": whole,
+        "batch_size": ("between 1 and 65536", lambda x: 1 <= x <= 2**16),
+        "limit": ("at least 1", lambda x: x >= 1),
         "seed": ("between 0 and 2**32 - 1", lambda x: 0 <= x < 2**32),
         "checkpoint_every": whole,
         "keep": whole,

@@ -20,8 +20,8 @@ import vgg
 from config import Config
 from devices import Replicas, asked_to_stop, primary
 from notice import Notice
+from progress import Diverged, Partial, Preempted, Run, advice
 from records import Epoch
-from runs import Diverged, Partial, Preempted, Run, advice
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 

@@ -6,8 +6,8 @@ import os
 import signal
 import sys
 
-import tyro
 from config import Config, UsageError, UserError, resolve
+from flags import parse
 from notice import Notice
 
 log = logging.getLogger("train")
@@ -20,7 +20,7 @@ def main() -> int:
     goes on with the run (SIGTERM, or another process of the run is lost); 130 for Ctrl-C.
     """
     try:
-        config = resolve(tyro.cli(Config, prog="train/main.py"))
+        config = resolve(parse(sys.argv[1:]))
     except UsageError as error:
         sys.stderr.write(f"error: {error}\n")
         return error.exit_code
@@ -45,7 +45,7 @@ def _run(config: Config, notice: Notice) -> int:
     """Trains; the exit code."""
     import devices
     import loop
-    import runs
+    import progress
 
     try:
         devices.join_processes(config)
@@ -61,7 +61,7 @@ def _run(config: Config, notice: Notice) -> int:
             loop.train(config, notice=notice)
     except UserError as error:
         log.error("error: %s", error)
-        devices.leave(error.exit_code, together=isinstance(error, (runs.Diverged, runs.Preempted)))
+        devices.leave(error.exit_code, together=isinstance(error, (progress.Diverged, progress.Preempted)))
         return error.exit_code
     except Exception:
         log.exception("error: this should not have happened")

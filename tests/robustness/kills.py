@@ -27,7 +27,7 @@ FLAGS = ("--width", 0.1, "--epochs", EPOCHS)
 def moment(kind, workdir, rng):
     """A function that is true from the moment of the kill on."""
     after = rng.randrange(EPOCHS - 3)  # rows of the history
-    wait = rng.uniform(0, {"anywhere": 1.0, "checkpoint": 0.2, "history": 0.02}[kind])
+    wait = rng.uniform(0, {"anywhere": 1.0, "checkpoint": 0.05, "history": 0.02}[kind])
     begun = []
 
     def reached():

@@ -12,8 +12,8 @@ import jax
 import loop
 import numpy as np
 import processes
+import progress
 import pytest
-import runs
 from checkpoints import Checkpoints
 from config import SAME_RUN, Config, UserError, resolve
 from notice import Notice
@@ -69,7 +69,7 @@ def whole(train, tmp_path_factory):
 def stopped(train, tmp_path_factory):
     """The workdir of a run that was stopped in its third epoch; checkpoints: after two epochs, and 3 chunks later."""
     workdir = tmp_path_factory.mktemp("stopped") / "run"
-    with pytest.raises(runs.Preempted):
+    with pytest.raises(progress.Preempted):
         train(workdir, chunks=2 * CHUNKS + 3)
     return workdir
 
@@ -96,7 +96,7 @@ def said(caplog):
 def test_a_stopped_run_goes_on_bit_for_bit(train, whole, tmp_path, stops, checkpoint_every):
     flags = {"resume": True, "checkpoint_every": checkpoint_every}
     for chunks in stops:
-        with pytest.raises(runs.Preempted, match=r"stopped on SIGTERM after epoch \d, step \d+ of 16; .*--resume"):
+        with pytest.raises(progress.Preempted, match=r"stopped on SIGTERM after epoch \d, step \d+ of 16; .*--resume"):
             train(tmp_path / "run", chunks, **flags)
     history = train(tmp_path / "run", **flags)
     assert processes.differences(processes.result(tmp_path / "run"), whole) == []
@@ -346,7 +346,7 @@ def test_a_run_that_diverges_keeps_its_last_good_checkpoint(train, halfway, monk
 
     monkeypatch.setattr(TRAINER, "advance", poisoned)
     with pytest.raises(
-        runs.Diverged, match="is not finite after epoch 4, step 16 of 16; try a smaller --learning-rate"
+        progress.Diverged, match="is not finite after epoch 4, step 16 of 16; try a smaller --learning-rate"
     ):
         train(halfway, resume=True)
     assert processes.whole(halfway) == [2 * CHUNKS + 3, 3 * CHUNKS]
