@@ -23,12 +23,29 @@ TABLE_5 = {
 OTHER_LEARNING_RATES = {"gravity": 0.1, "adam": 2.5e-4, "rmsprop": 1e-4}
 
 
+# What makes a run what it is: `--resume` refuses another value. The other flags may differ.
+SAME_RUN = (
+    *("dataset", "model", "width", "optimizer", "learning_rate", "alpha", "beta", "first_step"),
+    *("batch_size", "seed", "limit", "precision"),
+)
+
+
 class UserError(Exception):
     """Something the user can mend; the message is one line and names the flag, the value and the mend."""
+
+    exit_code = 1
 
 
 class UsageError(UserError):
     """A flag that cannot be meant so."""
+
+    exit_code = 2
+
+
+class RunAgain(UserError):
+    """Nothing is wrong with the run itself: the same command with --resume goes on with it."""
+
+    exit_code = 75  # EX_TEMPFAIL of sysexits.h
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +79,19 @@ class Config:
     data_dir: str | None = None
     """Folder of the prepared datasets. Default: tensorflow-datasets' own (~/tensorflow_datasets)."""
     workdir: str | None = None
-    """Folder for the results; must hold none yet. Default: a fresh folder under runs/."""
+    """Folder for the results; must hold none yet, or see --resume. Default: a fresh folder under runs/."""
+    resume: bool = False
+    """Go on with the run in --workdir from its last checkpoint, or start it if there is none."""
+    checkpoint_every: int = 1
+    """Epochs between two checkpoints. The last epoch always has one."""
+    keep: int = 2
+    """How many checkpoints are kept, the newest ones."""
+    coordinator: str | None = None
+    """Address of process 0, HOST:PORT, for a run of several processes. A Cloud TPU finds its own."""
+    num_processes: int | None = None
+    """How many processes there are, with --coordinator. 1: this host alone, even on a Cloud TPU slice of several."""
+    process_id: int | None = None
+    """Which of them this one is, from 0, with --coordinator. Process 0 alone writes and shows progress."""
     precision: Literal["float32", "default", "bfloat16"] = "float32"
     """float32: true float32 products on every platform. default: the platform's fast default. bfloat16: bfloat16 layers
     with float32 parameters, loss and optimizer."""
@@ -95,6 +124,9 @@ def resolve(config: Config) -> Config:
     missing = {name: value for name, value in defaults.items() if getattr(config, name) is None}
     resolved = dataclasses.replace(config, **missing)
     _check_ranges(resolved)
+    _check_processes(resolved)
+    if resolved.resume and resolved.workdir is None:
+        raise UsageError("--resume needs --workdir, the folder of the run to go on with.")
     return resolved
 
 
@@ -110,21 +142,50 @@ def flag(field: str) -> str:
     return "--" + field.replace("_", "-")
 
 
+def brief(error: BaseException) -> str:
+    """The first line of an error's message, with its type."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0].rstrip('.')}" if lines else type(error).__name__
+
+
 def _check_ranges(config: Config) -> None:
     positive = "a finite number above 0", lambda x: math.isfinite(x) and x > 0
-    whole = "at least 1", lambda x: x >= 1
+    whole = "between 1 and 1000000", lambda x: 1 <= x <= 10**6
     ranges = {
         "width": ("a finite number above 0 and at most 16", lambda x: 0 < x <= 16),
         "learning_rate": positive,
         "alpha": ("a finite number of at least 0", lambda x: math.isfinite(x) and x >= 0),
         "beta": ("between 0 and 1", lambda x: 0 <= x <= 1),
-        "first_step": ("at least 0", lambda x: x >= 0),
+        "first_step": ("between 0 and 1000000", lambda x: 0 <= x <= 10**6),
         "epochs": whole,
-        "batch_size": whole,
-        "limit": whole,
+        "batch_size": ("between 1 and 65536", lambda x: 1 <= x <= 2**16),
+        "limit": ("at least 1", lambda x: x >= 1),
         "seed": ("between 0 and 2**32 - 1", lambda x: 0 <= x < 2**32),
+        "checkpoint_every": whole,
+        "keep": whole,
+        "num_processes": whole,
+        "process_id": ("at least 0", lambda x: x >= 0),
     }
     for name, (text, valid) in ranges.items():
         value = getattr(config, name)
         if value is not None and not valid(value):
             raise UsageError(f"{flag(name)} is {value}; it must be {text}.")
+
+
+def _check_processes(config: Config) -> None:
+    together = ("coordinator", "num_processes", "process_id")
+    given = [name for name in together if getattr(config, name) is not None]
+    if not given or (given == ["num_processes"] and config.num_processes == 1):
+        return
+    missing = [name for name in together if name not in given]
+    if missing:
+        values = " and ".join(f"{flag(name)} is {getattr(config, name)}" for name in given)
+        raise UsageError(f"{values}; {' and '.join(map(flag, missing))} must be given too.")
+    if config.process_id >= config.num_processes:
+        raise UsageError(
+            f"--process-id is {config.process_id}; with --num-processes {config.num_processes}"
+            f" it must be between 0 and {config.num_processes - 1}."
+        )
+    host, _, port = config.coordinator.rpartition(":")
+    if not host or not (port.isdecimal() and 0 < int(port) < 2**16):
+        raise UsageError(f"--coordinator is {config.coordinator}; it must be HOST:PORT, for instance 10.0.0.2:8476.")

@@ -16,7 +16,7 @@ import sys
 from typing import Any
 
 import numpy as np
-from config import UserError
+from config import UserError, brief
 
 DATASETS = ("digits", "mnist", "fashion_mnist", "cifar10", "cifar100_coarse", "cifar100_fine")
 
@@ -99,12 +99,6 @@ def _require(name: str, modules: tuple[str, ...], extra: str) -> None:
         raise DataError(f'{name} needs {", ".join(missing)}: run `pip install -e ".[{extra}]"`, then try again.')
 
 
-def _brief(error: Exception) -> str:
-    """The first line of an error's message, with its type."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0].rstrip('.')}" if lines else type(error).__name__
-
-
 def _unusable(name: str, folder: pathlib.Path, why: str) -> DataError:
     """The error for a folder that exists and is of no use."""
     mend = "delete or rename that folder to have it prepared again, or choose another --data-dir"
@@ -128,7 +122,7 @@ def _open(name: str, root: pathlib.Path) -> Any:
     try:
         builder = builder_class(data_dir=root)
     except Exception as error:  # ParseError, AssertionError, UnicodeDecodeError, ...
-        why = f"its dataset_info.json is broken or of another version ({_brief(error)})"
+        why = f"its dataset_info.json is broken or of another version ({brief(error)})"
         raise _unusable(name, folder, why) from error
     file_format = builder.info.file_format
     if file_format is None or file_format.value != "array_record":
@@ -166,7 +160,7 @@ def _prepare(name: str, builder_class: Any, root: pathlib.Path, folder: pathlib.
     try:
         _download_and_prepare(builder_class, root)
     except Exception as error:  # network, disk, permissions, a wrong checksum, ...: TFDS documents none of them
-        raise DataError(f"{absent}, and preparing it failed ({_brief(error)}); mend that, or {mend}.") from error
+        raise DataError(f"{absent}, and preparing it failed ({brief(error)}); mend that, or {mend}.") from error
 
 
 def _other_versions(folder: pathlib.Path) -> str:
@@ -220,7 +214,7 @@ def _read_split(name: str, builder: Any, split: str, label: str, limit: int | No
         return _read(builder, split, label, count)
     except Exception as error:  # RuntimeError, TypeError, OSError, DecodeError, ...
         files = ", ".join(sorted(os.path.basename(path) for path in builder.info.splits[split].filepaths))
-        raise _unusable(name, folder, f"{files} is missing or broken ({_brief(error)})") from error
+        raise _unusable(name, folder, f"{files} is missing or broken ({brief(error)})") from error
 
 
 def _read(builder: Any, split: str, label: str, count: int) -> tuple[np.ndarray, np.ndarray]:

@@ -1,20 +1,36 @@
-"""The one module that knows about devices: where arrays lie, and which functions run on all devices at once.
+"""The one module that knows about devices and processes: where arrays lie, and which functions run on all devices.
 
 State and datasets are replicated; batches are split. Moving from `jax.pmap` to another SPMD primitive touches this
-module only.
+module only. Each process of a run drives its own devices and does the same as the others; `primary` is the one that
+reads checkpoints, writes and shows progress.
 """
 
+import contextlib
+import ctypes
+import functools
+import glob
 import importlib.metadata
+import importlib.util
 import os
-from collections.abc import Callable, Sequence
+import pickle
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import steps
-from config import UserError
+from config import Config, RunAgain, UserError, brief
+from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
+
+LOST = "another process of this run has ended or cannot be reached; start all of them again, with --resume"
+# Seconds. A process that is gone ends the others after about HEARTBEAT; peers that never come, after WAIT.
+HEARTBEAT, WAIT = 30, 300
+
+_keep_alive: list[Any] = []  # what C code calls
 
 
 class Replicas:
@@ -25,10 +41,20 @@ class Replicas:
         # The mesh that jax.pmap makes of these devices: what lies replicated on it is not copied again at a call.
         mesh = jax.sharding.Mesh(np.array(self.devices), (steps.AXIS,))
         self._replicated = NamedSharding(mesh, PartitionSpec())
+        self._split = NamedSharding(mesh, PartitionSpec(steps.AXIS))
+        self._local = [i for i, d in enumerate(self.devices) if d.process_index == jax.process_index()]
 
     def replicate(self, tree: Any) -> Any:
-        """The tree with a copy of every array on each device, its shapes unchanged. The input may be reused."""
-        return jax.tree.map(lambda x: jax.device_put(x, self._replicated, may_alias=False), tree)
+        """The tree with a copy of every array on each device, its shapes unchanged. The input may be reused.
+
+        With several processes, each must pass the same values.
+        """
+
+        def copy(x):
+            copies = [jax.device_put(x, self.devices[i], may_alias=False) for i in self._local]
+            return jax.make_array_from_single_device_arrays(np.shape(x), self._replicated, copies)
+
+        return jax.tree.map(copy, tree)
 
     def split(self, batches: np.ndarray) -> np.ndarray:
         """(steps, batch) picture numbers -> (devices, steps, ceil(batch / devices)), filled up with -1."""
@@ -40,7 +66,8 @@ class Replicas:
     def run_everywhere(self, function: Callable, donate_first: bool = False) -> Callable:
         """`function` of (tree, pictures, batches) on all devices: the last is split, the others and the result are not.
 
-        Returns a callable `compile(tree, pictures, batches)` that gives the compiled program for these shapes.
+        Returns a callable `compile(tree, pictures, batches)` that gives the compiled program for these shapes. Both
+        take `batches` from `split`, the parts of all devices; each process uses those of its own.
         """
         mapped = jax.pmap(
             function,
@@ -50,7 +77,109 @@ class Replicas:
             devices=self.devices,
             donate_argnums=(0,) if donate_first else (),
         )
-        return lambda *arguments: mapped.lower(*arguments).compile()
+
+        def compile_program(tree, pictures, batches):
+            # Lowering takes this process's parts, but the compiled program takes an array of all parts.
+            program = mapped.lower(tree, pictures, batches[self._local]).compile()
+            if len(self._local) == len(self.devices):
+                return program
+            place = functools.partial(jax.make_array_from_process_local_data, self._split)
+            return lambda tree, pictures, batches: program(tree, pictures, place(batches[self._local]))
+
+        return compile_program
+
+
+def join_processes(config: Config) -> None:
+    """Meets the other processes of the run, if flags name them or this is a Cloud TPU; before any other use of jax."""
+    options: Any = {
+        "heartbeat_timeout_seconds": HEARTBEAT,
+        "shutdown_timeout_seconds": WAIT,
+        "initialization_timeout": WAIT,
+    }
+    try:
+        if config.coordinator is not None:
+            jax.distributed.initialize(config.coordinator, config.num_processes, config.process_id, **options)
+        elif config.num_processes is None and _on_cloud_tpu():
+            jax.distributed.initialize(**options)
+    except Exception as error:  # RuntimeError of the service, ValueError or ConnectionError of the look for a slice
+        if config.coordinator is not None:
+            where = f"--coordinator is {config.coordinator}, where not all {config.num_processes} processes have met"
+            raise UserError(
+                f"{where} ({brief(error)}); start them all within {WAIT} s, with the same address."
+            ) from error
+        mend = "with --num-processes 1 this host trains alone"
+        raise UserError(f"the other hosts of this Cloud TPU were not found ({brief(error)}); {mend}.") from error
+    if jax.process_count() > 1:
+        _explain_abort()
+
+
+def primary() -> bool:
+    """Whether this is the process that reads, writes and shows."""
+    return jax.process_index() == 0
+
+
+def from_primary(value: Any) -> Any:
+    """The primary's `value` in every process; the others' own is ignored. It must go through pickle."""
+    if jax.process_count() == 1:
+        return value
+    # As bytes: the broadcast is a sum, which would turn -0.0 into 0.0.
+    sent = np.frombuffer(pickle.dumps(value) if primary() else b"", np.uint8)
+    length = int(multihost_utils.broadcast_one_to_all(np.int32(len(sent))))
+    sent = sent if primary() else np.zeros(length, np.uint8)
+    return pickle.loads(multihost_utils.broadcast_one_to_all(sent).tobytes())
+
+
+def asked_to_stop(asked: bool, count: int) -> bool:
+    """Whether to stop now, in all processes alike: asked for in this one (`asked`), or in any.
+
+    With several processes, jax watches for SIGTERM. It must be called in each with the counts 0, 1, 2, ...
+    """
+    if jax.process_count() == 1:
+        return asked
+    return multihost_utils.reached_preemption_sync_point(count)
+
+
+@contextlib.contextmanager
+def lost_peers() -> Iterator[None]:
+    """Says so in a RunAgain when a computation breaks because another process is gone."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1:
+            raise
+        raise RunAgain(f"{LOST} ({brief(error)})") from error
+
+
+def leave(exit_code: int, together: bool) -> None:
+    """Ends this process if there are others: after all have come here (`together`), or at once."""
+    if jax.process_count() == 1:
+        return
+    if together:
+        jax.distributed.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(exit_code)
+
+
+def _on_cloud_tpu() -> bool:
+    chips = glob.glob("/dev/accel*") + glob.glob("/dev/vfio/*")
+    wanted = os.environ.get("JAX_PLATFORMS", "tpu")
+    return bool(chips) and importlib.util.find_spec("libtpu") is not None and "tpu" in wanted
+
+
+def _explain_abort() -> None:
+    """When jax's coordination service loses a process it calls abort() in the others; there, say what to do and exit.
+
+    A handler of Python's own would not do: it runs in the main thread, later, and abort() does not wait.
+    """
+
+    def handler(_):
+        os.write(2, f"error: {LOST}\n".encode())
+        os._exit(RunAgain.exit_code)
+
+    c_handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(handler)
+    _keep_alive.append(c_handler)
+    ctypes.CDLL(None).signal(signal.SIGABRT, c_handler)
 
 
 def use_compilation_cache(setting: str) -> None:

@@ -1,6 +1,7 @@
 """A run from its configuration to its results: data, model, optimizer, compiled programs, epochs."""
 
 import concurrent.futures
+import contextlib
 import functools
 import importlib.metadata
 import logging
@@ -17,9 +18,11 @@ import numpy as np
 import optimizers
 import steps
 import vgg
-from config import Config, UserError
-from devices import Replicas
-from records import Epoch, Workdir
+from config import Config
+from devices import Replicas, asked_to_stop, primary
+from notice import Notice
+from progress import Diverged, Partial, Preempted, Run, advice
+from records import Epoch
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
@@ -30,10 +33,6 @@ LINE = (
     "{epoch:>7}  {loss:8.4f}  {accuracy:8.4f}  {val_loss:8.4f}  {val_accuracy:12.4f}"
     "  {seconds:7.1f}  {images_per_second:8.0f}"
 )
-
-
-class Diverged(UserError):
-    """The loss is no longer a finite number."""
 
 
 class Trainer:
@@ -78,41 +77,62 @@ class Trainer:
         """The last, partial batch counts."""
         return -(-self.train_size // self.config.batch_size)
 
-    def train_epoch(self, epoch: int, progress: Callable[[int], object] = lambda steps: None) -> tuple[float, float]:
-        """One pass, in the order that (seed, epoch) give. Returns mean loss and accuracy.
+    @property
+    def chunks_per_epoch(self) -> int:
+        """How many times per epoch the device is handed work."""
+        return len(chunk_lengths(self.steps_per_epoch))
 
-        Calls `progress` with the number of steps, as chunks end.
-        The figures are those of each batch before its update. The device is handed a chunk ahead of what is read back.
+    def train_epoch(self, epoch: int) -> tuple[float, float]:
+        """One pass, in the order that (seed, epoch) give. Returns mean loss and accuracy."""
+        return self.means(self.advance(epoch, Partial()))
+
+    def means(self, done: Partial) -> tuple[float, float]:
+        """Mean loss and accuracy of a whole epoch."""
+        assert done.pictures == self.train_size, f"{done.pictures:.0f} of {self.train_size} training pictures were seen"
+        return done.loss / done.pictures, done.correct / done.pictures
+
+    def advance(
+        self,
+        epoch: int,
+        done: Partial,
+        progress: Callable[[int], object] = lambda steps: None,
+        stop: Callable[[int], bool] = lambda chunks: False,
+    ) -> Partial:
+        """Goes on with an epoch until it ends, or `stop` (of the chunks done in it) says so between two chunks.
+
+        Calls `progress` with the number of steps, as chunks end. The sums are those of each batch before its update.
+        The device is handed a chunk ahead of what is read back.
         """
         order = np.random.default_rng([self.config.seed, epoch]).permutation(self.train_size)
-        total, done = np.zeros(3), 0
+        start = time.perf_counter()
+        totals = np.array([done.loss, done.correct, done.pictures])
+        lengths = chunk_lengths(self.steps_per_epoch)
+        chunk = read = done.chunks
         pending: list[steps.Sums] = []
 
         def read_back():
-            nonlocal total, done
+            nonlocal totals, read
             sums = [np.asarray(x, np.float64) for x in pending.pop(0)]
             if not np.all(np.isfinite(sums[0])):
-                step = done + int(np.argmin(np.isfinite(sums[0]))) + 1
-                raise Diverged(
-                    f"the loss is not finite at epoch {epoch}, step {step} of {self.steps_per_epoch};"
-                    f" try a smaller --learning-rate (it is {self.config.learning_rate:g}) or another --seed."
-                )
-            total += [x.sum() for x in sums]
-            done += len(sums[0])
-            progress(len(sums[0]))
+                step = sum(lengths[:read]) + int(np.argmin(np.isfinite(sums[0]))) + 1
+                where = f"epoch {epoch}, step {step} of {self.steps_per_epoch}"
+                raise Diverged(f"the loss is not finite at {where}; {advice(self.config)}")
+            totals = totals + [x.sum() for x in sums]
+            progress(lengths[read])
+            read += 1
 
-        start = 0
-        for length in chunk_lengths(self.steps_per_epoch):
-            batches = self._batches(order[start * self.config.batch_size :], length)
-            self.state, sums = self._chunks[length](self.state, self.train_set, batches)
-            start += length
+        while chunk < len(lengths) and not stop(chunk):
+            first = sum(lengths[:chunk]) * self.config.batch_size
+            batches = self._batches(order[first:], lengths[chunk])
+            self.state, sums = self._chunks[lengths[chunk]](self.state, self.train_set, batches)
+            chunk += 1
             pending.append(sums)
             if len(pending) > 1:
                 read_back()
-        read_back()
-        loss, correct, count = total
-        assert count == self.train_size, f"{count} of {self.train_size} training pictures were seen"
-        return loss / count, correct / count
+        while pending:
+            read_back()
+        loss, correct, pictures = totals.tolist()
+        return Partial(chunk, loss, correct, pictures, done.seconds + time.perf_counter() - start)
 
     def evaluate(self) -> tuple[float, float]:
         """Mean loss and accuracy over the whole test set, every picture once."""
@@ -138,14 +158,32 @@ def chunk_lengths(count: int) -> list[int]:
     return [count // chunks + (i < count % chunks) for i in range(chunks)]
 
 
-def train(config: Config, devices: Sequence[jax.Device] | None = None) -> list[Epoch]:
-    """Trains as the resolved `config` says, records each epoch in the workdir and returns the rows."""
-    workdir = Workdir(config)
+def train(config: Config, devices: Sequence[jax.Device] | None = None, notice: Notice | None = None) -> list[Epoch]:
+    """Trains as the resolved `config` says, records each epoch in the workdir and returns the rows.
+
+    With `config.resume`, goes on with the run in the workdir, and returns its rows at once if all epochs are done.
+    After `notice.given`, ends at the next chunk with a checkpoint and `Preempted`.
+    """
+    run = Run(config)
+    with contextlib.closing(run):
+        if run.finished:
+            log.info(f"all {len(run.rows)} epochs of this run are done")
+        else:
+            _train(run, devices, notice or Notice())
+        run.end()
+    return run.rows
+
+
+def _train(run: Run, devices: Sequence[jax.Device] | None, notice: Notice) -> None:
+    """The epochs that the run still lacks."""
+    config = run.config
     dataset = data.load(config.dataset, config.data_dir, config.limit)
     started = time.perf_counter()
     trainer = Trainer(config, dataset, devices)
+    if run.arrays is not None:
+        trainer.state = trainer.replicas.replicate(run.state(trainer.state))
     what = facts(trainer, dataset)
-    workdir.write_config(config, what)
+    run.begin(what, trainer.state)
     log.info(
         f"{config.dataset}: {trainer.train_size} training and {trainer.test_size} test pictures;"
         f" {config.model} x {config.width:g}: {what['parameters']:,} parameters; {config.optimizer},"
@@ -153,37 +191,46 @@ def train(config: Config, devices: Sequence[jax.Device] | None = None) -> list[E
         f" compiled in {time.perf_counter() - started:.1f} s"
     )
     log.info(HEADER)
-    history = []
+    notice.watched = True
     with logging_redirect_tqdm([log]):
-        for epoch in range(1, config.epochs + 1):
-            row = _epoch(trainer, epoch)
-            workdir.write_epoch(row)
-            history.append(row)
+        while not run.finished:
+            row = _epoch(trainer, run, notice)
+            run.add(row)
             log.info(LINE.format(**vars(row)))
-    workdir.write_figure(config, history)
-    log.info(f"results are in {workdir.path}")
-    return history
+            if run.due():
+                where = f"epoch {row.epoch}, step {trainer.steps_per_epoch} of {trainer.steps_per_epoch}"
+                run.save(trainer.state, trainer.chunks_per_epoch, where)
 
 
-def _epoch(trainer: Trainer, epoch: int) -> Epoch:
-    """Trains for an epoch and evaluates, with a progress bar on a terminal."""
+def _epoch(trainer: Trainer, run: Run, notice: Notice) -> Epoch:
+    """Trains to the end of the epoch that the run is in and evaluates, with a progress bar on a terminal."""
+    epoch, chunks = len(run.rows) + 1, trainer.chunks_per_epoch
+    steps_of = lambda chunk: sum(chunk_lengths(trainer.steps_per_epoch)[:chunk])
     options = {
         "total": trainer.steps_per_epoch,
+        "initial": steps_of(run.partial.chunks),
         "desc": f"epoch {epoch}/{trainer.config.epochs}",
         "unit": "step",
         "leave": False,
-        "disable": not sys.stderr.isatty(),
+        "disable": not (sys.stderr.isatty() and primary()),
         # Said outright, because on a terminal that does not tell its size tqdm would show nothing.
         "ncols": shutil.get_terminal_size().columns,
         "nrows": 2,
     }
-    start = time.perf_counter()
+    stop = lambda chunk: asked_to_stop(notice.given, len(run.rows) * chunks + chunk)
     with tqdm(**options) as bar:
-        loss, accuracy = trainer.train_epoch(epoch, bar.update)
-    trained = time.perf_counter()
+        done = trainer.advance(epoch, run.partial, bar.update, stop)
+    if done.chunks < chunks:
+        run.partial = done
+        where = f"epoch {epoch}, step {steps_of(done.chunks)} of {trainer.steps_per_epoch}"
+        run.save(trainer.state, chunks, where)
+        run.wait()
+        raise Preempted(f"stopped on SIGTERM after {where}; a checkpoint is written: go on with --resume.")
+    loss, accuracy = trainer.means(done)
+    start = time.perf_counter()
     val_loss, val_accuracy = trainer.evaluate()
-    seconds, val_seconds = trained - start, time.perf_counter() - trained
-    return Epoch(epoch, loss, accuracy, val_loss, val_accuracy, seconds, trainer.train_size / seconds, val_seconds)
+    speed = trainer.train_size / done.seconds
+    return Epoch(epoch, loss, accuracy, val_loss, val_accuracy, done.seconds, speed, time.perf_counter() - start)
 
 
 def facts(trainer: Trainer, dataset: data.Dataset) -> dict:

@@ -3,47 +3,72 @@
 import concurrent.futures
 import logging
 import os
+import signal
 import sys
 
-import tyro
 from config import Config, UsageError, UserError, resolve
+from flags import parse
+from notice import Notice
 
 log = logging.getLogger("train")
 
 
 def main() -> int:
-    """The exit code: 0, 1 for what went wrong in the run, 2 for flags that cannot be meant so, 130 for Ctrl-C."""
+    """The exit code.
+
+    0; 1 for what went wrong in the run; 2 for flags that cannot be meant so; 75 if the same command with --resume
+    goes on with the run (SIGTERM, or another process of the run is lost); 130 for Ctrl-C.
+    """
     try:
-        config = resolve(tyro.cli(Config, prog="train/main.py"))
+        config = resolve(parse(sys.argv[1:]))
     except UsageError as error:
         sys.stderr.write(f"error: {error}\n")
-        return 2
+        return error.exit_code
     handler = logging.StreamHandler(sys.stdout)
     log.addHandler(handler)
     log.setLevel(logging.INFO)
     log.propagate = False  # libraries may give the root logger a handler of its own
     # In a thread of its own, because Ctrl-C cannot interrupt a compilation or a wait for the device, but it can end the
     # wait for that thread. History is on disk as each epoch ends, so there is nothing left to save then.
-    run = concurrent.futures.ThreadPoolExecutor(1).submit(_run, config)
+    notice = Notice()
+    signal.signal(signal.SIGTERM, notice.receive)
+    run = concurrent.futures.ThreadPoolExecutor(1).submit(_run, config, notice)
     try:
-        run.result()
-    except UserError as error:
-        log.error("error: %s", error)
-        return 1
+        return run.result()
     except KeyboardInterrupt:
         log.error("interrupted; what was recorded so far is in the workdir")
         handler.flush()
         os._exit(130)
-    return 0
 
 
-def _run(config: Config) -> None:
+def _run(config: Config, notice: Notice) -> int:
+    """Trains; the exit code."""
     import devices
     import loop
+    import progress
 
-    devices.use_compilation_cache(config.compilation_cache)
-    devices.check_arithmetic()
-    loop.train(config)
+    try:
+        devices.join_processes(config)
+    except UserError as error:
+        log.error("error: %s", error)
+        logging.shutdown()
+        os._exit(error.exit_code)  # half a connection keeps the process from ending
+    if not devices.primary():
+        log.setLevel(logging.WARNING)
+    try:
+        devices.use_compilation_cache(config.compilation_cache)
+        devices.check_arithmetic()
+        with devices.lost_peers():
+            loop.train(config, notice=notice)
+    except UserError as error:
+        log.error("error: %s", error)
+        devices.leave(error.exit_code, together=isinstance(error, (progress.Diverged, progress.Preempted)))
+        return error.exit_code
+    except Exception:
+        log.exception("error: this should not have happened")
+        devices.leave(1, together=False)
+        return 1
+    return 0
 
 
 if __name__ == "__main__":

@@ -1,13 +1,20 @@
-"""What a run leaves behind in its folder: config.json, history.csv (a row per epoch, as it ends) and history.png."""
+"""What a run leaves behind in its folder: config.json, history.csv (a row per epoch, as it ends) and history.png.
+
+The folder may be on any path that `etils.epath` takes, such as gs://. Each file is replaced as a whole.
+"""
 
 import csv
 import dataclasses
 import datetime
+import io
 import json
+import logging
 import pathlib
-import tempfile
 
-from config import Config, UserError
+from config import SAME_RUN, Config, UserError, brief, flag
+from etils import epath
+
+log = logging.getLogger("train")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,35 +32,62 @@ class Epoch:
 
 
 class Workdir:
-    """The folder of one run. One that already holds a history is refused."""
+    """The folder of one run. One that already holds a run is refused, unless that run is to go on."""
 
     def __init__(self, config: Config):
-        self.path = pathlib.Path(config.workdir or _fresh_name(config))
-        self._history = self.path / "history.csv"
-        if self._history.exists():
-            raise UserError(
-                f"--workdir is {self.path}, which holds the results of a run already; choose another folder."
-            )
+        """Makes the folder, and sees that it can be written to; with `config.resume`, that its run is this one."""
+        self.path = epath.Path(config.workdir or _fresh_name(config))
         try:
+            if not config.resume and any((self.path / name).exists() for name in ("config.json", "history.csv")):
+                raise UserError(
+                    f"--workdir is {self.path}, which holds the results of a run already;"
+                    " choose another folder, or go on with that run with --resume."
+                )
             self.path.mkdir(parents=True, exist_ok=True)
-            tempfile.TemporaryFile(dir=self.path).close()
-        except OSError as error:
-            why = f"where nothing can be written ({error.strerror})"
-            raise UserError(f"--workdir is {self.path}, {why}; choose another folder.") from error
+            (self.path / ".writable").write_text("")
+            (self.path / ".writable").unlink()
+        except (OSError, ImportError, ValueError, RuntimeError) as error:  # of the file system or of its driver
+            why = getattr(error, "strerror", None) or brief(error)
+            raise UserError(
+                f"--workdir is {self.path}, where nothing can be written ({why}); choose another folder."
+            ) from error
+        self._config = self._read_config() if config.resume else {}
+        self._check_same(config)
+
+    @property
+    def checkpoints(self) -> epath.Path:
+        """The folder of the checkpoints."""
+        return self.path / "checkpoints"
 
     def write_config(self, config: Config, facts: dict) -> None:
-        """config.json: the resolved values, and facts such as versions and devices."""
-        text = json.dumps(dataclasses.asdict(config) | {"workdir": str(self.path)} | facts, indent=2)
-        (self.path / "config.json").write_text(text + "\n")
+        """config.json: the resolved values, and facts such as versions and devices.
 
-    def write_epoch(self, row: Epoch) -> None:
-        """Appends the row to history.csv, where it is safe from whatever comes next."""
-        values = {k: v if isinstance(v, int) else f"{v:.6g}" for k, v in dataclasses.asdict(row).items()}
-        with open(self._history, "a", newline="") as file:
-            writer = csv.DictWriter(file, values)
-            if file.tell() == 0:
-                writer.writeheader()
-            writer.writerow(values)
+        For a run that goes on, other versions and devices are mentioned, and other data are a UserError.
+        """
+        before = self._config
+        for name in ("train_examples", "test_examples", "num_classes"):
+            if before.get(name, facts[name]) != facts[name]:
+                raise UserError(
+                    f"--workdir is {self.path}, a run on other data: {name} was {before[name]} and is {facts[name]};"
+                    " choose another folder, or the --data-dir that it had."
+                )
+        if before.get("devices", facts["devices"]) != facts["devices"]:
+            log.info(f"going on with {_counted(facts['devices'])}; before it was {_counted(before['devices'])}")
+        for package, version in facts["versions"].items():
+            if (old := before.get("versions", {}).get(package, version)) != version:
+                log.info(f"going on with {package} {version}; before it was {old}")
+        text = json.dumps(dataclasses.asdict(config) | {"workdir": str(self.path)} | facts, indent=2)
+        self._write("config.json", f"{text}\n".encode())
+
+    def write_history(self, rows: list[Epoch]) -> None:
+        """history.csv, with all rows: it never holds more or less than them, and they are safe from what comes next."""
+        text = io.StringIO()
+        writer = csv.DictWriter(text, [field.name for field in dataclasses.fields(Epoch)])
+        writer.writeheader()
+        for row in rows:
+            values = dataclasses.asdict(row).items()
+            writer.writerow({k: v if isinstance(v, int) else f"{v:.6g}" for k, v in values})
+        self._write("history.csv", text.getvalue().encode())
 
     def write_figure(self, config: Config, history: list[Epoch]) -> None:
         """history.png: the paper's four panels (Figures 10-19)."""
@@ -72,7 +106,44 @@ class Workdir:
             axes.xaxis.get_major_locator().set_params(integer=True)
         model = f"{config.model} x {config.width:g}"
         figure.suptitle(f"{config.dataset}, {model}, {config.optimizer}, learning rate {config.learning_rate:g}")
-        figure.savefig(self.path / "history.png", dpi=100)
+        picture = io.BytesIO()
+        figure.savefig(picture, dpi=100)
+        self._write("history.png", picture.getvalue())
+
+    def _write(self, name: str, content: bytes) -> None:
+        """Replaces a file at one stroke."""
+        temporary = self.path / f".{name}.tmp"
+        try:
+            temporary.write_bytes(content)
+            temporary.replace(self.path / name)
+        except OSError as error:
+            raise UserError(
+                f"--workdir is {self.path}, where {name} could not be written ({error.strerror});"
+                " mend that (is the disk full?), then go on with --resume."
+            ) from error
+
+    def _read_config(self) -> dict:
+        """What config.json says; nothing if the run did not come that far."""
+        path = self.path / "config.json"
+        if not path.exists():
+            if self.checkpoints.exists():
+                raise UserError(f"--workdir is {self.path}, which has checkpoints but no config.json; put it back.")
+            return {}
+        try:
+            return dict(json.loads(path.read_text()))
+        except (OSError, ValueError, TypeError) as error:
+            raise UserError(f"--workdir is {self.path}, whose config.json cannot be read ({brief(error)}).") from error
+
+    def _check_same(self, config: Config) -> None:
+        """UserError with each field in which this run is not the one that is here."""
+        now = dataclasses.asdict(config)
+        other = [name for name in SAME_RUN if self._config.get(name, now[name]) != now[name]]
+        if other:
+            values = "; ".join(f"{flag(name)} was {self._config[name]} and is {now[name]}" for name in other)
+            raise UserError(
+                f"--workdir is {self.path}, where another run is to be gone on with: {values}."
+                " Give the values that it had, or choose another folder."
+            )
 
 
 def _fresh_name(config: Config) -> pathlib.Path:
@@ -80,3 +151,8 @@ def _fresh_name(config: Config) -> pathlib.Path:
     stem = f"{now:%Y%m%d-%H%M%S}-{config.dataset}-{config.model}-{config.optimizer}-seed{config.seed}"
     candidates = (pathlib.Path("runs") / f"{stem}{suffix}" for suffix in ("", *(f"-{i}" for i in range(2, 1000))))
     return next(path for path in candidates if not path.exists())
+
+
+def _counted(kinds: list[str]) -> str:
+    """`["cpu", "cpu"]` as `2 x cpu`."""
+    return " and ".join(f"{kinds.count(kind)} x {kind}" for kind in dict.fromkeys(kinds))

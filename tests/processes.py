@@ -1,0 +1,98 @@
+"""The trainer in processes of its own, that can be killed, and what is left of such a run."""
+
+import contextlib
+import csv
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+
+MAIN = pathlib.Path(__file__).parent.parent / "train" / "main.py"
+TIMES = ("seconds", "images_per_second", "val_seconds")
+
+
+def start(*flags, devices=1):
+    """A process of the trainer with so many virtual devices; output and errors can be read together from its stdout."""
+    environment = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "JAX_NUMPY_DTYPE_PROMOTION": "standard",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+    }
+    command = [sys.executable, str(MAIN), *map(str, flags)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+
+
+def start_together(count, *flags, devices):
+    """`count` processes of one run, with so many devices each, that meet over loopback."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    together = ("--coordinator", address, "--num-processes", count)
+    return [start(*flags, *together, "--process-id", i, devices=devices) for i in range(count)]
+
+
+def finish(process, code=0, seconds=300):
+    """What it wrote, once it has ended with this exit code."""
+    try:
+        out, _ = process.communicate(timeout=seconds)
+    finally:
+        process.kill()
+    assert process.returncode == code, f"exit code {process.returncode}, not {code}:\n{out}"
+    return out
+
+
+def kill_at(process, moment, seconds=300):
+    """SIGKILL as soon as `moment()` is true; False if the process was faster."""
+    end = time.monotonic() + seconds
+    while not moment():
+        assert time.monotonic() < end, "the moment never came"
+        if process.poll() is not None:
+            return False
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    return process.returncode == -signal.SIGKILL
+
+
+def rows(workdir):
+    """How many epochs history.csv has."""
+    with contextlib.suppress(FileNotFoundError):
+        return max(0, (pathlib.Path(workdir) / "history.csv").read_text().count("\n") - 1)
+    return 0
+
+
+def unfinished(workdir):
+    """Whether a checkpoint is being written."""
+    return any((pathlib.Path(workdir) / "checkpoints").glob("*tmp*"))
+
+
+def whole(workdir):
+    """The numbers of the checkpoints that are written."""
+    return sorted(int(path.name) for path in (pathlib.Path(workdir) / "checkpoints").glob("*") if path.name.isdecimal())
+
+
+def result(workdir):
+    """The arrays of the newest checkpoint, and history.csv without the columns that are times."""
+    from checkpoints import Checkpoints
+
+    checkpoints = Checkpoints(pathlib.Path(workdir) / "checkpoints", keep=100)
+    arrays, _ = checkpoints.restore()
+    checkpoints.close()
+    with open(pathlib.Path(workdir) / "history.csv", newline="") as file:
+        history = [{k: v for k, v in row.items() if k not in TIMES} for row in csv.DictReader(file)]
+    return arrays, history
+
+
+def differences(one, other):
+    """Where two results are not bit for bit the same: a list of names, empty if nowhere."""
+    (arrays, history), (others, other_history) = one, other
+    bits = lambda array: (array.dtype, array.shape, np.asarray(array).tobytes())
+    wrong = [name for name in arrays | others if name not in arrays or name not in others]
+    wrong += [name for name in arrays.keys() & others.keys() if bits(arrays[name]) != bits(others[name])]
+    return wrong + ["history.csv"] * (history != other_history)

@@ -1,0 +1,352 @@
+"""Runs that are stopped and go on, damaged checkpoints, full disks: each in this process, with one compiled trainer."""
+
+import dataclasses
+import json
+import logging
+import os
+import pathlib
+import resource
+import shutil
+
+import jax
+import loop
+import numpy as np
+import processes
+import progress
+import pytest
+from checkpoints import Checkpoints
+from config import SAME_RUN, Config, UserError, resolve
+from notice import Notice
+
+RUN = Config(width=0.05, limit=128, batch_size=8, epochs=4)  # 8 chunks of 2 steps per epoch
+CHUNKS = 8
+TRAINER = loop.Trainer
+
+
+class StopAfter(Notice):
+    """SIGTERM after so many chunks."""
+
+    def __init__(self, chunks):
+        self.left = chunks
+
+    @property
+    def given(self):
+        self.left -= 1
+        return self.left < 0
+
+
+@pytest.fixture(scope="module")
+def train():
+    """`train(workdir, chunks=None, devices=2, **flags)`: loop.train, stopped after so many chunks."""
+    compiled = {}  # trainers by their number of devices, with the initial state
+
+    def trainer(config, dataset, devices):
+        if len(devices) not in compiled:
+            made = TRAINER(config, dataset, devices)
+            compiled[len(devices)] = made, jax.tree.map(np.array, made.state)
+        made, initial = compiled[len(devices)]
+        made.config, made.state = config, made.replicas.replicate(initial)
+        return made
+
+    def train(workdir, chunks=None, devices=2, **flags):
+        config = resolve(dataclasses.replace(RUN, workdir=str(workdir), **flags))
+        return loop.train(config, jax.devices()[:devices], None if chunks is None else StopAfter(chunks))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "Trainer", trainer)
+        yield train
+
+
+@pytest.fixture(scope="module")
+def whole(train, tmp_path_factory):
+    """What a run leaves that nothing happened to."""
+    workdir = tmp_path_factory.mktemp("whole")
+    train(workdir)
+    return processes.result(workdir)
+
+
+@pytest.fixture(scope="module")
+def stopped(train, tmp_path_factory):
+    """The workdir of a run that was stopped in its third epoch; checkpoints: after two epochs, and 3 chunks later."""
+    workdir = tmp_path_factory.mktemp("stopped") / "run"
+    with pytest.raises(progress.Preempted):
+        train(workdir, chunks=2 * CHUNKS + 3)
+    return workdir
+
+
+@pytest.fixture
+def halfway(stopped, tmp_path):
+    """A copy of it."""
+    return pathlib.Path(shutil.copytree(stopped, tmp_path / "run"))
+
+
+@pytest.fixture
+def said(caplog):
+    """Everything that was logged, as one text."""
+    caplog.set_level(logging.INFO, "train")
+    return lambda: caplog.text
+
+
+# Going on
+
+
+@pytest.mark.parametrize(
+    ("stops", "checkpoint_every"), [([0, CHUNKS, 3 * CHUNKS - 1], 1), ([1, CHUNKS + 4, 4, CHUNKS], 3)]
+)
+def test_a_stopped_run_goes_on_bit_for_bit(train, whole, tmp_path, stops, checkpoint_every):
+    flags = {"resume": True, "checkpoint_every": checkpoint_every}
+    for chunks in stops:
+        with pytest.raises(progress.Preempted, match=r"stopped on SIGTERM after epoch \d, step \d+ of 16; .*--resume"):
+            train(tmp_path / "run", chunks, **flags)
+    history = train(tmp_path / "run", **flags)
+    assert processes.differences(processes.result(tmp_path / "run"), whole) == []
+    assert [row.epoch for row in history] == [1, 2, 3, 4]
+    assert (tmp_path / "run" / "history.png").exists()
+
+
+def test_what_is_compared_is_the_state_and_it_moves(train, whole, tmp_path):
+    arrays, history = whole
+    assert sum("velocity" in name for name in arrays) == sum("params" in name for name in arrays) == 22
+    assert len(history) == 4
+    train(tmp_path / "other", seed=1)
+    assert len(processes.differences(processes.result(tmp_path / "other"), whole)) > 20
+
+
+def test_a_run_that_was_killed_is_repaired(train, whole, halfway, tmp_path):
+    """The history may be ahead of the checkpoints, behind them, or half a line."""
+    text = (halfway / "history.csv").read_text()
+    for number, history in enumerate([text + text.splitlines()[-1] + "\n", text[:-10]]):
+        copy = tmp_path / f"copy{number}"
+        shutil.copytree(halfway, copy)
+        (copy / "history.csv").write_text(history)
+        (copy / ".history.csv.tmp").write_text("epo")
+        train(copy, resume=True)
+        assert processes.differences(processes.result(copy), whole) == []
+
+
+@pytest.mark.parametrize("left", [[], ["config.json", "history.csv"]])
+def test_without_a_checkpoint_it_starts(train, whole, halfway, left):
+    for path in halfway.iterdir():
+        if path.name not in left:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    train(halfway, resume=True)
+    assert processes.differences(processes.result(halfway), whole) == []
+
+
+def test_a_finished_run_does_nothing_and_more_epochs_can_be_added(train, whole, tmp_path, monkeypatch):
+    train(tmp_path / "run", epochs=2)
+    before = processes.result(tmp_path / "run")
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "Trainer", None)
+        history = train(tmp_path / "run", epochs=2, resume=True)
+        assert [row.epoch for row in history] == [1, 2]
+        assert len(train(tmp_path / "run", epochs=1, resume=True)) == 2
+    assert processes.differences(processes.result(tmp_path / "run"), before) == []
+    train(tmp_path / "run", resume=True)
+    assert processes.differences(processes.result(tmp_path / "run"), whole) == []
+
+
+def test_another_number_of_devices_goes_on_and_says_so(train, whole, halfway, said):
+    train(halfway, devices=1, resume=True)
+    assert "going on with 1 x cpu; before it was 2 x cpu" in said()
+    arrays, history = processes.result(halfway)
+    assert [row["epoch"] for row in history] == ["1", "2", "3", "4"]
+    for name, array in arrays.items():
+        np.testing.assert_allclose(array, whole[0][name], atol=1e-4)
+
+
+@pytest.mark.parametrize(("every", "keep", "left"), [(1, 1, [4]), (3, 9, [3, 4])])
+def test_checkpoints_are_written_every_so_often_and_the_newest_kept(train, tmp_path, every, keep, left):
+    train(tmp_path / "run", checkpoint_every=every, keep=keep)
+    assert processes.whole(tmp_path / "run") == [CHUNKS * epoch for epoch in left]
+
+
+# What is refused
+
+
+def test_another_run_is_refused_with_each_field(train, halfway):
+    flags = {"seed": 7, "batch_size": 4, "optimizer": "adam"}
+    before = snapshot(halfway)
+    with pytest.raises(UserError) as caught:
+        train(halfway, resume=True, **flags)
+    message = str(caught.value)
+    for text in ("--optimizer was gravity and is adam", "--seed was 0 and is 7", "--batch-size was 8 and is 4"):
+        assert text in message
+    assert "--learning-rate was 0.1 and is 0.00025" in message and "--width" not in message and "\n" not in message
+    assert snapshot(halfway) == before
+
+
+def test_every_flag_is_either_compared_or_free():
+    free = {"epochs", "data_dir", "workdir", "resume", "checkpoint_every", "keep"}
+    free |= {"coordinator", "num_processes", "process_id"}
+    assert free | set(SAME_RUN) >= {field.name for field in dataclasses.fields(Config)}
+
+
+def test_other_data_are_refused(train, halfway):
+    config = json.loads((halfway / "config.json").read_text())
+    (halfway / "config.json").write_text(json.dumps(config | {"train_examples": 60}))
+    with pytest.raises(UserError, match="a run on other data: train_examples was 60 and is 128"):
+        train(halfway, resume=True)
+
+
+@pytest.mark.parametrize("content", [None, "", "[", "3"])
+def test_a_lost_or_broken_config_is_named(train, halfway, content):
+    (halfway / "config.json").unlink()
+    if content is not None:
+        (halfway / "config.json").write_text(content)
+    with pytest.raises(UserError, match=f"--workdir is {halfway}, .*config.json"):
+        train(halfway, resume=True)
+
+
+def test_a_run_is_never_overwritten_without_resume(train, halfway):
+    before = snapshot(halfway)
+    with pytest.raises(UserError, match=f"--workdir is {halfway}, which holds .* already; choose .* --resume"):
+        train(halfway)
+    assert snapshot(halfway) == before
+
+
+def test_another_versions_state_is_refused(train, halfway, monkeypatch):
+    monkeypatch.setattr(jax.tree_util, "keystr", lambda path: f"other{path}")
+    with pytest.raises(UserError, match="holds other arrays than this version"):
+        train(halfway, resume=True)
+
+
+# Damage
+
+
+def snapshot(folder):
+    return {path: path.read_bytes() for path in pathlib.Path(folder).rglob("*") if path.is_file()}
+
+
+def files(checkpoint):
+    return sorted(path for path in checkpoint.rglob("*") if path.is_file())
+
+
+def truncate(path):
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def flip(path, part=0.5):
+    content = bytearray(path.read_bytes())
+    content[int(part * (len(content) - 1))] ^= 16
+    path.write_bytes(content)
+
+
+def lost(path):
+    path.unlink()
+
+
+@pytest.mark.parametrize("damage", [truncate, flip, lost])
+def test_damage_to_any_file_of_the_newest_checkpoint_is_noticed_or_does_no_harm(stopped, tmp_path, caplog, damage):
+    """What is not noticed is not read: copies of metadata, for other readers."""
+    newest = processes.result(stopped)[0]
+    before = Checkpoints(stopped / "checkpoints", keep=2)._read(2 * CHUNKS)[0]
+    noticed = 0
+    for number, path in enumerate(files(stopped / "checkpoints" / "19")):
+        if path.stat().st_size:
+            copy = shutil.copytree(stopped / "checkpoints", tmp_path / str(number))
+            damage(copy / path.relative_to(stopped / "checkpoints"))
+            caplog.clear()
+            checkpoints = Checkpoints(copy, keep=2)
+            arrays, _ = checkpoints.restore()
+            checkpoints.close()
+            fell_back = f"the checkpoint {copy}/19 is damaged" in caplog.text
+            noticed += fell_back
+            assert same(arrays, before if fell_back else newest), path
+            assert (copy / "19").exists() != fell_back
+    assert noticed >= 3
+
+
+def same(arrays, others):
+    return processes.differences((arrays, []), (others, [])) == []
+
+
+def test_a_run_with_a_damaged_checkpoint_goes_on_from_the_one_before(train, whole, halfway, said):
+    truncate(max(files(halfway / "checkpoints" / "19"), key=lambda path: path.stat().st_size))
+    train(halfway, resume=True)
+    assert f"the checkpoint {halfway}/checkpoints/19 is damaged" in said() and "going on after epoch 2\n" in said()
+    assert processes.differences(processes.result(halfway), whole) == []
+
+
+def test_a_flipped_bit_anywhere_in_the_arrays_is_noticed(train, halfway, tmp_path):
+    checkpoints = Checkpoints(halfway / "checkpoints", 2)
+    for path in files(halfway / "checkpoints" / "19" / "arrays" / "d"):
+        content = path.read_bytes()
+        for part in np.linspace(0.01, 0.99, 40):
+            flip(path, part)
+            try:
+                checkpoints._read(19)
+            except Exception:
+                pass
+            else:
+                raise AssertionError(f"{path} with another byte at {part:.2f} of it was taken")
+            path.write_bytes(content)
+    checkpoints._read(19)
+    checkpoints.close()
+
+
+def test_a_half_written_checkpoint_is_left_out(train, whole, halfway, said):
+    (halfway / "checkpoints" / "19").rename(halfway / "checkpoints" / "19.orbax-checkpoint-tmp")
+    truncate(max(files(halfway / "checkpoints" / "19.orbax-checkpoint-tmp"), key=lambda path: path.stat().st_size))
+    train(halfway, resume=True)
+    assert "19.orbax-checkpoint-tmp was not finished" in said() and "going on after epoch 2\n" in said()
+    assert processes.differences(processes.result(halfway), whole) == []
+
+
+def test_if_none_can_be_read_it_says_so_and_deletes_nothing(train, halfway):
+    for number in processes.whole(halfway):
+        for path in files(halfway / "checkpoints" / str(number)):
+            truncate(path)
+    before = snapshot(halfway)
+    with pytest.raises(UserError, match=f"none of the checkpoints in {halfway}/checkpoints can be read; nothing was"):
+        train(halfway, resume=True)
+    assert snapshot(halfway) == before
+
+
+# A disk that is full, a loss that is not finite
+
+
+def test_too_little_room_is_found_before_training(train, tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**6, 10**6 - 10, 10))
+    with pytest.raises(UserError, match=r"0 MB are free and the checkpoints need 2 MB \(--keep is 2\)"):
+        train(tmp_path / "run")
+    assert not (tmp_path / "run" / "history.csv").exists()
+
+
+def test_a_workdir_that_cannot_be_written_to(train):
+    with pytest.raises(UserError, match=r"--workdir is /proc/nowhere, where nothing can be written .*another folder"):
+        train("/proc/nowhere")
+
+
+@pytest.mark.parametrize("size", [20_000, 300])
+def test_a_disk_that_is_full_ends_the_run_and_the_last_checkpoint_is_whole(train, whole, halfway, size):
+    """A limit on the size of files stands for it: at first no array can be written, then not even history.csv."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        with pytest.raises(UserError, match=f"--workdir is {halfway}, where .* could not be written .*--resume") as e:
+            train(halfway, resume=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "\n" not in str(e.value)
+    train(halfway, resume=True)
+    assert processes.differences(processes.result(halfway), whole) == []
+
+
+def test_a_run_that_diverges_keeps_its_last_good_checkpoint(train, halfway, monkeypatch):
+    """In the last step of an epoch: the loss, which is that of before the step, is still finite."""
+    spoilt = lambda x: np.full_like(x, np.nan) if np.issubdtype(x.dtype, np.floating) else np.array(x)
+    advance = TRAINER.advance
+
+    def poisoned(self, epoch, *rest):
+        done = advance(self, epoch, *rest)
+        if epoch == 4:
+            self.state = self.replicas.replicate(jax.tree.map(spoilt, self.state))
+        return done
+
+    monkeypatch.setattr(TRAINER, "advance", poisoned)
+    with pytest.raises(
+        progress.Diverged, match="is not finite after epoch 4, step 16 of 16; try a smaller --learning-rate"
+    ):
+        train(halfway, resume=True)
+    assert processes.whole(halfway) == [2 * CHUNKS + 3, 3 * CHUNKS]
