@@ -44,3 +44,16 @@ def test_a_jaxlib_that_computes_wrong_is_refused_by_version(monkeypatch):
     monkeypatch.setattr(devices.jax, "jit", lambda f: lambda a: -jnp.inf)
     with pytest.raises(UserError, match=rf"jax {jax.__version__} with jaxlib .* computes wrong results.*pip install"):
         devices.check_arithmetic()
+
+
+@pytest.mark.parametrize(
+    ("setting", "platform", "used"),
+    [("auto", "cpu", False), ("auto", "tpu", True), ("auto", "gpu", True), ("on", "cpu", True), ("off", "tpu", False)],
+)
+def test_compiled_programs_are_kept_on_accelerators_or_when_asked_for(monkeypatch, setting, platform, used):
+    settings = {}
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    monkeypatch.setattr(jax, "default_backend", lambda: platform)
+    monkeypatch.setattr(jax.config, "update", settings.__setitem__)
+    devices.use_compilation_cache(setting)
+    assert ("jax_compilation_cache_dir" in settings) == used

@@ -95,6 +95,8 @@ class Config:
     precision: Literal["float32", "default", "bfloat16"] = "float32"
     """float32: true float32 products on every platform. default: the platform's fast default. bfloat16: bfloat16 layers
     with float32 parameters, loss and optimizer."""
+    profile: bool = False
+    """Write a jax.profiler trace of a chunk of steps to the workdir, before training; on a copy of the state."""
     compilation_cache: Literal["auto", "on", "off"] = "auto"
     """Keep compiled programs for the next start, in JAX_COMPILATION_CACHE_DIR or ~/.cache/gravity-optax. auto: not
     on a CPU, where reading them back prints pages of warnings about processor features."""

@@ -186,7 +186,7 @@ def use_compilation_cache(setting: str) -> None:
     """Turns JAX's persistent compilation cache on, as `Config.compilation_cache` says; before anything is compiled."""
     if setting == "off" or (setting == "auto" and jax.default_backend() == "cpu"):
         return
-    if jax.config.jax_compilation_cache_dir is None:
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", os.path.expanduser("~/.cache/gravity-optax"))
     # Many small programs draw the initial state; each takes less than the second that JAX finds worth keeping.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 
 import data
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optimizers
 import steps
@@ -134,6 +135,15 @@ class Trainer:
         loss, correct, pictures = totals.tolist()
         return Partial(chunk, loss, correct, pictures, done.seconds + time.perf_counter() - start)
 
+    def trace(self, folder: str | None) -> None:
+        """Writes a profile of a chunk of steps (the second of two) to `folder`, if any. The state stays as it is."""
+        length = min(self._chunks)
+        batches = self._batches(np.arange(self.train_size), length)
+        state = jax.tree.map(jnp.copy, self.state)
+        state, _ = jax.block_until_ready(self._chunks[length](state, self.train_set, batches))
+        with jax.profiler.trace(folder) if folder else contextlib.nullcontext():
+            jax.block_until_ready(self._chunks[length](state, self.train_set, batches))
+
     def evaluate(self) -> tuple[float, float]:
         """Mean loss and accuracy over the whole test set, every picture once."""
         sums = self._evaluation(self.state.params, self.test_set, self._test_batches)
@@ -190,6 +200,8 @@ def _train(run: Run, devices: Sequence[jax.Device] | None, notice: Notice) -> No
         f" learning rate {config.learning_rate:g}; {len(what['devices'])} x {what['devices'][0]};"
         f" compiled in {time.perf_counter() - started:.1f} s"
     )
+    if config.profile:
+        trainer.trace(str(run.workdir.profile) if run.workdir else None)
     log.info(HEADER)
     notice.watched = True
     with logging_redirect_tqdm([log]):

@@ -59,6 +59,11 @@ class Workdir:
         """The folder of the checkpoints."""
         return self.path / "checkpoints"
 
+    @property
+    def profile(self) -> epath.Path:
+        """The folder of what --profile writes, for TensorBoard, XProf or Perfetto."""
+        return self.path / "profile"
+
     def write_config(self, config: Config, facts: dict) -> None:
         """config.json: the resolved values, and facts such as versions and devices.
 
