@@ -47,17 +47,18 @@ class Trainer:
         params = vgg.init(model, params_key, dataset.train_images.shape[1:])
         tx = optimizers.build(config, velocity_key)
         self.state = self.replicas.replicate(steps.TrainState(params, tx.init(params)))
-        self.train_set = self.replicas.replicate(steps.Pictures(dataset.train_images, dataset.train_labels))
-        self.test_set = self.replicas.replicate(steps.Pictures(dataset.test_images, dataset.test_labels))
+        self.train_set = self.replicas.replicate(steps.Pictures(steps.flat(dataset.train_images), dataset.train_labels))
+        self.test_set = self.replicas.replicate(steps.Pictures(steps.flat(dataset.test_images), dataset.test_labels))
         self.train_size, self.test_size = len(dataset.train_labels), len(dataset.test_labels)
 
-        chunk = functools.partial(steps.train_chunk, model.apply, tx)
+        apply = steps.on_flat(model.apply, dataset.train_images.shape[1:])
+        chunk = functools.partial(steps.train_chunk, apply, tx)
         compile_chunk = self.replicas.run_everywhere(chunk, donate_first=True)
         self._chunks = {
             length: compile_chunk(self.state, self.train_set, self._batches(np.arange(0), length))
             for length in sorted(set(chunk_lengths(self.steps_per_epoch)))
         }
-        compile_evaluation = self.replicas.run_everywhere(functools.partial(steps.evaluate, model.apply))
+        compile_evaluation = self.replicas.run_everywhere(functools.partial(steps.evaluate, apply))
         self._test_batches = self._batches(np.arange(self.test_size), -(-self.test_size // config.batch_size))
         self._evaluation = compile_evaluation(self.state.params, self.test_set, self._test_batches)
 
