@@ -35,6 +35,14 @@ def test_padding_counts_in_no_sum():
     assert padded.count == 3
 
 
+def test_pictures_that_lie_flat_are_seen_in_their_shape():
+    images = np.arange(9 * 2 * 3).reshape(9, 2, 3, 1).astype(np.uint8)
+    seen = steps.on_flat(lambda variables, images: images, (2, 3, 1))(
+        {}, jnp.asarray(steps.flat(images))[np.array([4, 0])]
+    )
+    np.testing.assert_array_equal(seen, images[[4, 0]])
+
+
 def test_a_step_follows_the_mean_gradient_of_the_valid_pictures_over_all_devices():
     rows = [0, 3, 5, 8, 2]
     # Three devices, with two, two and one valid pictures: a mean of means would be another number.

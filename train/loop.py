@@ -51,15 +51,14 @@ class Trainer:
             params = vgg.init(model, params_key, dataset.train_images.shape[1:])
             return steps.TrainState(params, tx.init(params))
 
-        self.train_set = self.replicas.replicate(steps.Pictures(dataset.train_images, dataset.train_labels))
-        self.test_set = self.replicas.replicate(steps.Pictures(dataset.test_images, dataset.test_labels))
+        self.train_set = self.replicas.replicate(steps.Pictures(steps.flat(dataset.train_images), dataset.train_labels))
+        self.test_set = self.replicas.replicate(steps.Pictures(steps.flat(dataset.test_images), dataset.test_labels))
         self.train_size, self.test_size = len(dataset.train_labels), len(dataset.test_labels)
         self._test_batches = self._batches(np.arange(self.test_size), -(-self.test_size // config.batch_size))
 
-        compile_chunk = self.replicas.run_everywhere(
-            functools.partial(steps.train_chunk, model.apply, tx), donate_first=True
-        )
-        compile_evaluation = self.replicas.run_everywhere(functools.partial(steps.evaluate, model.apply))
+        apply = steps.on_flat(model.apply, dataset.train_images.shape[1:])
+        compile_chunk = self.replicas.run_everywhere(functools.partial(steps.train_chunk, apply, tx), donate_first=True)
+        compile_evaluation = self.replicas.run_everywhere(functools.partial(steps.evaluate, apply))
         shapes = jax.eval_shape(initial_state)
         lengths = sorted(set(chunk_lengths(self.steps_per_epoch)))
         # Drawing the initial state means compiling, too: the programs are compiled beside it.

@@ -26,7 +26,7 @@ class TrainState(NamedTuple):
 class Pictures(NamedTuple):
     """A whole split, on every device."""
 
-    images: jax.Array | np.ndarray  # (n, height, width, channels), uint8
+    images: jax.Array | np.ndarray  # (n, height, width, channels), or (n, height * width * channels); uint8
     labels: jax.Array | np.ndarray  # (n,), int32
 
 
@@ -38,7 +38,21 @@ class Sums(NamedTuple):
     count: jax.Array  # type: ignore[assignment]
 
 
-Apply = Callable[..., Any]  # ({"params": params}, uint8 images (b, h, w, c)) -> float32 logits (b, classes)
+Apply = Callable[..., Any]  # ({"params": params}, uint8 images as in Pictures) -> float32 logits (b, classes)
+
+
+def flat(images: np.ndarray) -> np.ndarray:
+    """A row for each picture, (n, height * width * channels), as a TPU wants a dataset to lie.
+
+    It keeps the last two axes of an array in tiles: taking pictures out of an (n, 32, 32, 3) array, XLA makes a copy
+    of the whole dataset in four times its size at every call (`tests/speed/tpu_cost.py`).
+    """
+    return images.reshape(len(images), -1)
+
+
+def on_flat(apply: Apply, shape: tuple[int, ...]) -> Apply:
+    """`apply` for pictures of `shape` (h, w, c) that lie as `flat` leaves them."""
+    return lambda variables, images: apply(variables, images.reshape(-1, *shape))
 
 
 def batch_sums(apply: Apply, params: Any, pictures: Pictures, batch: jax.Array) -> Sums:

@@ -2,10 +2,10 @@
 
     pip install -e ".[train]" && python tests/speed/host.py [--data-dir DATA] [--json FILE]
 
-The first two are on the default run (digits): milliseconds per step of whole epochs, in processes that take turns. "loop"
-is what history.csv counts as training (batches, chunks, sums, progress); "bare" is the same compiled chunks one after
-another on batches that lie ready. Memory is the largest resident size of a run of VGG16 on CIFAR-10, from DATA, where it
-must lie prepared: 2 epochs of 1,280 pictures with checkpoints, beside dataset + 4 x parameters + 1 GiB.
+The first two are on the default run (digits): milliseconds per step of whole epochs, in processes that take turns.
+"loop" is what history.csv counts as training (batches, chunks, sums, progress); "bare" is the same compiled chunks one
+after another on batches that lie ready. Memory is the largest resident size of a run of VGG16 on CIFAR-10, from DATA,
+where it must lie prepared: 2 epochs of 1,280 pictures with checkpoints, beside dataset + 4 x parameters + 1 GiB.
 """
 
 import json

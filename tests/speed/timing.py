@@ -9,7 +9,18 @@ import statistics
 import time
 from collections.abc import Callable
 
-PACKAGES = ("jax", "jaxlib", "optax", "flax", "numpy", "torch", "pytorch_optimizer", "tensorflow-cpu", "keras")
+PACKAGES = (
+    "jax",
+    "jaxlib",
+    "libtpu",
+    "optax",
+    "flax",
+    "numpy",
+    "torch",
+    "pytorch_optimizer",
+    "tensorflow-cpu",
+    "keras",
+)
 
 
 def arguments(description: str, rounds: int, **more: str) -> argparse.Namespace:

@@ -1,0 +1,180 @@
+"""What a program compiled for a TPU says about itself, read from its text (`compiled.as_text()`).
+
+`cost_analysis()` counts a copy from memory to the chip's own buffer (VMEM, on v4 also CMEM) as if it went through
+memory twice, and does not count what a loop repeats. Here an array is in memory (HBM) unless its layout names another
+memory space, as in `f32[8,128]{1,0:T(8,128)S(1)}`. Sizes are those of the shapes, without the padding to tiles.
+"""
+
+import collections
+import math
+import re
+from typing import NamedTuple
+
+WIDTH = {"pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4}
+ARRAY = re.compile(rf"\b({'|'.join(WIDTH)})\[([0-9,]*)\](?:{{([^}}]*)}})?")
+INSTRUCTION = re.compile(r"\s+(ROOT )?%(\S+) = (.*)")
+CALL = re.compile(r" ([a-z][\w-]*)\(([^)]*)\)")
+ALL_REDUCES = ("all-reduce", "all-reduce-start")
+COLLECTIVES = (*ALL_REDUCES, "all-gather", "all-gather-start", "reduce-scatter", "all-to-all", "collective-permute")
+# What only gives another name to an array, or stands for one that is already there.
+NAMES = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "copy-done", "slice-done", "while")
+
+
+class Array(NamedTuple):
+    dtype: str
+    nbytes: int
+    in_memory: bool  # HBM, not a buffer on the chip
+
+
+class Instruction(NamedTuple):
+    computation: str
+    root: bool
+    name: str
+    opcode: str
+    arrays: list[Array]  # what it results in
+    operands: list[str]
+    text: str
+
+
+class Program:
+    """The instructions of a compiled program."""
+
+    def __init__(self, text: str):
+        self.instructions: dict[str, Instruction] = {}
+        self.entry = computation = ""
+        for line in text.splitlines():
+            if line.endswith("{") and not line.startswith(" "):
+                computation = line.split("%")[1].split(" ")[0]
+                if line.startswith("ENTRY"):
+                    self.entry = computation
+            elif match := INSTRUCTION.match(line):
+                root, name, rest = match.groups()
+                end = _end_of_shape(rest)
+                opcode, operands = CALL.match(rest, end).groups()  # type: ignore[union-attr]
+                self.instructions[name] = Instruction(
+                    computation,
+                    bool(root),
+                    name,
+                    opcode,
+                    _arrays(rest[:end]),
+                    re.findall(r"%([\w.-]+)", operands),
+                    rest,
+                )
+
+    def memory_traffic(self) -> int:
+        """Bytes that the entry computation reads from memory and writes to it. It must have no loops."""
+        return sum(self._read(i) + sum(a.nbytes for _, a in _written(i)) for i in self._entry())
+
+    def largest_temporary(self) -> int:
+        """Bytes of the largest array in memory that the entry computation makes and that is not one of its results."""
+        results = self._results()
+        return max(
+            (a.nbytes for i in self._entry() for index, a in _written(i) if (i.name, index) not in results), default=0
+        )
+
+    def fusions(self) -> int:
+        """How many fused kernels the entry computation starts."""
+        return sum(i.opcode == "fusion" for i in self._entry())
+
+    def collectives(self) -> list[dict]:
+        """Each collective: its kind, the bytes that a device puts in, and whether it is in the loop."""
+        return [
+            {
+                "kind": i.opcode.removesuffix("-start"),
+                "bytes": sum(a.nbytes for o in i.operands for a in self.instructions[o].arrays),
+                "in_loop": i.computation != self.entry,
+            }
+            for i in self.instructions.values()
+            if i.opcode in COLLECTIVES
+        ]
+
+    def convolutions(self) -> dict[tuple[str, ...], int]:
+        """How many convolutions and products there are of each kind: (layer, pass, dtypes in, dtype out, precision).
+
+        Products of matrices are convolutions too for a TPU. Dtypes are those of the arrays that it is handed.
+        """
+        kinds: collections.Counter = collections.Counter()
+        for i in self.instructions.values():
+            if i.opcode == "convolution":
+                name = re.search(r'op_name="([^"]*)"', i.text)[1]  # type: ignore[index]
+                precision = re.search(r"operand_precision=\{(\w+)", i.text)
+                kinds[
+                    "dense" if "Dense" in name else "convolution",
+                    "backward" if "transpose(" in name else "forward",
+                    " x ".join(sorted(self.instructions[o].arrays[0].dtype for o in i.operands)),
+                    i.arrays[0].dtype,
+                    precision[1] if precision else "default",
+                ] += 1
+        return dict(kinds)
+
+    def convolution_cycles(self) -> int:
+        """XLA's own estimate of the cycles that the kernels with a convolution take, one pass of the loop."""
+        holders = {i.computation for i in self.instructions.values() if i.opcode == "convolution"}
+        fused = {i.name: re.search(r"calls=%([\w.-]+)", i.text) for i in self.instructions.values()}
+        return sum(
+            int(cycles[1])
+            for i in self.instructions.values()
+            if (fused[i.name] and fused[i.name][1] in holders)  # type: ignore[index]
+            and (cycles := re.search(r'"estimated_cycles":"(\d+)"', i.text))
+        )
+
+    def _entry(self) -> list[Instruction]:
+        return [i for i in self.instructions.values() if i.computation == self.entry]
+
+    def _read(self, i: Instruction) -> int:
+        if i.opcode in NAMES:
+            return 0
+        if i.opcode == "slice-start":  # of what it is handed it reads the slice
+            return i.arrays[1].nbytes if i.arrays[0].in_memory else 0
+        return sum(a.nbytes for o in i.operands for a in self.instructions[o].arrays if a.in_memory)
+
+    def _results(self) -> set[tuple[str, int]]:
+        """(instruction, index) of the arrays that the entry computation returns."""
+        results = set()
+        root = next(i for i in self._entry() if i.root)
+        pending = [(root.name, index) for index in range(1 if root.opcode == "tuple" else len(root.arrays))]
+        while pending:
+            name, index = pending.pop()
+            i = self.instructions[name]
+            if i.opcode == "tuple":
+                pending += [(o, 0) for o in i.operands]
+            elif i.opcode == "get-tuple-element":
+                pending.append((i.operands[0], int(re.search(r"index=(\d+)", i.text)[1])))  # type: ignore[index]
+            elif i.opcode in NAMES:
+                pending += [(o, index) for o in i.operands]
+            else:
+                results.add((name, index))
+        return results
+
+
+def _end_of_shape(rest: str) -> int:
+    """Where the shape ends with which an instruction begins: `f32[8]{0} add(...)` or `(f32[8]{0}, ...) fusion(...)`."""
+    if not rest.startswith("("):
+        return rest.index(" ")
+    depth = 0
+    for end, character in enumerate(rest):
+        depth += (character == "(") - (character == ")")
+        if depth == 0:
+            return end + 1
+    raise ValueError(f"no end of the shape in {rest!r}")
+
+
+def _arrays(shape: str) -> list[Array]:
+    return [
+        Array(
+            dtype,
+            WIDTH[dtype] * math.prod(int(n) for n in sizes.split(",") if n),
+            not re.search(r"S\([1-9]", layout or ""),
+        )
+        for dtype, sizes, layout in ARRAY.findall(shape)
+    ]
+
+
+def _written(i: Instruction) -> list[tuple[int, Array]]:
+    """The arrays in memory that an instruction writes, each with its place in the result."""
+    if i.opcode in NAMES or "Bitcast" in i.text.split("backend_config")[0]:
+        return []
+    if i.opcode in ("copy-start", "slice-start"):  # (to, from, ...) and ((from), to, ...)
+        place = 0 if i.opcode == "copy-start" else 1
+        return [(place, i.arrays[place])] if i.arrays[place].in_memory else []
+    return [(index, a) for index, a in enumerate(i.arrays) if a.in_memory]
