@@ -1,0 +1,210 @@
+"""A training step of VGG16 on 32 x 32 pictures, batch 128: ours beside PyTorch and Keras, and Gravity's share of ours.
+
+    pip install -e ".[train,peers,prepare]" && python tests/speed/train_step.py [--json FILE]
+
+Images per second in steady state. Ours is the trainer's own compiled chunk. The others train the same network (every
+bias, ReLU and pooling, two dense layers of 4,096) on the same pictures, the same cross-entropy and batch, with SGD and
+momentum where ours has Gravity: PyTorch channels-last with its fused SGD, Keras by `model.fit` on TensorFlow. bfloat16 is
+`--precision bfloat16` here and autocast in PyTorch. Each framework has a process of its own, so that their thread pools
+do not meet; they take turns.
+
+Gravity's share is the time of its update alone, compiled into the same kind of loop with gradients that are given, over
+the time of the step.
+"""
+
+import contextlib
+import functools
+import multiprocessing
+import os
+import pathlib
+import statistics
+import sys
+import time
+from collections.abc import Callable
+
+import numpy as np
+import timing
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / "train"))
+
+BATCH, CLASSES = 128, 10
+STEPS = 4  # in one timed run
+STEPS_PER_EPOCH = 32  # which the trainer cuts into chunks of STEPS
+CONVOLUTIONS, CHANNELS, DENSE = (2, 2, 3, 3, 3), (64, 128, 256, 512, 512), 4096
+
+
+def pictures(count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Random uint8 (count, 32, 32, 3) and int32 labels."""
+    rng = np.random.default_rng(0)
+    return rng.integers(0, 256, (count, 32, 32, 3), np.uint8), rng.integers(0, CLASSES, count, np.int32)
+
+
+def ours(precision: str) -> Callable[[], object]:
+    """One chunk of the trainer."""
+    import config
+    import data
+    import jax
+    import loop
+
+    settings = config.resolve(
+        config.Config(dataset="cifar10", model="vgg16", precision=precision, batch_size=BATCH)  # type: ignore[arg-type]
+    )
+    images, labels = pictures(STEPS_PER_EPOCH * BATCH)
+    dataset = data.Dataset("cifar10", images, labels, images[:BATCH], labels[:BATCH], CLASSES)
+    trainer = loop.Trainer(settings, dataset)
+    assert set(loop.chunk_lengths(STEPS_PER_EPOCH)) == {STEPS}
+    batches = trainer._batches(np.arange(STEPS * BATCH), STEPS)
+
+    def run():
+        trainer.state, sums = trainer._chunks[STEPS](trainer.state, trainer.train_set, batches)
+        jax.block_until_ready((trainer.state, sums))
+
+    return run
+
+
+def gravity_alone() -> Callable[[], object]:
+    """The updates of one chunk, without the network."""
+    import jax
+    import optax
+    import vgg
+
+    from gravity_optax import gravity
+
+    params = vgg.init(vgg.build("vgg16", 1.0, CLASSES, "float32"), jax.random.key(0), (32, 32, 3))
+    gradients = jax.tree.map(lambda p: 0.01 * p, params)
+    tx = gravity(0.1, key=0)
+    state = [(params, tx.init(params))]
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def chunk(state, gradients):
+        def step(state, _):
+            params, opt_state = state
+            updates, opt_state = tx.update(gradients, opt_state, params)
+            return (optax.apply_updates(params, updates), opt_state), None
+
+        return jax.lax.scan(step, state, length=STEPS)[0]
+
+    def run():
+        state[0] = jax.block_until_ready(chunk(state[0], gradients))
+
+    return run
+
+
+def pytorch(dtype: str) -> Callable[[], object]:
+    """STEPS of PyTorch, channels last."""
+    import torch
+    from torch import nn
+
+    torch.set_num_threads(os.cpu_count() or 1)
+    layers: list[nn.Module] = []
+    previous = 3
+    for count, features in zip(CONVOLUTIONS, CHANNELS, strict=True):
+        for _ in range(count):
+            layers += [nn.Conv2d(previous, features, 3, padding=1), nn.ReLU(inplace=True)]
+            previous = features
+        layers.append(nn.MaxPool2d(2))
+    layers += [nn.Flatten(), nn.Linear(previous, DENSE), nn.ReLU(inplace=True)]
+    layers += [nn.Linear(DENSE, DENSE), nn.ReLU(inplace=True), nn.Linear(DENSE, CLASSES)]
+    model = nn.Sequential(*layers).to(memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, fused=True)
+    images, labels = (torch.from_numpy(a) for a in pictures(STEPS * BATCH))
+    labels = labels.long()
+
+    def run():
+        for start in range(0, STEPS * BATCH, BATCH):
+            rows = slice(start, start + BATCH)
+            x = images[rows].permute(0, 3, 1, 2).float() / 255
+            cast = torch.autocast("cpu", torch.bfloat16) if dtype == "bfloat16" else contextlib.nullcontext()
+            with cast:
+                loss = nn.functional.cross_entropy(model(x), labels[rows])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+    return run
+
+
+def keras_on_tensorflow() -> Callable[[], object]:
+    """STEPS of Keras' own loop."""
+    os.environ["KERAS_BACKEND"] = "tensorflow"
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    import keras
+    from keras import layers
+
+    parts = [keras.Input((32, 32, 3), dtype="uint8"), layers.Rescaling(1 / 255)]
+    for count, features in zip(CONVOLUTIONS, CHANNELS, strict=True):
+        parts += [layers.Conv2D(features, 3, padding="same", activation="relu") for _ in range(count)]
+        parts.append(layers.MaxPooling2D())
+    parts += [layers.Flatten(), *(layers.Dense(DENSE, activation="relu") for _ in range(2)), layers.Dense(CLASSES)]
+    model = keras.Sequential(parts)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.SGD(0.01, momentum=0.9), loss)
+    images, labels = pictures(STEPS * BATCH)
+    return lambda: model.fit(images, labels, batch_size=BATCH, epochs=1, verbose=0)
+
+
+FRAMEWORKS: dict[str, dict[str, Callable[[], Callable[[], object]]]] = {
+    "jax": {
+        "ours, float32": functools.partial(ours, "float32"),
+        "ours, bfloat16": functools.partial(ours, "bfloat16"),
+        "Gravity alone": gravity_alone,
+    },
+    "torch": {
+        "PyTorch, float32": functools.partial(pytorch, "float32"),
+        "PyTorch, bfloat16": functools.partial(pytorch, "bfloat16"),
+    },
+    "keras": {"Keras, float32": keras_on_tensorflow},
+}
+
+
+def serve(framework: str, connection) -> None:
+    """In a process of its own: runs a candidate for each name that arrives, answers with its seconds."""
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    runs = {name: make() for name, make in FRAMEWORKS[framework].items()}
+    while name := connection.recv():
+        start = time.perf_counter()
+        runs[name]()
+        connection.send(time.perf_counter() - start)
+
+
+def measure(rounds: int) -> dict[str, list[float]]:
+    """Seconds of each run, without the first, in which the others compile or fill their caches."""
+    context = multiprocessing.get_context("spawn")
+    connections = {}
+    for framework in FRAMEWORKS:
+        connections[framework], other = context.Pipe()
+        context.Process(target=serve, args=(framework, other), daemon=True).start()
+    turns = [(name, connections[framework]) for framework, names in FRAMEWORKS.items() for name in names]
+    seconds: dict[str, list[float]] = {name: [] for name, _ in turns}
+    for _ in range(1 + rounds):
+        for name, connection in turns:
+            connection.send(name)
+            seconds[name].append(connection.recv())
+    for connection in connections.values():
+        connection.send(None)
+    return {name: values[1:] for name, values in seconds.items()}
+
+
+def main() -> None:
+    options = timing.arguments(__doc__, rounds=5)
+    seconds = measure(options.rounds)
+    alone = seconds.pop("Gravity alone")
+    rows = []
+    for name, values in seconds.items():
+        row = {"VGG16, batch 128": name, **timing.summary([s / STEPS for s in values])}
+        rows.append(row | {"images/s": 1e3 * BATCH / row["median_ms"]})
+    speed = {row["VGG16, batch 128"]: row["images/s"] for row in rows}
+    for row in rows:
+        precision = row["VGG16, batch 128"].split(", ")[1]
+        row["ours / this"] = speed[f"ours, {precision}"] / row["images/s"]
+    share = {
+        f"Gravity's share, {precision}": statistics.median(alone) / statistics.median(seconds[f"ours, {precision}"])
+        for precision in ("float32", "bfloat16")
+    }
+    sys.stdout.write(timing.table(rows) + "\n\n")
+    sys.stdout.write(timing.table([{name: f"{100 * value:.1f} %" for name, value in share.items()}]) + "\n")
+    timing.write(options.json, {"train_step": rows} | share)
+
+
+if __name__ == "__main__":
+    main()
