@@ -12,6 +12,19 @@ ModelName = Literal["vgg11", "vgg16", "vgg19"]
 OptimizerName = Literal[
     "gravity", "sgd", "momentum", "adagrad", "adadelta", "rmsprop", "nesterov", "adam", "adamax", "nadam", "amsgrad"
 ]
+MaxStepGradName = Literal["inverse_max_abs", "inverse_range", "inverse_std", "max", "max_abs"]
+VelocityName = Literal[
+    "normal",
+    "glorot_normal",
+    "glorot_uniform",
+    "he_normal",
+    "he_uniform",
+    "lecun_normal",
+    "lecun_uniform",
+    "random_normal",
+    "random_uniform",
+    "truncated_normal",
+]
 
 # The paper's Table 5: dataset -> (VGG16 Adam, VGG16 RMSProp, VGG19 Adam, VGG19 RMSProp). Gravity has 0.1 everywhere.
 TABLE_5 = {
@@ -59,6 +72,11 @@ class Config:
     """Gravity's beta: decay of the velocity. Default: 0.9."""
     first_step: int | None = None
     """Gravity's t at the first update: 1 as in Algorithm 1, 0 as in the published runs. Default: 1."""
+    max_step_grad: MaxStepGradName | None = None
+    """Gravity's rule for m; all but the default are of the authors' tuning study. Default: inverse_max_abs (Eq. 20)."""
+    velocity: VelocityName | None = None
+    """What Gravity's initial velocity is drawn from; all but the default are Keras initialisers, of the authors' tuning
+    study, and take no --alpha. Default: normal, of standard deviation alpha / learning rate (Eq. 27)."""
     epochs: int | None = None
     """Passes over the training set. Default: 25 for the digits, 100 elsewhere."""
     batch_size: int | None = None
@@ -87,9 +105,19 @@ def resolve(config: Config) -> Config:
         "epochs": 25 if digits else 100,
         "batch_size": 32 if digits else 128,
     }
-    gravity_only = {"alpha": 0.01, "beta": 0.9, "first_step": 1}
+    gravity_only = {
+        "alpha": 0.01,
+        "beta": 0.9,
+        "first_step": 1,
+        "max_step_grad": "inverse_max_abs",
+        "velocity": "normal",
+    }
     if config.optimizer == "gravity":
         defaults |= gravity_only
+        if config.velocity not in (None, "normal"):
+            if config.alpha is not None:
+                raise UsageError(f"--alpha is {config.alpha}, but --velocity is {config.velocity}: leave --alpha out.")
+            del defaults["alpha"]
     else:
         for name in gravity_only:
             if getattr(config, name) is not None:

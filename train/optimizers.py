@@ -26,6 +26,7 @@ from typing import Any
 
 import jax
 import optax
+import variants
 from config import Config
 
 from gravity_optax import gravity
@@ -83,7 +84,15 @@ def make(name: str, learning_rate: optax.ScalarOrSchedule, **hyperparameters: An
 
 def build(config: Config, key: jax.Array) -> optax.GradientTransformation:
     """The optimizer of a resolved configuration; `key` draws Gravity's initial velocity."""
-    own: dict[str, Any] = {}
-    if config.optimizer == "gravity":
-        own = {"alpha": config.alpha, "beta": config.beta, "key": key, "first_step": config.first_step}
-    return make(config.optimizer, config.learning_rate, **own)
+    if config.optimizer != "gravity":
+        return make(config.optimizer, config.learning_rate)
+    tx = make(
+        "gravity",
+        config.learning_rate,
+        alpha=config.alpha or 0.0,
+        beta=config.beta,
+        key=key,
+        first_step=config.first_step,
+        max_step_grad=variants.MAX_STEP_GRAD[config.max_step_grad],
+    )
+    return tx if config.velocity == "normal" else variants.start_from(tx, config.velocity, key)
