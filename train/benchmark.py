@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import tyro
-from config import Config, DatasetName, ModelName, OptimizerName, UsageError, flag, resolve
+from config import SAME_RUN, Config, DatasetName, ModelName, OptimizerName, UsageError, flag, resolve
 from study import VARIANTS
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -34,9 +34,6 @@ PAPER_DATASETS: tuple[DatasetName, ...] = ("mnist", "fashion_mnist", "cifar10", 
 PAPER_MODELS: tuple[ModelName, ...] = ("vgg16", "vgg19")
 PAPER_OPTIMIZERS: tuple[OptimizerName, ...] = ("gravity", "adam", "rmsprop")
 PREEMPTED = 75  # the exit code, the trainer's and ours, that means "run me again"
-# The fields of a Config that make a run another run.
-_THE_RUN = ["dataset", "model", "width", "optimizer", "learning_rate", "alpha", "beta", "first_step", "max_step_grad"]
-_THE_RUN += ["velocity", "batch_size", "seed", "limit", "precision"]
 _MAIN = pathlib.Path(__file__).with_name("main.py")
 _SECONDS_BETWEEN_LOOKS = 0.5
 
@@ -190,7 +187,7 @@ def _differences(cell: Config, folder: pathlib.Path) -> list[str]:
         return []
     return [
         f"{flag(name)} was {stored[name]}, now {getattr(cell, name)}"
-        for name in _THE_RUN
+        for name in SAME_RUN
         if name in stored and stored[name] != getattr(cell, name)
     ]
 

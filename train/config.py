@@ -43,6 +43,12 @@ OTHER_LEARNING_RATES = {
     **dict.fromkeys(("adagrad", "adadelta", "adamax", "nadam", "amsgrad"), 0.001),
 }
 
+# What makes a run what it is. The other flags may differ between the parts of one run.
+SAME_RUN = (
+    *("dataset", "model", "width", "optimizer", "learning_rate", "alpha", "beta", "first_step"),
+    *("max_step_grad", "velocity", "batch_size", "seed", "limit", "precision"),
+)
+
 
 class UserError(Exception):
     """Something the user can mend; the message is one line and names the flag, the value and the mend."""
