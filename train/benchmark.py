@@ -7,11 +7,9 @@ resuming are the trainer's own. The price is a start of Python and JAX for each 
 Nothing heavy is imported here, so that `--list` answers at once.
 """
 
-import csv
 import dataclasses
 import fcntl
 import itertools
-import json
 import logging
 import pathlib
 import shutil
@@ -19,11 +17,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
+import progress
 import tyro
-from config import SAME_RUN, Config, DatasetName, ModelName, OptimizerName, UsageError, flag, resolve
+from config import Config, DatasetName, ModelName, OptimizerName, UsageError, flag, resolve
+from progress import State, epochs_done, history, labels, listing, state, time_left
 from study import VARIANTS
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -36,8 +35,6 @@ PAPER_OPTIMIZERS: tuple[OptimizerName, ...] = ("gravity", "adam", "rmsprop")
 PREEMPTED = 75  # the exit code, the trainer's and ours, that means "run me again"
 _MAIN = pathlib.Path(__file__).with_name("main.py")
 _SECONDS_BETWEEN_LOOKS = 0.5
-
-Pace = dict[tuple[str, ...], tuple[float, int]]  # (dataset, model, optimizer) -> seconds that so many epochs took
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,17 +68,12 @@ class Options:
     """Only print the cells, with what is done, under way or to do."""
 
 
-@dataclasses.dataclass(frozen=True)
-class State:
-    """How far a cell is."""
-
-    kind: Literal["done", "running", "under way", "to do", "failed", "other run"]
-    epochs: int  # finished
-    text: str  # for people
-
-
 def main() -> int:
-    """The exit code: 0, 1 if a cell failed, 2 for flags that cannot be meant so, 75 for SIGTERM, 130 for Ctrl-C."""
+    """The exit code.
+
+    0; 1 if a cell failed or nothing can be written; 2 for flags that cannot be meant so; 75 for SIGTERM, or for a
+    trainer's 75 (the same command goes on from there); 130 for Ctrl-C.
+    """
     try:
         options = tyro.cli(Options, prog="train/benchmark.py", config=(tyro.conf.FlagCreatePairsOff,))
         cells = plan(options)
@@ -91,6 +83,11 @@ def main() -> int:
     if options.list_only:
         sys.stdout.write(listing(cells))
         return 0
+    try:
+        pathlib.Path(options.workdir).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        sys.stderr.write(f"error: --workdir is {options.workdir}, no folder can be made there ({error.strerror}).\n")
+        return 1
     log.addHandler(logging.StreamHandler(sys.stdout))
     log.setLevel(logging.INFO)
     log.propagate = False
@@ -145,122 +142,6 @@ def _study(options: Options) -> list[tuple[tuple[str, ...], dict[str, Any]]]:
     ]
 
 
-def labels(cell: Config) -> tuple[str, ...]:
-    """Dataset, model, optimizer (or variant of the tuning study) and seed_<n>: the last parts of its folder."""
-    return pathlib.Path(cell.workdir).parts[-4:]
-
-
-def state(cell: Config) -> State:
-    """How far a cell is, from what lies in its folder."""
-    folder = pathlib.Path(cell.workdir)
-    epochs = len(history(folder))
-    progress = f"{epochs} of {cell.epochs} epochs"
-    if differences := _differences(cell, folder):
-        return State(
-            "other run", 0, f"another run is in this folder: {'; '.join(differences)}; choose another --workdir"
-        )
-    if epochs >= cell.epochs:
-        return State("done", epochs, f"done: {epochs} epochs")
-    if _is_locked(folder):
-        return State("running", epochs, f"under way: {progress}, running now")
-    if (folder / "failed.txt").exists():
-        return State("failed", epochs, f"failed after {progress}: {(folder / 'failed.txt').read_text().strip()}")
-    if epochs or (folder / "config.json").exists():
-        return State("under way", epochs, f"under way: {progress}, stopped")
-    return State("to do", 0, f"to do: {cell.epochs} epochs")
-
-
-def history(folder: pathlib.Path) -> list[dict[str, str]]:
-    """The rows of history.csv that are whole."""
-    try:
-        text = (folder / "history.csv").read_text()
-    except FileNotFoundError:
-        return []
-    return list(csv.DictReader(text[: text.rfind("\n") + 1].splitlines()))
-
-
-def _differences(cell: Config, folder: pathlib.Path) -> list[str]:
-    """What the run in this folder was started with, where it is not what this cell asks for."""
-    try:
-        stored = json.loads((folder / "config.json").read_text())
-    except (FileNotFoundError, json.JSONDecodeError):  # none yet, or half written when the machine went down
-        return []
-    return [
-        f"{flag(name)} was {stored[name]}, now {getattr(cell, name)}"
-        for name in SAME_RUN
-        if name in stored and stored[name] != getattr(cell, name)
-    ]
-
-
-def listing(cells: list[Config]) -> str:
-    """A line per cell, and a sum."""
-    states = [state(cell) for cell in cells]
-    rows = [["dataset", "model", "optimizer", "seed", "state"]]
-    for cell, s in zip(cells, states, strict=True):
-        *names, seed = labels(cell)
-        rows.append([*names, seed.removeprefix("seed_"), s.text])
-    widths = [max(len(row[i]) for row in rows) for i in range(4)] + [0]
-    lines = ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)) for row in rows]
-    kinds = [s.kind for s in states]
-    counts = ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
-    done, total = epochs_done(cells, states), sum(cell.epochs for cell in cells)
-    left = time_left(cells, states, recorded_pace(cells))
-    lines.append(f"{len(cells)} cells: {counts}; {done:,} of {total:,} epochs; time left: {left}")
-    return "\n".join(lines) + "\n"
-
-
-def epochs_done(cells: list[Config], states: list[State]) -> int:
-    """Of the epochs that are asked for; a cell may have more."""
-    return sum(min(s.epochs, cell.epochs) for cell, s in zip(cells, states, strict=True))
-
-
-def recorded_pace(cells: list[Config]) -> Pace:
-    """From the seconds in the histories that are there, whatever machine they come from."""
-    pace: Pace = {}
-    for cell in cells:
-        if rows := history(pathlib.Path(cell.workdir)):
-            _add(pace, cell, rows)
-    return pace
-
-
-def _add(pace: Pace, cell: Config, rows: list[dict[str, str]]) -> None:
-    before = pace.get(labels(cell)[:3], (0.0, 0))
-    pace[labels(cell)[:3]] = (before[0] + _seconds(rows), before[1] + len(rows))
-
-
-def _seconds(rows: list[dict[str, str]]) -> float:
-    return sum(float(row["seconds"]) + float(row["val_seconds"]) for row in rows)
-
-
-def time_left(cells: list[Config], states: list[State], pace: Pace, start_ups: Sequence[float] = ()) -> str:
-    """At the measured pace: that of the same dataset, model and optimizer, else of the same model, else of all.
-
-    `start_ups` are the seconds that cells took before their first epoch; their mean is added for each cell to start.
-    """
-    if not pace:
-        return "not measured yet"
-    seconds = 0.0
-    for cell, s in zip(cells, states, strict=True):
-        if s.kind in ("done", "other run"):
-            continue
-        same_model = {name: value for name, value in pace.items() if name[1] == labels(cell)[1]}
-        alike = {name: value for name, value in pace.items() if name == labels(cell)[:3]} or same_model or pace
-        took, epochs = (sum(x) for x in zip(*alike.values(), strict=True))
-        seconds += (cell.epochs - s.epochs) * took / epochs
-        if s.kind != "running" and start_ups:
-            seconds += sum(start_ups) / len(start_ups)
-    return f"about {duration(seconds)}"
-
-
-def duration(seconds: float) -> str:
-    """Two figures are enough: 3 d 4 h, 2 h 10 min, 5 min 20 s, 8 s."""
-    whole = round(seconds)
-    for unit, size, smaller, smaller_size in (("d", 86400, "h", 3600), ("h", 3600, "min", 60), ("min", 60, "s", 1)):
-        if whole >= size:
-            return f"{whole // size} {unit} {whole % size // smaller_size} {smaller}"
-    return f"{whole} s"
-
-
 class Benchmark:
     """Runs the cells one after another, until it is told to stop."""
 
@@ -268,9 +149,9 @@ class Benchmark:
         self.workdir = workdir
         self.cells = cells
         self.states = [state(cell) for cell in cells]
-        self.pace: Pace = {}  # of what this process has seen, as are the start-ups
+        self.pace: progress.Pace = {}  # of what this process has seen, as are the start-ups
         self.start_ups: list[float] = []
-        self.failed: list[tuple[Config, str]] = []
+        self.failed: dict[int, str] = {}  # number of the cell -> why
         self.process: subprocess.Popen | None = None
         self.signal: int | None = None
 
@@ -292,7 +173,7 @@ class Benchmark:
         }
         with tqdm(**options) as bar, logging_redirect_tqdm([log]):
             for i in todo:
-                preempted = self._run_cell(i, bar) == PREEMPTED
+                preempted = not self.signal and self._run_cell(i, bar) == PREEMPTED
                 if self.signal == signal.SIGINT:
                     log.error("interrupted; the same command goes on from here")
                     return 128 + signal.SIGINT
@@ -305,14 +186,14 @@ class Benchmark:
         for cell, s in zip(self.cells, self.states, strict=True):
             if s.kind in ("running", "other run"):
                 log.warning(f"{'/'.join(labels(cell))} was left alone: {s.text}")
-        for cell, why in self.failed:
-            log.error(f"{'/'.join(labels(cell))} failed: {why}")
+        for i, why in self.failed.items():
+            log.error(f"{'/'.join(labels(self.cells[i]))} failed: {why}")
         done = sum(s.kind == "done" for s in self.states)
         log.info(f"{done} of {len(self.cells)} cells are done; python train/report.py {self.workdir} shows them")
         return 1 if self.failed else 0
 
     def _run_cell(self, i: int, bar: tqdm) -> int | None:
-        """Runs cell i to its end and returns its exit code; None where another process is at it, or at a signal."""
+        """Runs cell i to its end and returns its exit code; None where another process runs or ran it."""
         cell = self.cells[i]
         folder = pathlib.Path(cell.workdir)
         folder.mkdir(parents=True, exist_ok=True)
@@ -322,9 +203,11 @@ class Benchmark:
             except BlockingIOError:
                 self.states[i] = state(cell)
                 return None
-            (folder / "failed.txt").unlink(missing_ok=True)
-            if self.signal:
+            if (now := state(cell)).kind == "done":  # by another process, meanwhile
+                bar.update(cell.epochs - self.states[i].epochs)
+                self.states[i] = now
                 return None
+            (folder / "failed.txt").unlink(missing_ok=True)
             # The lock goes with the process, so that it holds even where this one is killed and that one is not.
             # A session of its own: Ctrl-C on the terminal comes here alone and is passed on.
             self.process = subprocess.Popen(
@@ -341,7 +224,7 @@ class Benchmark:
         if code not in (0, PREEMPTED) and not self.signal:
             why = _last_words(folder / "output.txt", code)
             (folder / "failed.txt").write_text(why + "\n")
-            self.failed.append((cell, why))
+            self.failed[i] = why
             log.error(f"{'/'.join(labels(cell))} failed: {why}")
         self.states[i] = state(cell)
         return code
@@ -360,17 +243,19 @@ class Benchmark:
             rows = history(pathlib.Path(cell.workdir))
             if new := rows[before:]:
                 if not seen:
-                    self.start_ups.append(max(0.0, time.monotonic() - started - _seconds(new)))
+                    self.start_ups.append(max(0.0, time.monotonic() - started - progress.seconds_of(new)))
                 seen, before = True, len(rows)
                 self.states[i] = State("running", before, "")
-                _add(self.pace, cell, new)
+                progress.add(self.pace, cell, new)
                 bar.update(len(new))
                 self._tell(cell, new[-1], bar)
             bar.refresh()
         return self.process.returncode
 
     def _tell(self, cell: Config, row: dict[str, str], bar: tqdm) -> None:
-        left, name = time_left(self.cells, self.states, self.pace, self.start_ups), "/".join(labels(cell))
+        ahead = [i for i in range(len(self.cells)) if i not in self.failed]
+        cells, states = [self.cells[i] for i in ahead], [self.states[i] for i in ahead]
+        left, name = time_left(cells, states, self.pace, self.start_ups), "/".join(labels(cell))
         bar.set_postfix_str(f"time left: {left}; {name}", refresh=False)
         accuracy = float(row["val_accuracy"])
         log.info(
@@ -393,18 +278,6 @@ def command(cell: Config) -> list[str]:
         elif value is not None and value is not False:
             words += [flag(field.name), str(value)]
     return words
-
-
-def _is_locked(folder: pathlib.Path) -> bool:
-    """Whether a benchmark, or a run that one started, is at work here."""
-    try:
-        with open(folder / "lock") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except BlockingIOError:
-        return True
-    return False
 
 
 def _last_words(output: pathlib.Path, code: int) -> str:

@@ -200,7 +200,7 @@ def _introduction(found: Results, missing: tables.Table) -> str:
         " and Pouriyan Zadeh, arXiv 2101.09192), beside the runs that its authors published.</p>",
         f"<p>{cells - len(missing.rows)} of the paper's {cells} cells are complete"
         f"{'; the last section says what is missing' if missing.rows else ''}.</p>",
-        f"<p class='warning'>{_text(tables.claim())} That run is drawn dotted here and compared with nothing.</p>",
+        f"<p class='warning'>{_text(tables.claim())} That 20-way run is dotted here and compared with nothing.</p>",
         "<p class='note'>Ours: lines, the mean over seeds, with one standard deviation (n - 1) on either side where"
         " there are at least two seeds. Published: dashed, one run each. Spread: that standard deviation, of our own"
         " runs only; with one seed it is not available. Loss is the training loss, a running mean over the epoch.</p>",

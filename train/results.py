@@ -5,7 +5,6 @@ RESULTS/study/<dataset>/<model>/<variant>/seed_<n>/ one of the tuning study. RES
 by hand: {"machine": TEXT, "notes": TEXT, "dataset_names": {"cifar10": "CIFAR-10 (JPEG)"}}.
 """
 
-import csv
 import dataclasses
 import json
 import pathlib
@@ -13,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import progress
 import published
 from config import UserError
 
@@ -110,20 +110,19 @@ def _runs(path: pathlib.Path) -> list[Run]:
     runs = []
     for file in sorted(path.glob("*/*/*/seed_*/history.csv")):
         dataset, model, optimizer, seed = file.parts[-5:-1]
-        if history := _history(file):
+        if history := _history(file.parent):
             config = _json(file.with_name("config.json"))
             runs.append(Run(dataset, model, optimizer, int(seed.removeprefix("seed_")), config, history))
     order = [*DATASET_NAMES]
     return sorted(runs, key=lambda run: (order.index(run.dataset) if run.dataset in order else 99, run.model, run.seed))
 
 
-def _history(file: pathlib.Path) -> dict[str, np.ndarray]:
-    text = file.read_text()
-    rows = list(csv.DictReader(text[: text.rfind("\n") + 1].splitlines()))  # a row is whole when its line ends
+def _history(folder: pathlib.Path) -> dict[str, np.ndarray]:
+    rows = progress.history(folder)
     try:
         return {name: np.array([float(row[name]) for row in rows]) for name in rows[0]} if rows else {}
     except (TypeError, ValueError) as error:
-        raise UserError(f"{file} cannot be read ({error}); mend it or move the run away.") from error
+        raise UserError(f"{folder / 'history.csv'} cannot be read ({error}); mend it or move the run away.") from error
 
 
 def _json(file: pathlib.Path) -> dict[str, Any]:
