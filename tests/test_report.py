@@ -17,6 +17,7 @@ import published
 import pytest
 import report
 import results
+import tables
 
 VOID = {"meta", "img"}
 ROWS = [(2.0, 0.3, 1.0, 0.9), (0.5, 0.8, 0.4, 0.98)]
@@ -154,3 +155,11 @@ def test_every_optimizer_has_a_colour_of_its_own():
 
     assert set(optimizers.NAMES) <= set(palette.COLOURS)
     assert len({palette.colour(name) for name in optimizers.NAMES}) == len(optimizers.NAMES)
+
+
+def test_what_tables_say_is_text(tmp_path):
+    found = results.load(tmp_path)
+    named = report.all_tables(found) | {"published": tables.Table(["<i>"], [("<b>a & b</b>", 1.0)])}
+    page = Page(report.render(found, named, []))
+    assert {"<i>", "<b>a & b</b>"} <= set(page.text)
+    assert "b" not in page.tags
