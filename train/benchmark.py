@@ -105,7 +105,6 @@ def plan(options: Options) -> list[Config]:
                 "precision": options.precision,
             }
             workdir = pathlib.Path(options.workdir, *folder, f"seed_{seed}")
-            # Checkpoints and resuming come in here, as two more fields.
             cells.append(resolve(Config(**settings, **shared, seed=seed, workdir=str(workdir))))
     if not cells:
         raise UsageError("the flags leave no cell to run.")
