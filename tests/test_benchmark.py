@@ -16,12 +16,12 @@ import sys
 import time
 
 import benchmark
-import progress
+import evaluation
 import pytest
 import study
 from benchmark import Options
 from config import TABLE_5, UsageError, default_learning_rate
-from progress import State
+from evaluation import State
 
 TRAIN = pathlib.Path(benchmark.__file__).parent
 COLUMNS = "epoch,loss,accuracy,val_loss,val_accuracy,seconds,images_per_second,val_seconds"
@@ -98,7 +98,7 @@ def test_flags_narrow_the_plan_and_seeds_come_one_after_another():
 def test_the_study_is_the_authors_variants():
     cells = plan("R", study=True, seeds=(0, 1))
     assert len(cells) == 2 * len(study.VARIANTS)
-    by_name = {progress.labels(cell): cell for cell in cells}
+    by_name = {evaluation.labels(cell): cell for cell in cells}
     cell = by_name["cifar10", "vgg16", "from_rest_beta_0.99", "seed_1"]
     assert cell.workdir == "R/study/cifar10/vgg16/from_rest_beta_0.99/seed_1"
     assert (cell.beta, cell.alpha, cell.epochs, cell.seed) == (0.99, 0.0, 100, 1)
@@ -142,12 +142,12 @@ def test_a_cell_is_to_do_under_way_done_running_or_failed(tmp_path):
     (pathlib.Path(failed.workdir) / "failed.txt").write_text("no memory\n")
     with open(pathlib.Path(running.workdir) / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        states = [progress.state(cell) for cell in cells]
-        text = progress.listing(cells)
+        states = [evaluation.state(cell) for cell in cells]
+        text = evaluation.listing(cells)
     assert [s.kind for s in states] == ["done", "done", "under way", "running", "failed", "to do"]
     assert [s.epochs for s in states] == [3, 5, 2, 1, 1, 0]
     assert states[4].text == "failed after 1 of 3 epochs: no memory"
-    assert progress.state(todo).text == "to do: 3 epochs"
+    assert evaluation.state(todo).text == "to do: 3 epochs"
     lines = text.splitlines()
     assert lines[1].split() == ["mnist", "vgg16", "gravity", "0", "done:", "3", "epochs"]
     # 2 s an epoch, recorded: 1 + 2 + 2 + 3 epochs are left.
@@ -161,7 +161,7 @@ def test_a_row_that_is_not_whole_does_not_count(tmp_path):
     write_cell(cell, 2)
     with open(pathlib.Path(cell.workdir) / "history.csv", "a") as file:
         file.write("3,0.1,0.")
-    assert progress.state(cell).epochs == 2
+    assert evaluation.state(cell).epochs == 2
 
 
 def test_another_run_in_a_cells_folder_is_no_result_of_the_cell(tmp_path):
@@ -171,20 +171,20 @@ def test_another_run_in_a_cells_folder_is_no_result_of_the_cell(tmp_path):
         "another run is in this folder: --limit was 128, now None; --precision was bfloat16, now float32;"
         " choose another --workdir"
     )
-    assert progress.state(cell) == State("other run", 0, expected)
+    assert evaluation.state(cell) == State("other run", 0, expected)
 
 
 def test_time_left_is_at_the_pace_of_what_is_most_alike():
     cells = plan("R", datasets=("mnist", "cifar10"), optimizers=("gravity", "adam"), epochs=10)
     states = [State("to do", 0, "")] * len(cells)
-    assert progress.time_left(cells, states, {}) == "not measured yet"
+    assert evaluation.time_left(cells, states, {}) == "not measured yet"
     states[0] = State("running", 4, "")
     # mnist: 6 x 2 s of its own pace; adam and CIFAR-10 on VGG16: 3 x 10 x 2 s; VGG19, not seen: the same; 7 starts.
     pace = {("mnist", "vgg16", "gravity"): (8.0, 4)}
-    assert progress.time_left(cells, states, pace) == f"about {progress.duration(6 * 2 + 70 * 2)}"
-    assert progress.time_left(cells, states, pace, [3.0, 5.0]) == f"about {progress.duration(152 + 7 * 4)}"
+    assert evaluation.time_left(cells, states, pace) == f"about {evaluation.duration(6 * 2 + 70 * 2)}"
+    assert evaluation.time_left(cells, states, pace, [3.0, 5.0]) == f"about {evaluation.duration(152 + 7 * 4)}"
     pace["cifar10", "vgg19", "adam"] = (50.0, 5)
-    assert progress.time_left(cells, states, pace) == f"about {progress.duration(6 * 2 + 30 * 2 + 40 * 10)}"
+    assert evaluation.time_left(cells, states, pace) == f"about {evaluation.duration(6 * 2 + 30 * 2 + 40 * 10)}"
 
 
 @pytest.mark.parametrize(
@@ -192,7 +192,7 @@ def test_time_left_is_at_the_pace_of_what_is_most_alike():
     [(0.4, "0 s"), (59.7, "1 min 0 s"), (3599, "59 min 59 s"), (7500, "2 h 5 min"), (100_000, "1 d 3 h")],
 )
 def test_durations_have_two_figures(seconds, text):
-    assert progress.duration(seconds) == text
+    assert evaluation.duration(seconds) == text
 
 
 def test_list_answers_before_anything_heavy_is_imported_and_makes_nothing(tmp_path):
@@ -260,7 +260,7 @@ def test_a_signal_reaches_the_cell_and_no_other_is_started(program, tmp_path, nu
     assert rest.splitlines()[-1].endswith("the same command goes on from here")
     assert len(list(tmp_path.rglob("started.txt"))) == 1
     cells = plan(tmp_path, datasets=("mnist",), optimizers=("momentum",), epochs=2)
-    assert [progress.state(cell).kind for cell in cells] == ["under way", "to do"]
+    assert [evaluation.state(cell).kind for cell in cells] == ["under way", "to do"]
 
 
 def test_a_cell_that_another_process_is_at_is_left_alone(program, tmp_path):
@@ -320,4 +320,4 @@ def test_a_real_grid_trains_and_is_complete(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
     cells = plan(tmp_path, datasets=("digits",), models=("vgg11",), epochs=2, limit=128)
-    assert [progress.state(cell).kind for cell in cells] == ["done"] * 3
+    assert [evaluation.state(cell).kind for cell in cells] == ["done"] * 3

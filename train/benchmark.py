@@ -19,10 +19,10 @@ import sys
 import time
 from typing import Annotated, Any, Literal
 
-import progress
+import evaluation
 import tyro
 from config import Config, DatasetName, ModelName, OptimizerName, UsageError, flag, resolve
-from progress import State, epochs_done, history, labels, listing, state, time_left
+from evaluation import State, epochs_done, history, labels, listing, state, time_left
 from study import VARIANTS
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -148,7 +148,7 @@ class Benchmark:
         self.workdir = workdir
         self.cells = cells
         self.states = [state(cell) for cell in cells]
-        self.pace: progress.Pace = {}  # of what this process has seen, as are the start-ups
+        self.pace: evaluation.Pace = {}  # of what this process has seen, as are the start-ups
         self.start_ups: list[float] = []
         self.failed: dict[int, str] = {}  # number of the cell -> why
         self.process: subprocess.Popen | None = None
@@ -242,10 +242,10 @@ class Benchmark:
             rows = history(pathlib.Path(cell.workdir))
             if new := rows[before:]:
                 if not seen:
-                    self.start_ups.append(max(0.0, time.monotonic() - started - progress.seconds_of(new)))
+                    self.start_ups.append(max(0.0, time.monotonic() - started - evaluation.seconds_of(new)))
                 seen, before = True, len(rows)
                 self.states[i] = State("running", before, "")
-                progress.add(self.pace, cell, new)
+                evaluation.add(self.pace, cell, new)
                 bar.update(len(new))
                 self._tell(cell, new[-1], bar)
             bar.refresh()
