@@ -68,7 +68,7 @@ def test_a_value_out_of_range_is_refused_by_its_flag(field, value):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("field", ["alpha", "beta", "first_step"])
+@pytest.mark.parametrize("field", ["alpha", "beta", "first_step", "max_step_grad", "velocity"])
 def test_gravitys_flags_are_refused_with_another_optimizer(field):
     with pytest.raises(UsageError, match=f"{flag(field)} is 0, but --optimizer is adam"):
         resolve(Config(optimizer="adam", **{field: 0}))

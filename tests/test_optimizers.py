@@ -1,41 +1,212 @@
-"""Adam and RMSProp against their published formulae, in float64, with the settings of the published runs."""
+"""Every optimizer against its published formula, in float64; where optax, Keras of July 2021 and Keras 3 part ways.
 
+Keras' rules are written out here in NumPy. That they are Keras' is checked by running Keras (marker `peers`).
+"""
+
+import json
+import os
+import subprocess
+import sys
+import typing
+
+import config
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import optimizers
 import pytest
 from config import Config, resolve
 
-
-def adam(w, gradients, rate, b1=0.9, b2=0.999, epsilon=1e-7):
-    m = v = 0.0
-    for t, g in enumerate(gradients, 1):
-        m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g**2
-        w = w - rate * (m / (1 - b1**t)) / (np.sqrt(v / (1 - b2**t)) + epsilon)
-    return w
+RATE = 0.01
+# Around every epsilon here, and falling over the steps, so that epsilon's size and place and every maximum are seen.
+GRADIENTS = np.random.default_rng(0).normal(size=(20, 50)) * np.logspace(-9, 0, 50) * np.logspace(0, -2, 20)[:, None]
 
 
-def rmsprop(w, gradients, rate, rho=0.9, epsilon=1e-7):
-    v = 0.0
-    for g in gradients:
-        v = rho * v + (1 - rho) * g**2
-        w = w - rate * g / (np.sqrt(v) + epsilon)
-    return w
-
-
-@pytest.mark.parametrize(("name", "formula"), [("adam", adam), ("rmsprop", rmsprop)])
-def test_the_update_is_the_published_formula(name, formula):
-    # Gradients around epsilon, so that its size and its place (outside the root) are seen.
-    gradients = np.random.default_rng(0).normal(size=(20, 50)) * np.logspace(-9, 0, 50)
+def steps_of_optax(name, gradients=GRADIENTS, rate=RATE, **hyperparameters):
+    """The updates that optax makes, float64 (steps, n)."""
     with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):  # optax's own code promotes
-        tx = optimizers.build(resolve(Config(optimizer=name, learning_rate=0.01)), jax.random.key(0))
-        w = jnp.ones(50)
+        tx = optimizers.make(name, rate, **hyperparameters)
+        w = jnp.ones(gradients.shape[1])
         state = tx.init(w)
+        updates = []
         for g in gradients:
-            updates, state = tx.update(jnp.asarray(g), state, w)
-            w = w + updates
-        np.testing.assert_allclose(w - 1, formula(1.0, gradients, 0.01) - 1, rtol=1e-9)
+            update, state = tx.update(jnp.asarray(g), state, w)
+            updates.append(np.asarray(update))
+        return np.array(updates)
+
+
+def running_mean(values, decay):
+    """m <- decay m + (1 - decay) x, from 0."""
+    m, out = 0.0, []
+    for x in values:
+        m = decay * m + (1 - decay) * x
+        out.append(m)
+    return np.array(out)
+
+
+def counter(gradients):
+    return np.arange(1, len(gradients) + 1)[:, None]
+
+
+def polyak(g, mu=0.9):
+    """w' = w - l g + mu (w - w_before)."""
+    steps = [-RATE * g[0]]
+    for x in g[1:]:
+        steps.append(-RATE * x + mu * steps[-1])
+    return np.array(steps)
+
+
+def adagrad(g, start=0.0, inside=0.0, outside=0.0):
+    return -RATE * g / (np.sqrt(start + np.cumsum(g**2, 0) + inside) + outside)
+
+
+def adadelta(g, rho=0.95, eps=1e-6, rate=1.0):
+    squares, deltas, steps = 0.0, 0.0, []
+    for x in g:
+        squares = rho * squares + (1 - rho) * x**2
+        steps.append(-np.sqrt(deltas + eps) / np.sqrt(squares + eps) * x)
+        deltas = rho * deltas + (1 - rho) * steps[-1] ** 2
+    return rate * np.array(steps)
+
+
+def rmsprop(g, rho=0.9, inside=0.0, outside=1e-7):
+    return -RATE * g / (np.sqrt(running_mean(g**2, rho) + inside) + outside)
+
+
+def adam(g, b1=0.9, b2=0.999, eps=1e-7, keras=False):
+    t = counter(g)
+    m_hat, root = running_mean(g, b1) / (1 - b1**t), np.sqrt(1 - b2**t)
+    v_hat = np.sqrt(running_mean(g**2, b2)) / root
+    return -RATE * m_hat / (v_hat + (eps / root if keras else eps))
+
+
+def adamax(g, b1=0.9, b2=0.999, eps=0.0):
+    """With Keras' place of epsilon."""
+    u = np.zeros_like(g)
+    for i, x in enumerate(np.abs(g)):
+        u[i] = np.maximum(b2 * u[i - 1], x) if i else x
+    return -RATE * running_mean(g, b1) / (1 - b1 ** counter(g)) / (u + eps)
+
+
+def nadam(g, b1=0.9, b2=0.999, eps=1e-7, mu=np.ones_like):
+    """Dozat's, with b1 times `mu(t)` as b1 in the numerator."""
+    t = counter(g)
+    mus = b1 * mu(np.arange(1.0, len(g) + 2))[:, None]
+    products = np.cumprod(mus, 0)
+    m_bar = mus[1:] * running_mean(g, b1) / (1 - products[1:]) + (1 - mus[:-1]) * g / (1 - products[:-1])
+    return -RATE * m_bar / (np.sqrt(running_mean(g**2, b2) / (1 - b2**t)) + eps)
+
+
+def amsgrad(g, b1=0.9, b2=0.999):
+    """Reddi et al., Algorithm 2: no bias correction, no epsilon."""
+    return -RATE * running_mean(g, b1) / np.sqrt(np.maximum.accumulate(running_mean(g**2, b2)))
+
+
+def amsgrad_keras(g, b1=0.9, b2=0.999, eps=1e-7):
+    t = counter(g)
+    root = np.sqrt(np.maximum.accumulate(running_mean(g**2, b2)))
+    return -RATE * np.sqrt(1 - b2**t) / (1 - b1**t) * running_mean(g, b1) / (root + eps)
+
+
+PUBLISHED = {
+    "sgd": (lambda g: -RATE * g, {}),
+    "momentum": (polyak, {}),
+    "adagrad": (adagrad, {"initial_accumulator_value": 0.0, "eps": 0.0}),
+    "adadelta": (adadelta, {"rate": 1.0, "eps": 1e-6}),
+    "rmsprop": (rmsprop, {}),
+    "adam": (adam, {}),
+    "adamax": (adamax, {"eps": 0.0}),
+    "nadam": (nadam, {}),
+    "amsgrad": (amsgrad, {"eps": 0.0, "bias_correction_mu": False, "bias_correction_nu": False}),
+}
+KERAS_2021 = {
+    "sgd": lambda g: -RATE * g,
+    "momentum": polyak,
+    "adagrad": lambda g, start=0.1: adagrad(g, start, outside=1e-7),
+    "adadelta": lambda g: adadelta(g, 0.95, 1e-7, RATE),
+    "rmsprop": rmsprop,
+    "adam": lambda g: adam(g, keras=True),
+    "adamax": lambda g: adamax(g, eps=1e-7),
+    "nadam": lambda g: nadam(g, mu=lambda t: 1 - 0.5 * 0.96 ** (0.004 * t)),
+    "amsgrad": amsgrad_keras,
+}
+KERAS_3 = KERAS_2021 | {
+    "adagrad": lambda g, start=0.1: adagrad(g, start, inside=1e-7),
+    "rmsprop": lambda g: rmsprop(g, inside=1e-7, outside=0.0),
+    "nadam": lambda g: nadam(g, mu=lambda t: 1 - 0.5 * 0.96**t),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_update_is_the_published_formula(name):
+    formula, hyperparameters = PUBLISHED[name]
+    np.testing.assert_allclose(steps_of_optax(name, **hyperparameters), formula(GRADIENTS), rtol=1e-9)
+
+
+def test_nesterov_is_sutskevers_formula_seen_from_where_it_takes_the_gradient():
+    curvature, mu = np.logspace(-1, 1, 7), 0.9
+    theta, v = np.ones(7), np.zeros(7)
+    with jax.enable_x64(True):
+        tx = optimizers.make("nesterov", RATE)
+        w = jnp.ones(7)
+        state = tx.init(w)
+        for _ in range(20):
+            v = mu * v - RATE * curvature * (theta + mu * v)
+            theta = theta + v
+            update, state = tx.update(curvature * w, state, w)
+            w = w + update
+            np.testing.assert_allclose(w, theta + mu * v, rtol=1e-12)
+
+
+SAME_AS_KERAS_2021 = ["sgd", "momentum", "adadelta", "rmsprop"]
+
+
+@pytest.mark.parametrize("name", SAME_AS_KERAS_2021)
+def test_where_no_difference_is_stated_it_is_keras_of_the_published_runs(name):
+    np.testing.assert_allclose(steps_of_optax(name), KERAS_2021[name](GRADIENTS), rtol=1e-9)
+
+
+@pytest.mark.parametrize("name", sorted(set(KERAS_2021) - set(SAME_AS_KERAS_2021)))
+def test_where_a_difference_is_stated_there_is_one(name):
+    assert not np.allclose(steps_of_optax(name), KERAS_2021[name](GRADIENTS), rtol=1e-7, atol=0)
+
+
+def test_adagrad_is_keras_3s():
+    np.testing.assert_allclose(steps_of_optax("adagrad"), KERAS_3["adagrad"](GRADIENTS), rtol=1e-9)
+
+
+def test_rmsprop_with_epsilon_inside_the_root_is_keras_3s():
+    np.testing.assert_allclose(steps_of_optax("rmsprop", eps_in_sqrt=True), KERAS_3["rmsprop"](GRADIENTS), rtol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["adam", "adamax"])
+def test_without_epsilon_nothing_is_left_of_the_difference_to_keras(name):
+    keras = {"adam": lambda g: adam(g, eps=0.0, keras=True), "adamax": adamax}[name]
+    np.testing.assert_allclose(steps_of_optax(name, eps=0.0), keras(GRADIENTS), rtol=1e-9)
+
+
+def test_kerass_epsilon_counts_32_times_in_adams_first_step_and_1_3_times_in_the_1000th():
+    g = np.full((1000, 1), 1e-9)  # so small that the step is inversely proportional to epsilon, nearly
+    ratio = (steps_of_optax("adam", g[:1]) / adam(g[:1], keras=True))[0, 0]
+    np.testing.assert_allclose(ratio, 1 / np.sqrt(1 - 0.999), rtol=0.02)
+    expected = np.sqrt(1 - 0.999**1000)
+    np.testing.assert_allclose((adam(g, keras=True) / adam(g))[-1, 0], expected, rtol=0.02)
+    np.testing.assert_allclose(1 / expected, 1.3, atol=0.05)
+
+
+def test_amsgrads_maximum_is_over_corrected_moments():
+    g = GRADIENTS
+    t = counter(g)
+    v_max = np.maximum.accumulate(running_mean(g**2, 0.999) / (1 - 0.999**t))
+    expected = -RATE * running_mean(g, 0.9) / (1 - 0.9**t) / (np.sqrt(v_max) + 1e-7)
+    np.testing.assert_allclose(steps_of_optax("amsgrad"), expected, rtol=1e-9)
+
+
+def test_a_schedule_is_taken_as_the_learning_rate():
+    schedule = optax.exponential_decay(0.1, 1, 0.5)
+    steps = steps_of_optax("sgd", np.ones((3, 1)), rate=schedule)
+    np.testing.assert_allclose(steps[:, 0], [-0.1, -0.05, -0.025])
 
 
 def test_gravity_takes_its_four_settings_from_the_flags():
@@ -45,3 +216,85 @@ def test_gravity_takes_its_four_settings_from_the_flags():
     updates, _ = tx.update(jnp.array([1.0]), tx.init(w))
     # From rest, m = 1: zeta = 1/2; t = 0: V = zeta / 2; the step is -l V.
     np.testing.assert_allclose(updates, [-0.5 * 0.25])
+
+
+@pytest.mark.parametrize("name", [name for name in optimizers.NAMES if name != "gravity"])
+def test_the_trainers_optimizer_has_the_default_settings(name):
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
+        resolved = resolve(Config(optimizer=name))
+        tx = optimizers.build(resolved, jax.random.key(0))
+        w, g = jnp.ones(50), jnp.asarray(GRADIENTS[0])
+        update, _ = tx.update(g, tx.init(w), w)
+    expected = steps_of_optax(name, GRADIENTS[:1], rate=resolved.learning_rate)[0]
+    np.testing.assert_allclose(update, expected, rtol=1e-12)
+
+
+def test_the_flag_has_the_names_and_each_has_a_learning_rate():
+    assert set(typing.get_args(config.OptimizerName)) == set(optimizers.NAMES) == set(config.OTHER_LEARNING_RATES)
+
+
+@pytest.mark.parametrize(
+    ("name", "hyperparameters", "message"),
+    [
+        ("adamw", {}, "there is no optimizer 'adamw'; choose one of gravity, sgd, momentum"),
+        ("adam", {"beta1": 0.9}, "adam has no hyperparameter beta1; it has b1, b2, eps"),
+        ("sgd", {"momentum": 0.9}, "sgd has no hyperparameter momentum"),
+        ("momentum", {"nesterov": True}, "momentum has no hyperparameter nesterov"),
+        ("nadam", {"nesterov": False}, "nadam has no hyperparameter nesterov"),
+        ("gravity", {"key": 0, "gamma": 1}, "gravity has no hyperparameter gamma; it has alpha, beta, key, first_step"),
+    ],
+)
+def test_what_does_not_exist_is_named(name, hyperparameters, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        optimizers.make(name, RATE, **hyperparameters)
+
+
+KERAS_PROGRAM = """
+import importlib, json, sys
+import numpy as np
+import tensorflow as tf
+names, gradients, rate, legacy = json.loads(sys.stdin.read())
+def optimizer(name):
+    cls, own = {
+        "sgd": ("SGD", {}), "momentum": ("SGD", {"momentum": 0.9}),
+        "adagrad": ("Adagrad", {"initial_accumulator_value": 1e-12}),
+        "nesterov": ("SGD", {"momentum": 0.9, "nesterov": True}), "adadelta": ("Adadelta", {}),
+        "rmsprop": ("RMSprop", {}), "adam": ("Adam", {}), "adamax": ("Adamax", {}), "nadam": ("Nadam", {}),
+        "amsgrad": ("Adam", {"amsgrad": True}),
+    }[name]
+    if not legacy:
+        import keras
+        return getattr(keras.optimizers, cls)(learning_rate=rate, **own)
+    module = "gradient_descent" if cls == "SGD" else cls.lower()
+    return getattr(importlib.import_module("tensorflow.python.keras.optimizer_v2." + module), cls)(rate, **own)
+out = {}
+for name in names:
+    make_variable = tf.Variable
+    if not legacy:
+        import keras
+        make_variable = lambda x: keras.Variable(x, dtype="float64")
+    w, tx, steps = make_variable(np.zeros(len(gradients[0]))), optimizer(name), []
+    for g in gradients:
+        before = np.array(w)
+        tx.apply_gradients([(tf.constant(g, tf.float64), w)])
+        steps.append((np.array(w) - before).tolist())
+    out[name] = steps
+sys.stdout.write(json.dumps(out))
+"""
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize(("legacy", "formulae"), [(True, KERAS_2021), (False, KERAS_3)], ids=["2021", "3"])
+def test_what_is_called_keras_here_is_keras(legacy, formulae):
+    """TensorFlow still carries the Keras optimizers of 2021, in a private module."""
+    task = json.dumps([list(formulae), GRADIENTS.tolist(), RATE, legacy])
+    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "KERAS_BACKEND": "tensorflow"}
+    command = [sys.executable, "-c", KERAS_PROGRAM]
+    done = subprocess.run(command, input=task, capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr
+    for name, steps in json.loads(done.stdout).items():
+        # From 0.1 AdaGrad would hide where its epsilon is.
+        expected = formulae[name](GRADIENTS, **({"start": 1e-12} if name == "adagrad" else {}))
+        # Keras rounds its settings to float32; sums of steps may cancel.
+        error = np.max(np.abs(steps - expected), 0) / np.max(np.abs(expected), 0)
+        np.testing.assert_array_less(error, 3e-5, err_msg=name)

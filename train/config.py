@@ -9,7 +9,22 @@ from typing import Any, Literal
 
 DatasetName = Literal["digits", "mnist", "fashion_mnist", "cifar10", "cifar100_coarse", "cifar100_fine"]
 ModelName = Literal["vgg11", "vgg16", "vgg19"]
-OptimizerName = Literal["gravity", "adam", "rmsprop"]
+OptimizerName = Literal[
+    "gravity", "sgd", "momentum", "adagrad", "adadelta", "rmsprop", "nesterov", "adam", "adamax", "nadam", "amsgrad"
+]
+MaxStepGradName = Literal["inverse_max_abs", "inverse_range", "inverse_std", "max", "max_abs"]
+VelocityName = Literal[
+    "normal",
+    "glorot_normal",
+    "glorot_uniform",
+    "he_normal",
+    "he_uniform",
+    "lecun_normal",
+    "lecun_uniform",
+    "random_normal",
+    "random_uniform",
+    "truncated_normal",
+]
 
 # The paper's Table 5: dataset -> (VGG16 Adam, VGG16 RMSProp, VGG19 Adam, VGG19 RMSProp). Gravity has 0.1 everywhere.
 TABLE_5 = {
@@ -19,14 +34,19 @@ TABLE_5 = {
     "cifar100_coarse": (1e-4, 2.5e-4, 7.5e-5, 1e-4),
     "cifar100_fine": (1e-4, 1e-4, 5e-5, 1e-4),
 }
-# For what Table 5 does not hold: the digits, and VGG11.
-OTHER_LEARNING_RATES = {"gravity": 0.1, "adam": 2.5e-4, "rmsprop": 1e-4}
-
+# For what Table 5 does not hold: the digits and VGG11; and for the other optimizers Keras' defaults, tuned to nothing.
+OTHER_LEARNING_RATES = {
+    "gravity": 0.1,
+    "adam": 2.5e-4,
+    "rmsprop": 1e-4,
+    **dict.fromkeys(("sgd", "momentum", "nesterov"), 0.01),
+    **dict.fromkeys(("adagrad", "adadelta", "adamax", "nadam", "amsgrad"), 0.001),
+}
 
 # What makes a run what it is: `--resume` refuses another value. The other flags may differ.
 SAME_RUN = (
     *("dataset", "model", "width", "optimizer", "learning_rate", "alpha", "beta", "first_step"),
-    *("batch_size", "seed", "limit", "precision"),
+    *("max_step_grad", "velocity", "batch_size", "seed", "limit", "precision"),
 )
 
 
@@ -50,7 +70,7 @@ class RunAgain(UserError):
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Trains a VGG with Gravity, Adam or RMSProp, data-parallel over all devices. Without flags: the bundled digits."""
+    """Trains a VGG with Gravity or another optimizer, data-parallel over all devices. Without flags: the digits."""
 
     dataset: DatasetName = "digits"
     """What to train on. The digits come with scikit-learn, the others from tensorflow-datasets (see --data-dir)."""
@@ -59,15 +79,20 @@ class Config:
     width: float | None = None
     """Multiplier of all layer widths; 1.0 is the paper's. Default: 0.25 for the digits, 1.0 elsewhere."""
     optimizer: OptimizerName = "gravity"
-    """The optimizer, in the published runs' settings."""
+    """Gravity or one of the paper's Table 1, with Keras' default settings, as in the published runs."""
     learning_rate: float | None = None
-    """Default: the paper's Table 5 for this dataset, model and optimizer (Gravity: 0.1)."""
+    """Default: the paper's Table 5 for this dataset, model and optimizer (Gravity: 0.1); Keras' where it has none."""
     alpha: float | None = None
     """Gravity's alpha: size of the first steps due to the initial velocity. Default: 0.01."""
     beta: float | None = None
     """Gravity's beta: decay of the velocity. Default: 0.9."""
     first_step: int | None = None
     """Gravity's t at the first update: 1 as in Algorithm 1, 0 as in the published runs. Default: 1."""
+    max_step_grad: MaxStepGradName | None = None
+    """Gravity's rule for m; all but the default are of the authors' tuning study. Default: inverse_max_abs (Eq. 20)."""
+    velocity: VelocityName | None = None
+    """What Gravity's initial velocity is drawn from; all but the default are Keras initialisers, of the authors' tuning
+    study, and take no --alpha. Default: normal, of standard deviation alpha / learning rate (Eq. 27)."""
     epochs: int | None = None
     """Passes over the training set. Default: 25 for the digits, 100 elsewhere."""
     batch_size: int | None = None
@@ -113,9 +138,19 @@ def resolve(config: Config) -> Config:
         "epochs": 25 if digits else 100,
         "batch_size": 32 if digits else 128,
     }
-    gravity_only = {"alpha": 0.01, "beta": 0.9, "first_step": 1}
+    gravity_only = {
+        "alpha": 0.01,
+        "beta": 0.9,
+        "first_step": 1,
+        "max_step_grad": "inverse_max_abs",
+        "velocity": "normal",
+    }
     if config.optimizer == "gravity":
         defaults |= gravity_only
+        if config.velocity not in (None, "normal"):
+            if config.alpha is not None:
+                raise UsageError(f"--alpha is {config.alpha}, but --velocity is {config.velocity}: leave --alpha out.")
+            del defaults["alpha"]
     else:
         for name in gravity_only:
             if getattr(config, name) is not None:
@@ -134,7 +169,7 @@ def resolve(config: Config) -> Config:
 
 def default_learning_rate(dataset: str, model: str, optimizer: str) -> float:
     """The paper's Table 5 where it has an entry."""
-    if optimizer == "gravity" or dataset not in TABLE_5 or model not in ("vgg16", "vgg19"):
+    if optimizer not in ("adam", "rmsprop") or dataset not in TABLE_5 or model not in ("vgg16", "vgg19"):
         return OTHER_LEARNING_RATES[optimizer]
     return TABLE_5[dataset][2 * (model == "vgg19") + (optimizer == "rmsprop")]
 

@@ -236,8 +236,7 @@ def _winograd(x, w, precision):
     def one_group(x):
         sums = _tiles(x)
         products = [
-            [_dot(a, b, precision) for a, b in zip(*rows, strict=True)]
-            for rows in zip(sums, kernel, strict=True)
+            [_dot(a, b, precision) for a, b in zip(*rows, strict=True)] for rows in zip(sums, kernel, strict=True)
         ]
         y = jnp.stack([jnp.stack(row) for row in _both_ways(_to_output, products)]).astype(x.dtype)
         y = y.reshape(2, 2, -1, height // 2, width // 2, k)

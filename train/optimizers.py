@@ -1,20 +1,98 @@
-"""The optimizers by name, in the settings of the published runs (Keras' names and values of July 2021)."""
+"""The optimizers by name: Gravity, and the ten of the paper's Table 1 as optax has them, with Keras' default values.
+
+The published runs used Keras (TensorFlow's, of July 2021); today's is Keras 3. Where optax computes something else, at
+the same values:
+
+- `momentum`, `nesterov`: the same, at a constant learning rate. Keras keeps the learning rate inside the velocity, so
+  a schedule reaches past gradients there only as it was when they came.
+- `adagrad`: optax adds epsilon inside the square root, as Keras 3 does; Keras of 2021 and the paper (Duchi et al.) add
+  it outside. All but the paper, which starts from 0, start the sum of squares at 0.1.
+- `adadelta`: the same. Both put a learning rate in front, 0.001 in Keras; Zeiler's paper has none: pass 1.
+- `rmsprop`: epsilon is outside the root, as in Keras of 2021; Keras 3 and optax's own default put it inside.
+- `adam`: optax adds epsilon to the bias-corrected root, as the paper's Algorithm 1 does; Keras adds it to the
+  uncorrected one, so that it counts 1 / sqrt(1 - b2^t) as much: 32 times in the first step, 1.3 times in the 1,000th.
+- `adamax`: optax takes max(b2 u, |g| + epsilon); Keras divides by max(b2 u, |g|) + epsilon; the paper has no epsilon.
+- `nadam`: optax keeps b1 constant. Dozat and Keras let it rise to its value over a schedule,
+  b1 (1 - 0.96^(0.004 t) / 2) (in Keras 3 without the 0.004). In Keras epsilon is as in optax.
+- `amsgrad`: optax takes the maximum of the bias-corrected second moments, Keras of the uncorrected ones, which it
+  corrects afterwards, with Adam's epsilon. Reddi et al. correct nothing: `bias_correction_mu=False,
+  bias_correction_nu=False, eps=0.0`.
+"""
+
+import dataclasses
+import inspect
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import optax
+import variants
 from config import Config
 
 from gravity_optax import gravity
 
 
+@dataclasses.dataclass(frozen=True)
+class _Optimizer:
+    function: Callable[..., optax.GradientTransformation]
+    defaults: dict[str, Any]  # where they differ from the function's own
+    fixed: dict[str, Any] = dataclasses.field(default_factory=dict)  # what makes it this optimizer
+
+    def hyperparameters(self) -> list[str]:
+        names = list(inspect.signature(self.function).parameters)
+        assert names[0] == "learning_rate"
+        return [name for name in names[1:] if name not in self.fixed]
+
+
+_OPTIMIZERS = {
+    "gravity": _Optimizer(gravity, {}),
+    "sgd": _Optimizer(optax.sgd, {}, {"momentum": None, "nesterov": False}),
+    "momentum": _Optimizer(optax.sgd, {"momentum": 0.9}, {"nesterov": False}),
+    "adagrad": _Optimizer(optax.adagrad, {"initial_accumulator_value": 0.1, "eps": 1e-7}),
+    "adadelta": _Optimizer(optax.adadelta, {"rho": 0.95, "eps": 1e-7}),
+    "rmsprop": _Optimizer(optax.rmsprop, {"decay": 0.9, "eps": 1e-7, "eps_in_sqrt": False}),
+    "nesterov": _Optimizer(optax.sgd, {"momentum": 0.9}, {"nesterov": True}),
+    "adam": _Optimizer(optax.adam, {"eps": 1e-7}, {"nesterov": False}),
+    "adamax": _Optimizer(optax.adamax, {"eps": 1e-7}),
+    "nadam": _Optimizer(optax.adam, {"eps": 1e-7}, {"nesterov": True}),
+    "amsgrad": _Optimizer(optax.amsgrad, {"eps": 1e-7}),
+}
+NAMES = tuple(_OPTIMIZERS)
+
+
+def make(name: str, learning_rate: optax.ScalarOrSchedule, **hyperparameters: Any) -> optax.GradientTransformation:
+    """The optimizer `name` (one of NAMES).
+
+    Args:
+      name: gravity, or one of Table 1: sgd, momentum, adagrad, adadelta, rmsprop, nesterov, adam, adamax, nadam,
+        amsgrad.
+      learning_rate: a number or an optax schedule.
+      **hyperparameters: in the words of the optax function (or of `gravity`, which needs its `key`). What is left out
+        has Keras' default value; momentum, which Keras leaves at 0, is 0.9.
+
+    Raises:
+      ValueError: for a name, or a hyperparameter of that optimizer, which does not exist.
+    """
+    if name not in _OPTIMIZERS:
+        raise ValueError(f"there is no optimizer {name!r}; choose one of {', '.join(NAMES)}.")
+    entry = _OPTIMIZERS[name]
+    known = entry.hyperparameters()
+    if unknown := [key for key in hyperparameters if key not in known]:
+        raise ValueError(f"{name} has no hyperparameter {', '.join(unknown)}; it has {', '.join(known)}.")
+    return entry.function(learning_rate, **entry.defaults | hyperparameters | entry.fixed)
+
+
 def build(config: Config, key: jax.Array) -> optax.GradientTransformation:
     """The optimizer of a resolved configuration; `key` draws Gravity's initial velocity."""
-    learning_rate = config.learning_rate
-    match config.optimizer:
-        case "gravity":
-            return gravity(learning_rate, config.alpha, config.beta, key=key, first_step=config.first_step)
-        case "adam":  # w -= l m_hat / (sqrt(v_hat) + epsilon)
-            return optax.adam(learning_rate, b1=0.9, b2=0.999, eps=1e-7)
-        case "rmsprop":  # w -= l g / (sqrt(v) + epsilon): no momentum, not centred, epsilon outside the root
-            return optax.rmsprop(learning_rate, decay=0.9, eps=1e-7, eps_in_sqrt=False)
-    raise ValueError(f"no optimizer {config.optimizer!r}")
+    if config.optimizer != "gravity":
+        return make(config.optimizer, config.learning_rate)
+    tx = make(
+        "gravity",
+        config.learning_rate,
+        alpha=config.alpha or 0.0,
+        beta=config.beta,
+        key=key,
+        first_step=config.first_step,
+        max_step_grad=variants.MAX_STEP_GRAD[config.max_step_grad],
+    )
+    return tx if config.velocity == "normal" else variants.start_from(tx, config.velocity, key)

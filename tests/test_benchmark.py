@@ -1,0 +1,352 @@
+"""The evaluation as one command: its plan, what it skips, and what it does when a cell breaks or it is told to stop.
+
+Most tests put a script in the trainer's place that writes a history at once; the slow ones train.
+"""
+
+import dataclasses
+import fcntl
+import json
+import os
+import pathlib
+import pty
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import benchmark
+import evaluation
+import published
+import pytest
+import study
+from benchmark import Options
+from config import TABLE_5, UsageError, default_learning_rate
+from evaluation import State
+
+TRAIN = pathlib.Path(benchmark.__file__).parent
+COLUMNS = "epoch,loss,accuracy,val_loss,val_accuracy,seconds,images_per_second,val_seconds"
+ROW = "{epoch},0.5,0.8,0.6,0.7,1.5,100,0.5"
+# Takes the trainer's flags. Adam breaks, RMSProp on VGG19 is killed, and momentum goes on until it is stopped.
+TRAINER = f"""
+import json, os, pathlib, signal, sys, time
+flags = dict(zip(sys.argv[1:-1], sys.argv[2:]))
+folder = pathlib.Path(flags["--workdir"])
+(folder / "config.json").write_text(json.dumps({{"dataset": flags["--dataset"]}}))
+with open(folder / "started.txt", "a") as file:
+    file.write(f"{{time.monotonic()}}\\n")
+if flags["--optimizer"] == "adam":
+    sys.exit("error: the loss is not finite at epoch 1, step 2 of 7")
+if flags["--optimizer"] == "rmsprop" and flags["--model"] == "vgg19":
+    os.kill(os.getpid(), signal.SIGKILL)
+with open(folder / "history.csv", "w") as file:
+    file.write({COLUMNS!r} + "\\n")
+    for epoch in range(1, int(flags["--epochs"]) + 1):
+        file.write({ROW!r}.format(epoch=epoch) + "\\n")
+        file.flush()
+        if flags["--optimizer"] == "momentum":
+            time.sleep(60)
+"""
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory):
+    """A script that is benchmark.py with that trainer."""
+    folder = tmp_path_factory.mktemp("program")
+    (folder / "trainer.py").write_text(TRAINER)
+    text = f"import sys, pathlib; sys.path.insert(0, {str(TRAIN)!r}); import benchmark\n"
+    text += f"benchmark._MAIN = pathlib.Path({str(folder / 'trainer.py')!r}); sys.exit(benchmark.main())\n"
+    (folder / "program.py").write_text(text)
+    return folder / "program.py"
+
+
+def run(program, *flags):
+    command = [sys.executable, str(program), *map(str, flags)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+
+def write_cell(cell, epochs, **config):
+    folder = pathlib.Path(cell.workdir)
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(dataclasses.asdict(cell) | config))
+    rows = [COLUMNS, *(ROW.format(epoch=epoch) for epoch in range(1, epochs + 1))]
+    (folder / "history.csv").write_text("\n".join(rows) + "\n")
+
+
+def plan(workdir, **options):
+    return benchmark.plan(Options(str(workdir), **options))
+
+
+def test_the_plan_is_the_papers_evaluation():
+    cells = plan("R")
+    assert len(cells) == len({cell.workdir for cell in cells}) == 30
+    for cell in cells:
+        assert (cell.epochs, cell.batch_size, cell.width, cell.precision) == (100, 128, 1.0, "float32")
+        assert cell.learning_rate == default_learning_rate(cell.dataset, cell.model, cell.optimizer)
+        assert cell.first_step == (0 if cell.optimizer == "gravity" else None)
+        assert cell.workdir == f"R/{cell.dataset}/{cell.model}/{cell.optimizer}/seed_0"
+    assert {cell.dataset for cell in cells} == set(TABLE_5)
+
+
+def test_flags_narrow_the_plan_and_seeds_come_one_after_another():
+    narrow = {"datasets": ("mnist", "cifar10"), "models": ("vgg19",), "optimizers": ("gravity", "nadam")}
+    cells = plan("R", **narrow, seeds=(3, 1), epochs=2, limit=10)
+    expected = [(seed, d, o) for seed in (3, 1) for d in ("mnist", "cifar10") for o in ("gravity", "nadam")]
+    assert [(c.seed, c.dataset, c.optimizer) for c in cells] == expected
+    assert {(c.epochs, c.limit, c.model) for c in cells} == {(2, 10, "vgg19")}
+
+
+def test_the_study_is_the_authors_variants():
+    cells = plan("R", study=True, seeds=(0, 1))
+    assert len(cells) == 2 * len(study.VARIANTS)
+    by_name = {evaluation.labels(cell): cell for cell in cells}
+    cell = by_name["cifar10", "vgg16", "from_rest_beta_0.99", "seed_1"]
+    assert cell.workdir == "R/study/cifar10/vgg16/from_rest_beta_0.99/seed_1"
+    assert (cell.beta, cell.alpha, cell.epochs, cell.seed) == (0.99, 0.0, 100, 1)
+    assert by_name["cifar10", "vgg16", "velocity_he_normal", "seed_0"].epochs == 50
+    assert {c.dataset for c in plan("R", study=True, datasets=("mnist",))} == {"mnist"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"study": True, "models": ("vgg19",)}, "^--study is Gravity on VGG16: leave --models and --optimizers out"),
+        ({"study": True, "datasets": ("digits",)}, "^the flags leave no cell to run"),
+        ({"seeds": ()}, "^the flags leave no cell to run"),
+        ({"seeds": (-1,)}, "^--seed is -1; it must be between 0 and"),
+        ({"epochs": 0}, "^--epochs is 0; it must be at least 1"),
+    ],
+)
+def test_flags_that_cannot_be_meant_so_are_refused(options, message):
+    with pytest.raises(UsageError, match=message):
+        plan("R", **options)
+
+
+def test_the_command_of_a_cell_gives_it_back():
+    import tyro
+    from config import Config, resolve
+
+    for cell in [*plan("R", data_dir="D", precision="bfloat16"), *plan("R", study=True)]:
+        words = benchmark.command(cell)
+        assert words[1] == str(TRAIN / "main.py")
+        assert resolve(tyro.cli(Config, args=words[2:])) == cell
+
+
+def test_a_cell_is_to_do_under_way_done_running_or_failed(tmp_path):
+    cells = plan(tmp_path, datasets=("mnist",), epochs=3)
+    done, more, part, running, failed, todo = cells
+    write_cell(done, 3)
+    write_cell(more, 5)
+    write_cell(part, 2)
+    write_cell(running, 1)
+    write_cell(failed, 1)
+    (pathlib.Path(failed.workdir) / "failed.txt").write_text("no memory\n")
+    with open(pathlib.Path(running.workdir) / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        states = [evaluation.state(cell) for cell in cells]
+        text = evaluation.listing(cells)
+    assert [s.kind for s in states] == ["done", "done", "under way", "running", "failed", "to do"]
+    assert [s.epochs for s in states] == [3, 5, 2, 1, 1, 0]
+    assert states[4].text == "failed after 1 of 3 epochs: no memory"
+    assert evaluation.state(todo).text == "to do: 3 epochs"
+    lines = text.splitlines()
+    assert lines[1].split() == ["mnist", "vgg16", "gravity", "0", "done:", "3", "epochs"]
+    # 2 s an epoch, recorded: 1 + 2 + 2 + 3 epochs are left.
+    assert lines[-1] == (
+        "6 cells: 2 done, 1 under way, 1 running, 1 failed, 1 to do; 10 of 18 epochs; time left: about 16 s"
+    )
+
+
+def test_a_row_that_is_not_whole_does_not_count(tmp_path):
+    (cell,) = plan(tmp_path, datasets=("mnist",), models=("vgg16",), optimizers=("gravity",), epochs=3)
+    write_cell(cell, 2)
+    with open(pathlib.Path(cell.workdir) / "history.csv", "a") as file:
+        file.write("3,0.1,0.")
+    assert evaluation.state(cell).epochs == 2
+
+
+def test_another_run_in_a_cells_folder_is_no_result_of_the_cell(tmp_path):
+    (cell,) = plan(tmp_path, datasets=("mnist",), models=("vgg16",), optimizers=("gravity",), epochs=3)
+    write_cell(cell, 3, limit=128, precision="bfloat16", data_dir="elsewhere")
+    expected = (
+        "another run is in this folder: --limit was 128, now None; --precision was bfloat16, now float32;"
+        " choose another --workdir"
+    )
+    assert evaluation.state(cell) == State("other run", 0, expected)
+
+
+def test_time_left_is_at_the_pace_of_what_is_most_alike():
+    cells = plan("R", datasets=("mnist", "cifar10"), optimizers=("gravity", "adam"), epochs=10)
+    states = [State("to do", 0, "")] * len(cells)
+    assert evaluation.time_left(cells, states, {}) == "not measured yet"
+    states[0] = State("running", 4, "")
+    # mnist: 6 x 2 s of its own pace; adam and CIFAR-10 on VGG16: 3 x 10 x 2 s; VGG19, not seen: the same; 7 starts.
+    pace = {("mnist", "vgg16", "gravity"): (8.0, 4)}
+    assert evaluation.time_left(cells, states, pace) == f"about {evaluation.duration(6 * 2 + 70 * 2)}"
+    assert evaluation.time_left(cells, states, pace, [3.0, 5.0]) == f"about {evaluation.duration(152 + 7 * 4)}"
+    pace["cifar10", "vgg19", "adam"] = (50.0, 5)
+    assert evaluation.time_left(cells, states, pace) == f"about {evaluation.duration(6 * 2 + 30 * 2 + 40 * 10)}"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.4, "0 s"), (59.7, "1 min 0 s"), (3599, "59 min 59 s"), (7500, "2 h 5 min"), (100_000, "1 d 3 h")],
+)
+def test_durations_have_two_figures(seconds, text):
+    assert evaluation.duration(seconds) == text
+
+
+def test_list_answers_before_anything_heavy_is_imported_and_makes_nothing(tmp_path):
+    code = (
+        f"import sys; sys.path.insert(0, {str(TRAIN)!r})\n"
+        f"sys.argv = ['benchmark.py', '--workdir', {str(tmp_path / 'R')!r}, '--list']\n"
+        "import benchmark; assert benchmark.main() == 0\n"
+        "assert not {'jax', 'numpy', 'flax', 'matplotlib'} & set(sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == ("30 cells: 30 to do; 0 of 3,000 epochs; time left: not measured yet")
+    assert not (tmp_path / "R").exists()
+
+
+def test_finished_cells_are_skipped_and_broken_ones_reported_while_the_others_go_on(program, tmp_path):
+    flags = ["--workdir", tmp_path, "--datasets", "mnist", "--epochs", 2]
+    first = run(program, *flags)
+    assert first.returncode == 1
+    lines = first.stdout.splitlines()
+    assert re.fullmatch(
+        r"mnist/vgg16/adam/seed_0 failed: the loss is not finite at epoch 1, step 2 of 7"
+        r" \(exit code 1; .*output.txt has it all\)",
+        lines[-4],
+    )
+    assert re.match(r"mnist/vgg19/rmsprop/seed_0 failed: .*\(killed by SIGKILL;", lines[-2])
+    assert lines[-1] == f"3 of 6 cells are done; python train/report.py {tmp_path} shows them"
+    assert first.stdout.count("epoch 2 of 2") == 3
+    assert "\r" not in first.stdout + first.stderr
+    listed = run(program, *flags, "--list").stdout
+    assert [listed.count(f"  {kind}") for kind in ("done: 2 epochs", "failed after 0 of 2 epochs: ")] == [3, 3]
+    second = run(program, *flags)
+    assert second.returncode == 1
+    starts = {path.parent.parent: len(path.read_text().splitlines()) for path in tmp_path.rglob("started.txt")}
+    assert sorted(starts.values()) == [1, 1, 1, 2, 2, 2]
+
+
+def test_a_workdir_that_is_a_file_is_one_line_and_exit_code_1(program, tmp_path):
+    (tmp_path / "file").write_text("")
+    done = run(program, "--workdir", tmp_path / "file")
+    assert done.returncode == 1
+    assert done.stderr == f"error: --workdir is {tmp_path / 'file'}, no folder can be made there (File exists).\n"
+
+
+def test_everything_done_is_exit_code_0(program, tmp_path):
+    flags = ["--workdir", tmp_path, "--datasets", "mnist", "--optimizers", "gravity", "--epochs", 1]
+    assert run(program, *flags).returncode == 0
+    assert run(program, *flags).returncode == 0
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+def test_a_signal_reaches_the_cell_and_no_other_is_started(program, tmp_path, number, code):
+    flags = ["--workdir", tmp_path, "--datasets", "mnist", "--optimizers", "momentum", "--epochs", 2]
+    process = subprocess.Popen(
+        [sys.executable, program, *map(str, flags)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    for line in process.stdout:
+        if "epoch 1 of 2" in line:
+            break
+    start = time.monotonic()
+    process.send_signal(number)
+    rest, _ = process.communicate(timeout=20)
+    assert process.returncode == code
+    assert time.monotonic() - start < 5
+    assert rest.splitlines()[-1].endswith("the same command goes on from here")
+    assert len(list(tmp_path.rglob("started.txt"))) == 1
+    cells = plan(tmp_path, datasets=("mnist",), optimizers=("momentum",), epochs=2)
+    assert [evaluation.state(cell).kind for cell in cells] == ["under way", "to do"]
+
+
+def test_a_cell_that_another_process_is_at_is_left_alone(program, tmp_path):
+    flags = ["--workdir", tmp_path, "--datasets", "mnist", "--optimizers", "momentum", "--models", "vgg16"]
+    first = subprocess.Popen(
+        [sys.executable, program, *map(str, flags)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    for line in first.stdout:
+        if "epoch 1 of" in line:
+            break
+    first.kill()  # what it started lives on, and so does the lock
+    first.wait()
+    first.stdout.close()
+    second = run(program, *flags)
+    assert second.returncode == 0
+    assert "mnist/vgg16/momentum/seed_0 was left alone: under way: 1 of 100 epochs, running now" in second.stdout
+    (started,) = tmp_path.rglob("started.txt")
+    assert len(started.read_text().splitlines()) == 1
+    pids = [int(p) for p in os.listdir("/proc") if p.isdigit() and _works_in(p, started.parent)]
+    assert len(pids) == 1
+    os.kill(pids[0], signal.SIGKILL)
+
+
+def _works_in(pid, folder):
+    try:
+        words = pathlib.Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return False
+    return str(folder).encode() in words
+
+
+def test_a_terminal_has_a_progress_bar_over_all_epochs(program, tmp_path):
+    controller, terminal = pty.openpty()
+    flags = ["--workdir", tmp_path, "--datasets", "mnist", "--optimizers", "gravity", "--epochs", 3]
+    process = subprocess.Popen(
+        [sys.executable, program, *map(str, flags)],
+        stdout=terminal,
+        stderr=terminal,
+        env={**os.environ, "COLUMNS": "120"},
+    )
+    os.close(terminal)
+    text = b""
+    while True:
+        try:
+            text += os.read(controller, 4096)
+        except OSError:  # the other end is closed
+            break
+    assert process.wait(30) == 0
+    assert re.search(rb"3/6 epochs \|.*time left: about \d+ s; mnist/vgg16/gravity", text)
+
+
+@pytest.mark.slow
+def test_a_real_grid_trains_and_is_complete(tmp_path):
+    flags = ["--datasets", "digits", "--models", "vgg11", "--epochs", 2, "--limit", 128, "--workdir", tmp_path]
+    environment = {**os.environ, "XLA_FLAGS": "", "JAX_NUMPY_DTYPE_PROMOTION": "standard"}
+    command = [sys.executable, str(TRAIN / "benchmark.py"), *map(str, flags)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    cells = plan(tmp_path, datasets=("digits",), models=("vgg11",), epochs=2, limit=128)
+    assert [evaluation.state(cell).kind for cell in cells] == ["done"] * 3
+
+
+@pytest.mark.slow
+def test_a_grid_that_is_stopped_goes_on_and_ends_as_one_that_is_not(tmp_path):
+    what = {"datasets": ("digits",), "models": ("vgg11",), "optimizers": ("gravity",), "epochs": 5, "limit": 256}
+    flags = [
+        word for name, value in what.items() for word in (f"--{name}", *(value if type(value) is tuple else [value]))
+    ]
+    options = {"text": True, "env": {**os.environ, "XLA_FLAGS": "", "JAX_NUMPY_DTYPE_PROMOTION": "standard"}}
+    command = [sys.executable, str(TRAIN / "benchmark.py"), *map(str, flags), "--workdir"]
+    first = subprocess.Popen(
+        [*command, str(tmp_path / "a")], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options
+    )
+    for line in first.stdout:
+        if "epoch 2 of 5" in line:
+            break
+    first.send_signal(signal.SIGTERM)
+    first.communicate(timeout=60)
+    assert first.returncode == 75
+    histories = []
+    for folder in (tmp_path / "a", tmp_path / "b"):
+        subprocess.run([*command, str(folder)], check=True, capture_output=True, timeout=200, **options)
+        (cell,) = plan(folder, **what)
+        rows = evaluation.history(pathlib.Path(cell.workdir))
+        histories.append([[row[name] for name in ("epoch", *published.METRICS)] for row in rows])
+    stopped, whole = histories
+    assert len(whole) == 5
+    assert stopped == whole
