@@ -193,7 +193,7 @@ def _check_ranges(config: Config) -> None:
         "learning_rate": positive,
         "alpha": ("a finite number of at least 0", lambda x: math.isfinite(x) and x >= 0),
         "beta": ("between 0 and 1", lambda x: 0 <= x <= 1),
-        "first_step": ("between 0 and 1000000", lambda x: 0 <= x <= 10**6),
+        "first_step": ("between 0 and 1000000000", lambda x: 0 <= x <= 10**9),
         "epochs": whole,
         "batch_size": ("between 1 and 65536", lambda x: 1 <= x <= 2**16),
         "limit": ("at least 1", lambda x: x >= 1),

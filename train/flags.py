@@ -28,10 +28,12 @@ def _explain(arguments: list[str]) -> str | None:
     while words:
         name = words.pop(0).replace("_", "-")
         if name not in types:
-            near = difflib.get_close_matches(name, types, 1)
+            near = difflib.get_close_matches(name, types, 1, 0.75)
             hint = f"; did you mean {near[0]}?" if near else "; see --help."
             return f"there is no flag {name}{hint}" if name.startswith("--") else f"{name} belongs to no flag{hint}"
         if types[name] is bool:
+            if words and not words[0].startswith("--"):
+                return f"{name} is {words[0]}; it takes no value."
             continue
         if not words or words[0].startswith("--"):
             return f"{name} needs a value: {_wanted(types[name])}."

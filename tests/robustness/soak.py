@@ -1,0 +1,76 @@
+"""A long run with checkpoints, watched from outside: does it use more memory or files, or slow down, as it goes on?
+
+    python tests/robustness/soak.py [--epochs 200] [--width 0.01]
+
+Trains on the digits with a checkpoint after each epoch and compares the epochs from 20 to 60, after the warm-up, with the
+last 40: resident memory, open files, threads (medians of samples), training speed (history.csv), and seconds from one
+row to the next (everything included). Exit code 1 if memory grows by 5%, a speed falls by 5%, or files are added.
+"""
+
+import argparse
+import csv
+import pathlib
+import statistics
+import sys
+import tempfile
+import time
+
+import psutil
+
+sys.path[:0] = [str(pathlib.Path(__file__).parents[1]), str(pathlib.Path(__file__).parents[2] / "train")]
+
+import processes  # noqa: E402
+
+WARM, COUNT = 20, 40  # epochs before the first window; epochs in each window
+
+
+def watch(process, workdir):
+    """(epochs that are done, seconds, resident bytes, open files, threads) ten times a second, as long as it runs."""
+    watched, samples = psutil.Process(process.pid), []
+    while process.poll() is None:
+        try:
+            now = watched.memory_info().rss, watched.num_fds(), watched.num_threads()
+        except psutil.Error:  # it has just ended
+            break
+        samples.append((processes.rows(workdir), time.monotonic(), *now))
+        time.sleep(0.1)
+    return samples
+
+
+def medians(samples, speeds, epochs):
+    """What is compared, over the window of these epochs."""
+    inside = [sample for sample in samples if sample[0] in epochs]
+    _, seconds, memory, files, threads = zip(*inside, strict=True)
+    return {
+        "resident memory, MB": statistics.median(memory) / 1e6,
+        "open files": statistics.median(files),
+        "threads": statistics.median(threads),
+        "images/s": statistics.median(speeds[epoch] for epoch in epochs),
+        "epochs/s, all included": (inside[-1][0] - inside[0][0]) / (seconds[-1] - seconds[0]),
+    }
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--epochs", type=int, default=200)
+    parser.add_argument("--width", type=float, default=0.01)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as workdir:
+        flags = ("--width", arguments.width, "--epochs", arguments.epochs, "--workdir", workdir)
+        process = processes.start(*flags)
+        samples = watch(process, workdir)
+        processes.finish(process)
+        with open(f"{workdir}/history.csv", newline="") as file:
+            speeds = [float(row["images_per_second"]) for row in csv.DictReader(file)]
+    early = medians(samples, speeds, range(WARM, WARM + COUNT))
+    late = medians(samples, speeds, range(arguments.epochs - COUNT, arguments.epochs))
+    sys.stdout.write(f"{'':24} {'early':>10} {'late':>10}  change\n")
+    for name, value in early.items():
+        sys.stdout.write(f"{name:24} {value:10.1f} {late[name]:10.1f}  {100 * (late[name] / value - 1):+.1f}%\n")
+    ratio = {name: late[name] / value for name, value in early.items()}
+    speed = min(ratio["images/s"], ratio["epochs/s, all included"])
+    return not (ratio["resident memory, MB"] < 1.05 and ratio["open files"] <= 1 and speed > 0.95)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
