@@ -1,10 +1,11 @@
-"""VGG's two image layers, in a form that stays fast on the CPU inside a `lax.scan`.
+"""VGG's layers, in a form that stays fast on the CPU inside a `lax.scan`.
 
 XLA:CPU brings convolutions into the layout of its fast routine (NHWC images,
 HWIO kernels) in the entry computation only, not in the body of a loop.  The
 two convolutions that autodiff makes have another layout, and in a loop they
 run on a naive routine that is about 100 times slower.  So on the CPU the
-backward pass is written out here as convolutions of the fast layout.
+backward pass is written out here as convolutions of the fast layout; and where
+there are many channels, both passes as matrix products by Winograd's method.
 Elsewhere the layers are the plain ones.
 """
 
@@ -18,6 +19,9 @@ from jax import lax
 # How much of x and dy, in float32, the kernel gradient takes at a time: about the
 # cache of two cores.  1 MiB measured the same; 4 MiB was up to 20% slower.
 GROUP_BYTES = 2 * 2**20
+
+# How much the sums of the inputs take, in float32, in one group of Winograd's method.  4 MiB was 40% slower (of many
+# small products each costs its start), the whole batch at once needs gigabytes.
 WINOGRAD_BYTES = 16 * 2**20
 
 
@@ -26,6 +30,10 @@ def conv3x3(x: jax.Array, w: jax.Array, *, precision: lax.Precision | None = Non
 
     x: (n, h, w, c), w: (3, 3, c, k), both float32 or both bfloat16.
     Returns (n, h, w, k) of the same type.
+
+    All forms add in float32.  On the CPU, Winograd's method in bfloat16 rounds
+    to bfloat16 the sums that it multiplies: the result (and the gradient of x)
+    is then off by 0.4%, where rounding it alone takes 0.17% (root mean square).
     """
     return lax.platform_dependent(
         x,
@@ -35,12 +43,26 @@ def conv3x3(x: jax.Array, w: jax.Array, *, precision: lax.Precision | None = Non
     )
 
 
+def add_bias(x: jax.Array, b: jax.Array) -> jax.Array:
+    """x + b. x: (..., k), b: (k,), of one type."""
+    return lax.platform_dependent(x, b, cpu=_cpu_add_bias, default=_plain_add_bias)
+
+
+def dense(x: jax.Array, w: jax.Array, *, precision: lax.Precision | None = None) -> jax.Array:
+    """x @ w. x: (n, c), w: (c, k), both float32 or both bfloat16, as is the result."""
+    return lax.platform_dependent(
+        x,
+        w,
+        cpu=lambda x, w: _cpu_dense(x, w, precision),
+        default=lambda x, w: lax.dot(x, w, precision=precision),
+    )
+
+
 def max_pool2x2(x: jax.Array) -> jax.Array:
     """Largest of each 2x2 square. x: (n, h, w, c) -> (n, h // 2, w // 2, c).
 
     An odd last row or column is left out.  Where several values of a square are
-    the largest, the CPU form divides the gradient equally between them; the
-    other form gives it to the first.
+    the largest, the first of them gets the gradient.
     """
     return lax.platform_dependent(x, cpu=_cpu_pool, default=_plain_pool)
 
@@ -61,16 +83,81 @@ def _plain_pool(x):
     return lax.reduce_window(x, -jnp.inf, lax.max, window, window, "VALID")
 
 
+@jax.custom_vjp
 def _cpu_pool(x):
-    # The gradient of reduce_window runs on a slow loop; that of max does not.
+    return _squares(x).max((2, 4))
+
+
+def _squares(x):
     n, h, w, c = x.shape
-    x = x[:, : h // 2 * 2, : w // 2 * 2]
-    return x.reshape(n, h // 2, 2, w // 2, 2, c).max((2, 4))
+    return x[:, : h // 2 * 2, : w // 2 * 2].reshape(n, h // 2, 2, w // 2, 2, c)
+
+
+def _cpu_pool_fwd(x):
+    return _cpu_pool(x), x
+
+
+def _cpu_pool_bwd(x, dy):
+    # The gradient of reduce_window runs on a slow loop; comparisons do not.
+    n, h, w, c = x.shape
+    squares = _squares(x)
+    largest = squares.max((2, 4))
+    first = jnp.full(dy.shape, 3, jnp.int8)
+    for place in (2, 1, 0):
+        first = jnp.where(squares[:, :, place // 2, :, place % 2] == largest, jnp.int8(place), first)
+    first = _keep(first)  # else it is computed again for each of the four
+    places = jnp.arange(4, dtype=jnp.int8).reshape(1, 1, 2, 1, 2, 1)
+    dx = jnp.where(places == first[:, :, None, :, None], dy[:, :, None, :, None], 0)
+    dx = dx.reshape(n, h // 2 * 2, w // 2 * 2, c)
+    return (jnp.pad(dx, ((0, 0), (0, h % 2), (0, w % 2), (0, 0))),)
+
+
+_cpu_pool.defvjp(_cpu_pool_fwd, _cpu_pool_bwd)
+
+
+def _plain_add_bias(x, b):
+    return x + lax.expand_dims(b, range(x.ndim - 1))
+
+
+_cpu_add_bias = jax.custom_vjp(_plain_add_bias)
+
+
+def _cpu_add_bias_fwd(x, b):
+    return _plain_add_bias(x, b), None
+
+
+def _cpu_add_bias_bwd(_, dy):
+    # A sum over the rows as a product, which is fast in bfloat16 too; fewer than 8 rows of ones are slower.
+    ones = jnp.ones((8, dy.size // dy.shape[-1]), dy.dtype)
+    return dy, _dot(ones, dy.reshape(-1, dy.shape[-1]), None)[0].astype(dy.dtype)
+
+
+_cpu_add_bias.defvjp(_cpu_add_bias_fwd, _cpu_add_bias_bwd)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _cpu_dense(x, w, precision):
+    return _dot(x, w, precision).astype(x.dtype)
+
+
+def _cpu_dense_fwd(x, w, precision):
+    return _cpu_dense(x, w, precision), (x, w)
+
+
+def _cpu_dense_bwd(precision, residuals, dy):
+    x, w = residuals
+    # dy @ w.T from the other side: XLA would write out the transposed kernel, which is far larger than dy.
+    dx = lax.dot_general(w, dy, (((1,), (1,)), ((), ())), precision=precision, preferred_element_type=jnp.float32)
+    dx = _keep(dx).T
+    return dx.astype(x.dtype), _dot_of_rows(x, dy, precision).astype(w.dtype)
+
+
+_cpu_dense.defvjp(_cpu_dense_fwd, _cpu_dense_bwd)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _cpu_conv(x, w, precision):
-    n, height, width, c = x.shape
+    _, height, width, c = x.shape
     if _winograd_is_faster(x.shape, w.shape):
         return _winograd(x, w, precision)
     if min(height, width) < 3:
@@ -91,16 +178,12 @@ def _cpu_conv_fwd(x, w, precision):
 
 def _cpu_conv_bwd(precision, residuals, dy):
     x, w = residuals
-    # The kernel turned by half a circle, with its channels exchanged.
-    turned = _keep(w[::-1, ::-1].swapaxes(2, 3))
-    dx = _cpu_conv(dy, turned, precision)
     if _winograd_is_faster(x.shape, w.shape):
-        dw = _winograd_kernel_gradient(x, dy, precision)
-    elif min(x.shape[1:3]) < 3:
-        dw = _tiny_kernel_gradient(x, dy, precision)
-    else:
-        dw = _kernel_gradient(x, dy, precision)
-    return dx, dw.astype(w.dtype)
+        return _winograd(dy, w, precision, turned=True), _winograd_kernel_gradient(x, dy, precision).astype(w.dtype)
+    # The kernel turned by half a circle, with its channels exchanged.
+    dx = _cpu_conv(dy, _keep(w[::-1, ::-1].swapaxes(2, 3)), precision)
+    gradient = _tiny_kernel_gradient if min(x.shape[1:3]) < 3 else _kernel_gradient
+    return dx, gradient(x, dy, precision).astype(w.dtype)
 
 
 _cpu_conv.defvjp(_cpu_conv_fwd, _cpu_conv_bwd)
@@ -156,14 +239,17 @@ def _tiny_kernel_gradient(x, dy, precision):
     places = []
     for i, j in itertools.product(range(3), range(3)):
         (above, from_above), (left, from_left) = _reach(i, x.shape[1]), _reach(j, x.shape[2])
-        pixels = x[:, from_above, from_left], dy[:, above, left]
-        places.append(_dot_of_rows(*(a.reshape(-1, a.shape[-1]) for a in pixels), precision))
+        rows = x[:, from_above, from_left].reshape(-1, x.shape[3])
+        places.append(_dot_of_rows(rows, dy[:, above, left].reshape(-1, dy.shape[3]), precision))
     return jnp.stack(places).reshape(3, 3, *places[0].shape)
 
 
 def _reach(i, size):
-    """Which outputs, of `size` in a line, see an input through place i of the kernel, and which inputs those are."""
-    return slice(max(0, 1 - i), max(0, size + min(0, 1 - i))), slice(max(0, i - 1), max(0, size + min(0, i - 1)))
+    """The outputs, of `size` in a line, that see an input through place i of the kernel, and those inputs."""
+    outputs, inputs = ((1, size), (0, size - 1)) if i == 0 else ((0, size), (0, size))
+    if i == 2:
+        outputs, inputs = (0, size - 1), (1, size)
+    return slice(*outputs), slice(*inputs)
 
 
 def _dot(x, w, precision):
@@ -216,39 +302,46 @@ def _both_ways(f, grid):
 
 
 def _tiles(x):
-    """(n, h, w, c) -> 4x4 grid of float32 (tiles, c): the sums of the overlapping 4x4 inputs, every 2nd row and column."""
-    n, height, width, c = x.shape
+    """(n, h, w, c) -> 4x4 grid of float32 (tiles, c): sums of the 4x4 inputs at every second row and column."""
+    _, height, width, c = x.shape
     x = jnp.pad(x.astype(jnp.float32), ((0, 0), (1, 1), (1, 1), (0, 0)))
     grid = [[x[:, i : i + height - 1 : 2, j : j + width - 1 : 2] for j in range(4)] for i in range(4)]
     return [[a.reshape(-1, c) for a in row] for row in _both_ways(_of_input, grid)]
 
 
-def _tiles_per_group(x, w):
+def _images_per_group(x, w):
     tiles = x.shape[1] * x.shape[2] // 4
     return max(1, WINOGRAD_BYTES // (16 * 4 * tiles * max(w)))
 
 
-def _winograd(x, w, precision):
-    n, height, width, c = x.shape
-    k = w.shape[3]
+def _winograd(x, w, precision, turned=False):
+    """The convolution; `turned`: with the kernel turned by half a circle and its channels exchanged, (3, 3, k, c)."""
+    n, height, width, _ = x.shape
     kernel = _both_ways(_of_kernel, [list(row) for row in w.astype(jnp.float32)])
+    if turned:  # which exchanges the first and the last sums of each direction
+        kernel = [[kernel[i][j] for j in (3, 1, 2, 0)] for i in (3, 1, 2, 0)]
+    channels = 1 if turned else 0
+
+    def product(a, b):
+        a, b = a.astype(x.dtype), b.astype(x.dtype)
+        dimensions = (((1,), (channels,)), ((), ()))
+        return lax.dot_general(a, b, dimensions, precision=precision, preferred_element_type=jnp.float32)
 
     def one_group(x):
-        sums = _tiles(x)
         products = [
-            [_dot(a, b, precision) for a, b in zip(*rows, strict=True)] for rows in zip(sums, kernel, strict=True)
+            [product(*pair) for pair in zip(*rows, strict=True)] for rows in zip(_tiles(x), kernel, strict=True)
         ]
         y = jnp.stack([jnp.stack(row) for row in _both_ways(_to_output, products)]).astype(x.dtype)
-        y = y.reshape(2, 2, -1, height // 2, width // 2, k)
-        return y.transpose(2, 3, 0, 4, 1, 5).reshape(-1, height, width, k)
+        y = y.reshape(2, 2, -1, height // 2, width // 2, y.shape[-1])
+        return y.transpose(2, 3, 0, 4, 1, 5).reshape(-1, height, width, y.shape[-1])
 
-    y = lax.map(one_group, _split(x, _tiles_per_group(x, (c, k))))
-    return y.reshape(-1, height, width, k)[:n]
+    y = lax.map(one_group, _split(x, _images_per_group(x, w.shape[2:])))
+    return y.reshape(-1, height, width, y.shape[-1])[:n]
 
 
 def _winograd_kernel_gradient(x, dy, precision):
     c, k = x.shape[3], dy.shape[3]
-    size = _tiles_per_group(x, (c, k))
+    size = _images_per_group(x, (c, k))
 
     def one_group(total, pair):
         x, dy = pair[0], pair[1].astype(jnp.float32)
@@ -261,11 +354,10 @@ def _winograd_kernel_gradient(x, dy, precision):
 
     zero = [[jnp.zeros((c, k), jnp.float32)] * 4] * 4
     total, _ = lax.scan(one_group, zero, (_split(x, size), _split(dy, size)))
-    total = _keep(total)
-    return _keep(jnp.stack([jnp.stack(row) for row in _both_ways(_to_kernel_gradient, total)]))
+    return jnp.stack([jnp.stack(row) for row in _both_ways(_to_kernel_gradient, total)])
 
 
 def _keep(a):
-    # Without the barrier XLA folds the transposition into the convolution,
-    # which gives back the slow layout.
+    # The barrier keeps XLA from folding a transposition into the convolution or
+    # product, which gives back the slow layout.
     return lax.optimization_barrier(a)

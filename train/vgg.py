@@ -31,7 +31,23 @@ class Conv3x3(nn.Module):
         kernel = self.param("kernel", self.kernel_init, (3, 3, x.shape[-1], self.features), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
-        return layers.conv3x3(x, kernel, precision=self.precision) + jnp.reshape(bias, (1, 1, 1, -1))
+        return layers.add_bias(layers.conv3x3(x, kernel, precision=self.precision), bias)
+
+
+class Dense(nn.Module):
+    """Flax's `nn.Dense` on `layers.dense`."""
+
+    features: int
+    dtype: jnp.dtype
+    precision: jax.lax.Precision | None
+    kernel_init: nn.initializers.Initializer
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
+        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
+        return layers.add_bias(layers.dense(x, kernel, precision=self.precision), bias)
 
 
 class VGG(nn.Module):
@@ -60,8 +76,8 @@ class VGG(nn.Module):
             x = layers.max_pool2x2(x)
         x = x.reshape(n, -1)
         for _ in range(2):
-            x = nn.relu(nn.Dense(self.scaled(DENSE), **settings)(x))
-        return nn.Dense(self.num_classes, **settings)(x).astype(jnp.float32)
+            x = nn.relu(Dense(self.scaled(DENSE), **settings)(x))
+        return Dense(self.num_classes, **settings)(x).astype(jnp.float32)
 
     def scaled(self, features: int) -> int:
         return max(1, round(self.width * features))

@@ -3,10 +3,10 @@
     pip install -e ".[train,peers,prepare]" && python tests/speed/train_step.py [--json FILE]
 
 Images per second in steady state. Ours is the trainer's own compiled chunk. The others train the same network (every
-bias, ReLU and pooling, two dense layers of 4,096) on the same pictures, the same cross-entropy and batch, with SGD and
-momentum where ours has Gravity: PyTorch channels-last with its fused SGD, Keras by `model.fit` on TensorFlow. bfloat16 is
-`--precision bfloat16` here and autocast in PyTorch. Each framework has a process of its own, so that their thread pools
-do not meet; they take turns.
+bias, ReLU and pooling, two dense layers of 4,096) on the same pictures, with the same cross-entropy and batch, and with
+SGD and momentum where ours has Gravity: PyTorch channels-last with its fused SGD, Keras by `model.fit` on TensorFlow.
+bfloat16 is `--precision bfloat16` here and autocast in PyTorch. Each framework has a process of its own, so that their
+thread pools do not meet; they take turns.
 
 Gravity's share is the time of its update alone, compiled into the same kind of loop with gradients that are given, over
 the time of the step.
@@ -28,8 +28,8 @@ import timing
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / "train"))
 
 BATCH, CLASSES = 128, 10
-STEPS = 4  # in one timed run
-STEPS_PER_EPOCH = 32  # which the trainer cuts into chunks of STEPS
+STEPS = 8  # in one timed run
+STEPS_PER_EPOCH = 64  # which the trainer cuts into chunks of STEPS
 CONVOLUTIONS, CHANNELS, DENSE = (2, 2, 3, 3, 3), (64, 128, 256, 512, 512), 4096
 
 
