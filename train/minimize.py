@@ -91,11 +91,11 @@ def minimize(
 def power_law_decay(
     init_value: jax.typing.ArrayLike, power: jax.typing.ArrayLike, transition_steps: jax.typing.ArrayLike = 1
 ) -> optax.Schedule:
-    """The schedule init_value * (1 + count / transition_steps) ** -power, which optax does not have.
+    """The schedule init_value / (1 + count / transition_steps) ** power, which optax does not have.
 
     Args:
       init_value: the value at count 0.
       power: how fast it falls; 0.5 is the inverse square root, 0 a constant.
-      transition_steps: after so many steps it has fallen by 2 ** -power.
+      transition_steps: after so many steps it has fallen by a factor of 2 ** power.
     """
-    return lambda count: init_value * (1.0 + jnp.asarray(count, jnp.float32) / transition_steps) ** -power
+    return lambda count: init_value / (1.0 + jnp.asarray(count, jnp.float32) / transition_steps) ** power
