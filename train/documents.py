@@ -18,8 +18,8 @@ NOTEBOOK: dict[str, optax.GradientTransformation] = {
     "momentum": optax.chain(optax.scale(-0.5), optax.trace(0.5)),
     # v = 0.8 v - 0.2 g, w += 0.8 v - 0.2 g, as optax.sgd(0.2, momentum=0.8, nesterov=True) steps too.
     "nesterov": optax.chain(optax.scale(-0.2), optax.trace(0.8, nesterov=True)),
-    # The notebook divides by sqrt(h) + 1e-7, which no optax piece does with a sum of squares (optax: sqrt(h + eps)). With 0
-    # the difference is less than 3e-8 of a step here. (optax starts h at 0.1 unless told otherwise.)
+    # The notebook divides by sqrt(h) + 1e-7. No optax piece does so with a sum of squares (optax: sqrt(h + eps));
+    # without the 1e-7 a step differs by less than 3e-8 of itself here. optax starts h at 0.1 unless told otherwise.
     "adagrad": optax.adagrad(10.0, initial_accumulator_value=0.0, eps=0.0),
     "rmsprop": optax.rmsprop(0.9, decay=0.75, eps=1e-7, eps_in_sqrt=False),  # optax's default is inside the root
     # The notebook adds 1e-7 to v before its bias is corrected: to v_hat it adds 1e-7 / (1 - 0.999^t), a schedule.
