@@ -1,0 +1,148 @@
+"""The path that `minimize` records: against steps made by hand, when it stops, ascent, schedules, under vmap."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from minimize import minimize, power_law_decay
+
+from gravity_optax import gravity
+
+START = jnp.array([3.0, -2.0])
+GRAVITY = gravity(0.1, key=0)
+
+
+@pytest.fixture(autouse=True)
+def standard_promotion():
+    with jax.numpy_dtype_promotion("standard"):  # optax's own code promotes
+        yield
+
+
+def parabola(w):
+    return jnp.sum(w**2)
+
+
+def by_hand(function, w, tx, steps):
+    state, rows = tx.init(w), []
+    for _ in range(steps):
+        value, gradient = jax.value_and_grad(function)(w)
+        update, state = tx.update(gradient, state, w)
+        rows.append((w, value, jnp.linalg.norm(gradient), update))
+        w = optax.apply_updates(w, update)
+    return [np.stack(column) for column in zip(*rows, strict=True)], w
+
+
+@pytest.mark.parametrize("tx", [optax.sgd(0.1, momentum=0.9), optax.adam(0.3), GRAVITY], ids=["sgd", "adam", "gravity"])
+def test_every_step_is_the_step_made_by_hand(tx):
+    path = minimize(parabola, START, tx, steps=12)
+    (positions, values, norms, updates), last = by_hand(parabola, START, tx, 12)
+    np.testing.assert_allclose(path.positions, np.vstack([positions, last]), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(path.updates, updates, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(path.values, [*values, parabola(last)], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(path.gradient_norms, [*norms, 2 * jnp.linalg.norm(last)], rtol=1e-4, atol=1e-5)
+
+
+def test_it_stops_where_the_gradient_first_falls_below_the_tolerance():
+    path = minimize(parabola, START, optax.sgd(0.1), steps=60, tolerance=0.01)
+    # Each step takes the norm from 2 sqrt(13) by 0.8.
+    expected = int(np.ceil(np.log(0.01 / (2 * np.sqrt(13))) / np.log(0.8)))
+    assert bool(path.converged) and int(path.steps_taken) == expected
+    assert path.gradient_norms[expected - 1] >= 0.01 > path.gradient_norms[expected]
+    np.testing.assert_array_equal(path.positions[expected:], np.tile(path.positions[expected], (61 - expected, 1)))
+    assert np.all(path.updates[expected - 1] != 0) and not np.any(path.updates[expected:])
+
+
+def test_momentum_does_not_carry_it_on_after_it_has_stopped():
+    path = minimize(parabola, jnp.array([0.001]), optax.sgd(0.1, momentum=0.9), steps=5, tolerance=1.0)
+    assert bool(path.converged) and int(path.steps_taken) == 0
+    np.testing.assert_array_equal(path.positions, np.full((6, 1), np.float32(0.001)))
+
+
+def test_the_last_point_counts_as_converged_too():
+    # 1 -> 0 in the only step.
+    path = minimize(parabola, jnp.array([1.0]), optax.sgd(0.5), steps=1, tolerance=1e-3)
+    assert bool(path.converged) and int(path.steps_taken) == 1
+
+
+def test_divergence_and_too_few_steps_are_not_convergence():
+    diverged = minimize(parabola, START, optax.sgd(10.0), steps=100, tolerance=0.01)
+    assert not np.isfinite(diverged.values[-1])
+    short = minimize(parabola, START, optax.sgd(0.1), steps=3, tolerance=0.01)
+    for path in (diverged, short):
+        assert not path.converged and int(path.steps_taken) == len(path.updates)
+
+
+def test_ascent_climbs_what_descent_descends():
+    up = minimize(lambda w: 5 - parabola(w), START, GRAVITY, steps=20, maximize=True)
+    down = minimize(parabola, START, GRAVITY, steps=20)
+    np.testing.assert_allclose(up.positions, down.positions, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(up.values, 5 - down.values, rtol=1e-5, atol=1e-5)
+
+
+SCHEDULES = {
+    "constant": (optax.constant_schedule(0.25), [0.25] * 6),
+    "exponential": (optax.exponential_decay(1.0, 1, 0.5), 0.5 ** np.arange(6)),
+    "step": (optax.exponential_decay(1.0, 2, 0.1, staircase=True), [1, 1, 0.1, 0.1, 0.01, 0.01]),
+    "step at chosen counts": (optax.piecewise_constant_schedule(1.0, {3: 0.5}), [1, 1, 1, 0.5, 0.5, 0.5]),
+    "power law": (power_law_decay(2.0, 0.5, 3), 2 / np.sqrt(1 + np.arange(6) / 3)),
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_the_step_size_follows_its_schedule(name):
+    schedule, expected = SCHEDULES[name]
+    path = minimize(lambda w: w, jnp.float32(0), optax.sgd(schedule), steps=6)  # the gradient is 1
+    np.testing.assert_allclose(-path.updates, expected, rtol=1e-5)
+
+
+def test_vmap_over_starts_is_a_path_for_each():
+    starts = jnp.array([[0.5, -0.3], [0.25, 0.1], [0.0, 0.1]])
+    paths = jax.vmap(lambda start: minimize(parabola, start, GRAVITY, steps=30, tolerance=0.3))(starts)
+    for i, start in enumerate(starts):
+        alone = minimize(parabola, start, GRAVITY, steps=30, tolerance=0.3)
+        jax.tree.map(lambda a, b, i=i: np.testing.assert_allclose(a[i], b, rtol=1e-5, atol=1e-6), paths, alone)
+    assert len(set(paths.steps_taken.tolist())) == 3  # each stops for itself
+
+
+def test_vmap_over_hyperparameters_is_a_path_for_each():
+    rates, betas = jnp.array([0.05, 0.1, 0.5]), jnp.array([0.0, 0.5, 0.9])
+
+    def run(rate, beta):
+        return minimize(parabola, START, gravity(rate, alpha=0.01, beta=beta, key=0), steps=20).positions
+
+    paths = jax.vmap(run)(rates, betas)
+    for path, rate, beta in zip(paths, rates, betas, strict=True):
+        np.testing.assert_allclose(path, run(rate, beta), rtol=1e-4, atol=1e-5)
+
+
+def test_the_same_function_and_optimizer_are_compiled_once():
+    minimize(parabola, START, GRAVITY, steps=7)
+    before = minimize._cache_size()
+    minimize(parabola, 2 * START, GRAVITY, steps=7, tolerance=0.5)
+    with_tolerance = minimize._cache_size()
+    minimize(parabola, 3 * START, GRAVITY, steps=7, tolerance=0.7)
+    assert minimize._cache_size() == with_tolerance <= before + 1
+
+
+def test_an_optimizer_with_a_line_search_is_told_the_function():
+    path = minimize(parabola, START, optax.lbfgs(), steps=10, tolerance=1e-4)
+    assert bool(path.converged) and int(path.steps_taken) <= 3
+
+
+def test_a_tree_of_parameters_keeps_its_tree():
+    start = {"w": jnp.ones((2, 3)), "b": jnp.zeros(3)}
+    path = minimize(lambda p: jnp.sum((p["w"] + p["b"][None]) ** 2), start, optax.adam(0.1), steps=4)
+    assert jax.tree.map(jnp.shape, path.positions) == {"w": (5, 2, 3), "b": (5, 3)}
+    assert jax.tree.map(jnp.shape, path.updates) == {"w": (4, 2, 3), "b": (4, 3)}
+
+
+def test_a_negative_number_of_steps_is_refused():
+    with pytest.raises(ValueError, match="steps is -1"):
+        minimize(parabola, START, GRAVITY, steps=-1)
+
+
+def test_no_steps_is_the_start_alone():
+    path = minimize(parabola, START, GRAVITY, steps=0)
+    assert path.positions.shape == (1, 2) and path.updates.shape == (0, 2) and path.values[0] == 13
+    assert int(path.steps_taken) == 0

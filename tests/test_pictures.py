@@ -1,0 +1,156 @@
+"""The pictures: what is drawn is where the optimizers went, axes are labelled, colours can be told apart."""
+
+import io
+import itertools
+
+import circles
+import functions
+import jax
+import jax.numpy as jnp
+import matplotlib.colors
+import numpy as np
+import optax
+import palette
+import pictures
+import pytest
+from minimize import minimize
+from PIL import Image
+
+from gravity_optax import gravity
+
+OPTIMIZERS = {"sgd": optax.sgd(0.1), "adam": optax.adam(0.2), "gravity": gravity(0.1, key=0)}
+
+
+@pytest.fixture(autouse=True)
+def permissive_arithmetic():
+    # optax's own code promotes dtypes, flax's layers raise ranks
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+
+
+def lines(axes):
+    return {line.get_label(): line for line in axes.lines if not line.get_label().startswith("_")}
+
+
+@pytest.mark.parametrize("view", ["contour", "surface"])
+def test_each_line_is_the_path_of_its_optimizer(view):
+    (axes,) = pictures.paths(functions.BOWL, OPTIMIZERS, steps=12, view=view).axes
+    assert list(lines(axes)) == list(OPTIMIZERS)
+    for label, tx in OPTIMIZERS.items():
+        path = minimize(functions.BOWL, jnp.array(functions.BOWL.start), tx, steps=12)
+        line = lines(axes)[label]
+        if view == "surface":
+            drawn = np.array(line.get_data_3d())
+            np.testing.assert_allclose(drawn[2], path.values, rtol=1e-5, atol=1e-6)
+        else:
+            drawn = np.array(line.get_data())
+        np.testing.assert_allclose(drawn[:2].T, path.positions, rtol=1e-5, atol=1e-6)
+        assert line.get_color() == palette.COLOURS[label]
+
+
+@pytest.mark.parametrize("view", ["contour", "surface"])
+@pytest.mark.parametrize("function", functions.ALL.values(), ids=lambda f: f.name)
+def test_axes_are_labelled_and_titled(function, view):
+    figure = pictures.paths(function, {}, steps=1, view=view)
+    (axes,) = figure.axes
+    assert (axes.get_xlabel(), axes.get_ylabel(), axes.get_title()) == ("$x$", "$y$", f"${function.formula}$")
+    assert np.allclose(axes.get_xlim(), function.x_range) and np.allclose(axes.get_ylim(), function.y_range)
+    if view == "surface":
+        assert axes.get_zlabel() == ("$\\log_{10}(f + 0.01)$" if function.log_levels else "$f(x, y)$")
+
+
+def test_the_legend_names_every_optimizer_and_a_remark_is_dashed():
+    figure = pictures.paths(functions.BOWL, {"gravity": OPTIMIZERS["gravity"], "gravity, slow": gravity(0.01, key=0)})
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["gravity", "gravity, slow"]
+    drawn = lines(figure.axes[0])
+    assert [line.get_linestyle() for line in drawn.values()] == ["-", "--"]
+    assert len({line.get_color() for line in drawn.values()}) == 1
+
+
+@pytest.mark.parametrize("view", ["contour", "surface"])
+def test_a_path_that_diverges_is_drawn_as_far_as_the_picture_goes(view):
+    # Each step takes x by -9: beyond a million after 7 steps, beyond the picture after 1.
+    figure = pictures.paths(functions.BOWL, {"sgd": optax.sgd(5.0)}, steps=200, start=(1.0, 0.0), view=view)
+    line = lines(figure.axes[0])["sgd"]
+    x = (line.get_data_3d() if view == "surface" else line.get_data())[0]
+    finite = x[np.isfinite(x)]
+    np.testing.assert_allclose(finite, (-9.0) ** np.arange(1 if view == "surface" else 7))
+    figure.draw_without_rendering()
+
+
+def test_the_animation_shows_ever_more_of_the_paths_from_the_start_to_the_last_step():
+    animation = pictures.animate_paths(functions.TILTED, OPTIMIZERS, steps=10, frames=3)
+    (axes,) = animation._fig.axes
+    seen = []
+    for step in animation.new_frame_seq():
+        animation._func(step)
+        seen.append({len(line.get_xdata()) for line in lines(axes).values()})
+        assert axes.get_title().endswith(f", step {step}")
+    assert seen == [{1}, {6}, {11}]
+    image = Image.open(io.BytesIO(pictures.gif(animation, dpi=40)))
+    assert (image.format, image.n_frames) == ("GIF", 3)
+
+
+def test_the_boundary_animation_ends_with_what_the_classifier_has_learnt():
+    animation = pictures.animate_boundaries({"adam": optax.adam(0.05)}, steps=100, frames=2)
+    (axes,) = animation._fig.axes
+    run = circles.train(optax.adam(0.05), 100)
+    for step in animation.new_frame_seq():
+        animation._func(step)
+        accuracy = circles.accuracy(jax.tree.map(lambda leaf, step=step: leaf[step], run.positions))
+        assert axes.get_title() == f"adam: {accuracy:.3f}"
+    assert accuracy > 0.95
+    probability = axes.images[0].get_array()
+    middle, edge = probability[40, 40], probability[0, 0]  # the inner circle is class 1
+    assert middle > 0.9 and edge < 0.1
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("$x$", "$y$")
+    assert Image.open(io.BytesIO(pictures.gif(animation, dpi=30))).n_frames == 2
+
+
+def test_html_holds_the_gif_and_what_it_shows():
+    animation = pictures.animate_paths(functions.BOWL, {"sgd": optax.sgd(0.1)}, steps=2, frames=2)
+    element = pictures.html(animation, "a path", dpi=30)
+    assert element.startswith('<img alt="a path" src="data:image/gif;base64,R0lGOD')
+
+
+# ---- colours
+
+
+def test_an_unknown_optimizer_has_no_colour():
+    with pytest.raises(ValueError, match="'sdg'"):
+        palette.colour("sdg, slow")
+
+
+# What a dichromat sees of linear RGB (Machado, Oliveira and Fernandes, 2009, severity 1).
+VISIONS = {
+    "full": np.eye(3),
+    "protanopia": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    "deuteranopia": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.01182, 0.04294, 0.968881]],
+    "tritanopia": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.3039]],
+}
+
+
+def linear(colour):
+    c = np.array(matplotlib.colors.to_rgb(colour))
+    return np.where(c <= 0.04045, c / 12.92, ((c + 0.055) / 1.055) ** 2.4)
+
+
+def lab(linear_rgb):
+    xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]) @ linear_rgb
+    xyz = xyz / [0.9505, 1, 1.089]
+    x, y, z = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
+@pytest.mark.parametrize("vision", VISIONS)
+def test_any_two_colours_can_be_told_apart(vision):
+    seen = {name: lab(np.clip(VISIONS[vision] @ linear(c), 0, 1)) for name, c in palette.COLOURS.items()}
+    closest = min(np.linalg.norm(seen[a] - seen[b]) for a, b in itertools.combinations(seen, 2))
+    assert closest > (45 if vision == "full" else 29)  # in CIE Lab, where 2.3 is just noticeable
+
+
+def test_every_colour_stands_out_from_white_and_every_marker_is_its_own():
+    luminance = {name: np.dot([0.2126, 0.7152, 0.0722], linear(c)) for name, c in palette.COLOURS.items()}
+    assert min(1.05 / (y + 0.05) for y in luminance.values()) > 1.74
+    assert len(set(palette.MARKERS.values())) == len(palette.COLOURS) == 11

@@ -1,0 +1,214 @@
+"""Where optimizers go on functions of two variables and on the two circles: figures and animations, one call each.
+
+`optimizers` is always a mapping from labels to optax optimizers. A label is a name of `palette.COLOURS`, which gives
+its colour, or "name, remark", drawn dashed.
+"""
+
+import base64
+import pathlib
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal
+
+import circles
+import functions
+import jax
+import jax.numpy as jnp
+import matplotlib
+import numpy as np
+import optax
+import palette
+from matplotlib.animation import FuncAnimation, PillowWriter
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from minimize import minimize
+
+Optimizers = Mapping[str, optax.GradientTransformation]
+View = Literal["contour", "surface"]
+
+
+def paths(
+    function: functions.TestFunction,
+    optimizers: Optimizers,
+    *,
+    steps: int = 100,
+    start: tuple[float, float] | None = None,
+    view: View = "contour",
+) -> Figure:
+    """Each optimizer's path over the function, from `start` (None: the function's own), as a figure of one axes.
+
+    Each path is a line of steps + 1 points with a marker at its end. On a surface, points outside the function's ranges
+    are left out.
+    """
+    figure, axes = _landscape(function, view)
+    lines = _lines(axes, optimizers)
+    for label, points in _follow(function, optimizers, steps, start, view).items():
+        _set(lines[label], points)
+    figure.legend(handles=list(lines.values()), loc="outside right upper", frameon=False)
+    return figure
+
+
+def animate_paths(
+    function: functions.TestFunction,
+    optimizers: Optimizers,
+    *,
+    steps: int = 100,
+    start: tuple[float, float] | None = None,
+    view: View = "contour",
+    frames: int = 40,
+) -> FuncAnimation:
+    """The same picture as `paths`, growing from the start to the last step in `frames` frames."""
+    figure, axes = _landscape(function, view)
+    lines = _lines(axes, optimizers)
+    figure.legend(handles=list(lines.values()), loc="outside right upper", frameon=False)
+    followed = _follow(function, optimizers, steps, start, view)
+    title = axes.get_title()
+
+    def show(step: int) -> None:
+        axes.set_title(f"{title}, step {step}")
+        for label, points in followed.items():
+            _set(lines[label], points[: step + 1])
+
+    return _animation(figure, show, _frame_steps(steps, frames))
+
+
+def animate_boundaries(optimizers: Optimizers, *, steps: int = 200, seed: int = 0, frames: int = 40) -> FuncAnimation:
+    """A panel per optimizer: the classifier of `circles` as it learns, with the decision boundary and test accuracy."""
+    figure = _figure(2.6 * len(optimizers), 3.0)
+    colours = matplotlib.colormaps["RdBu"].resampled(10)  # ten steps of 0.1, which also keeps a GIF small
+    ticks = np.linspace(-1.6, 1.6, 81, dtype=np.float32)
+    grid = np.stack(np.meshgrid(ticks, ticks), -1)
+    runs = {label: circles.train(tx, steps, seed).positions for label, tx in optimizers.items()}
+    panels = dict(zip(runs, figure.subplots(1, len(runs), sharey=True, squeeze=False)[0], strict=True))
+    train, _ = circles.points()
+    images = {}
+    for label, axes in panels.items():
+        extent = (ticks[0], ticks[-1], ticks[0], ticks[-1])
+        images[label] = axes.imshow(np.zeros(grid.shape[:2]), colours, vmin=0, vmax=1, origin="lower", extent=extent)
+        for value, mark in enumerate("ox"):
+            axes.plot(*train.x[train.label == value].T, mark, color="0.15", markersize=2, markeredgewidth=0.5)
+        axes.set_xlabel("$x$")
+        axes.spines[:].set(color=palette.colour(label), linewidth=2)
+    next(iter(panels.values())).set_ylabel("$y$")
+    boundaries: list[Any] = []
+
+    def show(step: int) -> None:
+        while boundaries:
+            boundaries.pop().remove()
+        figure.suptitle(f"probability of the inner circle, step {step}", fontsize="medium")
+        for label, axes in panels.items():
+            params = jax.tree.map(lambda leaf: leaf[step], runs[label])
+            probability = np.asarray(circles.inside(params, grid))
+            images[label].set_data(probability)
+            if probability.min() < 0.5 < probability.max():
+                boundaries.append(axes.contour(ticks, ticks, probability, levels=[0.5], colors="0", linewidths=1.5))
+            axes.set_title(f"{label}: {circles.accuracy(params):.3f}", fontsize="medium")
+
+    return _animation(figure, show, _frame_steps(steps, frames))
+
+
+def gif(animation: FuncAnimation, dpi: int = 70) -> bytes:
+    """The animation as a GIF that repeats."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder) / "animation.gif"
+        animation.save(path, writer=PillowWriter(fps=8), dpi=dpi)
+        return path.read_bytes()
+
+
+def html(animation: FuncAnimation, alt: str, dpi: int = 70) -> str:
+    """An HTML element that holds the animation as a GIF, for notebooks; `alt` says what it shows."""
+    return f'<img alt="{alt}" src="data:image/gif;base64,{base64.b64encode(gif(animation, dpi)).decode()}">'
+
+
+def _figure(width: float, height: float) -> Figure:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _animation(figure: Figure, show: Callable[[int], None], steps: list[int]) -> FuncAnimation:
+    """Calls `show` for each of `steps`. The layout is that of the last one: finding it takes longer than drawing."""
+    show(steps[-1])
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    return FuncAnimation(figure, show, frames=steps, interval=120, init_func=lambda: None)
+
+
+def _landscape(function: functions.TestFunction, view: View) -> tuple[Figure, Any]:
+    """The function's contours or surface, with its minima, and labelled axes."""
+    figure = _figure(7.0, 4.6)
+    x, y, values = (np.asarray(a) for a in functions.grid(function))
+    heights, height_label = _heights(function, values)
+    minima = np.array([*function.minima], np.float32)
+    if view == "surface":
+        axes: Any = figure.add_subplot(projection="3d", computed_zorder=False)
+        axes.plot_surface(*np.meshgrid(x, y), heights, cmap="Greys", alpha=0.45, rcount=40, ccount=40, zorder=1)
+        at_minima = _heights(function, np.asarray(function(jnp.asarray(minima))))[0]
+        axes.plot(*minima.T, at_minima, "*", color="0.35", markersize=10, zorder=2)
+        axes.set_zlabel(height_label)
+        axes.view_init(elev=35, azim=-60)
+    else:
+        axes = figure.add_subplot()
+        axes.contour(x, y, heights, levels=18, colors="0.8", linewidths=0.8)
+        axes.plot(*minima.T, "*", color="0.35", markersize=10)
+    axes.set(xlabel="$x$", ylabel="$y$", xlim=function.x_range, ylim=function.y_range, title=f"${function.formula}$")
+    return figure, axes
+
+
+def _heights(function: functions.TestFunction, values: np.ndarray) -> tuple[np.ndarray, str]:
+    """What is drawn for the function's values, with the label of its axis."""
+    if function.log_levels:  # all such functions have their minimum at 0
+        return np.log10(values + 1e-2), "$\\log_{10}(f + 0.01)$"
+    return values, "$f(x, y)$"
+
+
+def _follow(
+    function: functions.TestFunction, optimizers: Optimizers, steps: int, start: tuple[float, float] | None, view: View
+) -> dict[str, np.ndarray]:
+    """For each optimizer the coordinates to draw, (steps + 1, 2 or 3), NaN for points that cannot be drawn."""
+    followed = {}
+    for label, tx in optimizers.items():
+        path = minimize(function, jnp.array(start or function.start), tx, steps=steps)
+        points, values = np.asarray(path.positions, np.float64), np.asarray(path.values, np.float64)
+        if view == "surface":
+            points = np.column_stack([points, _heights(function, values)[0]])
+            outside = [(a < low) | (a > high) for a, (low, high) in zip(points.T, _ranges(function), strict=False)]
+            points[np.any(outside, axis=0)] = np.nan
+        points[~np.all(np.abs(points) < 1e6, axis=1)] = np.nan  # far beyond any picture, or not finite
+        followed[label] = points
+    return followed
+
+
+def _ranges(function: functions.TestFunction) -> tuple[tuple[float, float], tuple[float, float]]:
+    return function.x_range, function.y_range
+
+
+def _lines(axes: Any, labels: Iterable[str]) -> dict[str, Any]:
+    """An empty line for each optimizer, with a marker at its end. Gravity's lies on top."""
+    three_d = hasattr(axes, "zaxis")
+    return {
+        label: axes.plot(
+            *([],) * (3 if three_d else 2),
+            label=label,
+            color=palette.colour(label),
+            linestyle=palette.line_style(label),
+            linewidth=1.6,
+            marker=palette.marker(label),
+            markevery=[-1],
+            markersize=6,
+            zorder=4 if label.startswith("gravity") else 3,
+        )[0]
+        for label in labels
+    }
+
+
+def _set(line: Any, points: np.ndarray) -> None:
+    if points.shape[1] == 3:
+        line.set_data_3d(*points.T)
+    else:
+        line.set_data(*points.T)
+
+
+def _frame_steps(steps: int, frames: int) -> list[int]:
+    """The steps to show: 0 and the last one, and evenly between; at most `frames` of them."""
+    return sorted({round(steps * i / (frames - 1)) for i in range(frames)})
