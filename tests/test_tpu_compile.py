@@ -105,12 +105,13 @@ class Trainer:
         self.tx = optimizers.build(config, jax.random.key(0))
         self.params = jax.eval_shape(lambda key: vgg.init(self.model, key, (32, 32, 3)), jax.random.key(0))
         self.state = jax.eval_shape(lambda params: steps.TrainState(params, self.tx.init(params)), self.params)
+        self.apply = steps.on_flat(self.model.apply, (32, 32, 3))
         self.replicas = Replicas(devices)
         self.replicas._local = list(range(CHIPS))  # as if one process drove them all
 
     def compile(self, function, tree, size, count, **options):
         pictures = steps.Pictures(
-            jax.ShapeDtypeStruct((size, 32, 32, 3), jnp.uint8), jax.ShapeDtypeStruct((size,), jnp.int32)
+            jax.ShapeDtypeStruct((size, 32 * 32 * 3), jnp.uint8), jax.ShapeDtypeStruct((size,), jnp.int32)
         )
         batches = np.zeros((CHIPS, count, BATCH // CHIPS), np.int32)
         return self.replicas.run_everywhere(function, **options)(tree, pictures, batches)
@@ -138,7 +139,7 @@ def fits(compiled, slice_name):
 @pytest.mark.parametrize("model", ["vgg16", "vgg19"])
 def test_training_fits_and_sends_the_gradients_in_one_all_reduce_per_step(model, slice_name):
     trainer = Trainer(model, slice_name)
-    chunk = functools.partial(steps.train_chunk, trainer.model.apply, trainer.tx)
+    chunk = functools.partial(steps.train_chunk, trainer.apply, trainer.tx)
     compiled = trainer.compile(chunk, trainer.state, TRAIN_IMAGES, CHUNK, donate_first=True)
     gradients, *others = traffic(compiled)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(trainer.params))
@@ -154,7 +155,7 @@ def test_training_fits_and_sends_the_gradients_in_one_all_reduce_per_step(model,
 @pytest.mark.parametrize("model", ["vgg16", "vgg19"])
 def test_evaluation_fits_and_sends_three_scalars(model, slice_name):
     trainer = Trainer(model, slice_name)
-    evaluation = functools.partial(steps.evaluate, trainer.model.apply)
+    evaluation = functools.partial(steps.evaluate, trainer.apply)
     compiled = trainer.compile(evaluation, trainer.params, TEST_IMAGES, -(-TEST_IMAGES // BATCH))
     assert sum(traffic(compiled)) == 3
     assert fits(compiled, slice_name)
