@@ -4,7 +4,7 @@
 
 Nothing is run or timed: the tables hold what XLA says of its programs, and what their text says (`hlo.py`). In an
 environment of its own, because libtpu slows every start of jax. About nine minutes on two cores with nothing else to
-do, six of them for `memory`, because products in float32 compile slowly; one part at a time where that is too long.
+do, by the processor time of its parts; six of them for `memory`, because products in float32 compile slowly.
 """
 
 import argparse
