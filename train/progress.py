@@ -1,6 +1,5 @@
 """A run beyond its process: how far it is, what of it is kept while it trains, and what it goes on from."""
 
-import dataclasses
 import logging
 from typing import Any, NamedTuple
 
@@ -47,7 +46,7 @@ class Run:
                 raise UserError(f"{flag(name)} is {value}, but process 0 has {getattr(shared_config, name)}.")
         self.arrays: Arrays | None = found[0] if found else None
         progress = found[1] if found else {"rows": [], "partial": ()}
-        self.rows = [Epoch(**row) for row in progress["rows"]]
+        self.rows = [Epoch(*row) for row in progress["rows"]]
         self.partial = Partial(*progress["partial"])
 
     @property
@@ -103,7 +102,7 @@ class Run:
         for name, array in arrays.items():
             if not np.all(np.isfinite(array)):
                 raise Diverged(f"{name} is not finite after {where}; {advice(self.config)}")
-        rows = [dataclasses.asdict(row) for row in self.rows]
+        rows = [list(vars(row).values()) for row in self.rows]
         self._checkpoints.save(number, arrays, {"rows": rows, "partial": list(self.partial)})
 
     def wait(self) -> None:
