@@ -92,16 +92,16 @@ class Run:
 
         `where` says for the error how far the run is.
         """
-        if not self._checkpoints:
-            return
         number = len(self.rows) * chunks_per_epoch + self.partial.chunks
-        if self._checkpoints.newest == number:
+        if self._checkpoints and self._checkpoints.newest == number:
             return
         leaves = jax.tree.leaves_with_path(state)
         arrays: Arrays = {jax.tree_util.keystr(path): np.array(leaf) for path, leaf in leaves}
         for name, array in arrays.items():
             if not np.all(np.isfinite(array)):
                 raise Diverged(f"{name} is not finite after {where}; {advice(self.config)}")
+        if not self._checkpoints:
+            return
         rows = [list(vars(row).values()) for row in self.rows]
         self._checkpoints.save(number, arrays, {"rows": rows, "partial": list(self.partial)})
 
