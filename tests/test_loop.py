@@ -135,10 +135,10 @@ def test_the_same_seed_gives_the_same_run_and_another_one_another(finished, tmp_
 
 def test_results_are_never_overwritten(finished):
     workdir, _ = finished
-    before = {path.name: path.read_bytes() for path in workdir.iterdir()}
+    before = {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
     with pytest.raises(UserError, match=f"--workdir is {workdir}, which holds the results of a run already"):
         loop.train(resolve(dataclasses.replace(SMALL, workdir=str(workdir))))
-    assert {path.name: path.read_bytes() for path in workdir.iterdir()} == before
+    assert {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()} == before
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_at_its_epoch_and_step(tmp_path):

@@ -70,7 +70,12 @@ def test_in_a_pipe_there_is_a_line_per_epoch_and_no_progress_bar(tmp_path):
     assert {len(line) for line in epochs} == {len(header)}, "not aligned"
     (folder,) = (tmp_path / "runs").iterdir()
     assert lines[-1] == f"results are in runs/{folder.name}"
-    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "history.csv", "history.png"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "checkpoints",
+        "config.json",
+        "history.csv",
+        "history.png",
+    ]
 
 
 def test_a_dataset_of_tensorflow_datasets_trains_without_tensorflow_and_each_line_comes_once(tiny_tfds, tmp_path):

@@ -1,6 +1,5 @@
 """A run beyond its process: how far it is, what of it is kept while it trains, and what it goes on from."""
 
-import dataclasses
 import logging
 from typing import Any, NamedTuple
 
@@ -47,7 +46,7 @@ class Run:
                 raise UserError(f"{flag(name)} is {value}, but process 0 has {getattr(shared_config, name)}.")
         self.arrays: Arrays | None = found[0] if found else None
         progress = found[1] if found else {"rows": [], "partial": ()}
-        self.rows = [Epoch(**row) for row in progress["rows"]]
+        self.rows = [Epoch(*row) for row in progress["rows"]]
         self.partial = Partial(*progress["partial"])
 
     @property
@@ -93,17 +92,17 @@ class Run:
 
         `where` says for the error how far the run is.
         """
-        if not self._checkpoints:
-            return
         number = len(self.rows) * chunks_per_epoch + self.partial.chunks
-        if self._checkpoints.newest == number:
+        if self._checkpoints and self._checkpoints.newest == number:
             return
         leaves = jax.tree.leaves_with_path(state)
         arrays: Arrays = {jax.tree_util.keystr(path): np.array(leaf) for path, leaf in leaves}
         for name, array in arrays.items():
             if not np.all(np.isfinite(array)):
                 raise Diverged(f"{name} is not finite after {where}; {advice(self.config)}")
-        rows = [dataclasses.asdict(row) for row in self.rows]
+        if not self._checkpoints:
+            return
+        rows = [list(vars(row).values()) for row in self.rows]
         self._checkpoints.save(number, arrays, {"rows": rows, "partial": list(self.partial)})
 
     def wait(self) -> None:

@@ -3,7 +3,6 @@
 The folder may be on any path that `etils.epath` takes, such as gs://. Each file is replaced as a whole.
 """
 
-import csv
 import dataclasses
 import datetime
 import io
@@ -51,6 +50,7 @@ class Workdir:
             raise UserError(
                 f"--workdir is {self.path}, where nothing can be written ({why}); choose another folder."
             ) from error
+        self._history: list[str] = []  # its lines, each formatted once
         self._config = self._read_config() if config.resume else {}
         self._check_same(config)
 
@@ -85,14 +85,12 @@ class Workdir:
         self._write("config.json", f"{text}\n".encode())
 
     def write_history(self, rows: list[Epoch]) -> None:
-        """history.csv, with all rows: it never holds more or less than them, and they are safe from what comes next."""
-        text = io.StringIO()
-        writer = csv.DictWriter(text, [field.name for field in dataclasses.fields(Epoch)])
-        writer.writeheader()
-        for row in rows:
-            values = dataclasses.asdict(row).items()
-            writer.writerow({k: v if isinstance(v, int) else f"{v:.6g}" for k, v in values})
-        self._write("history.csv", text.getvalue().encode())
+        """history.csv with all rows, those of the last call and perhaps more; they are safe from what comes next."""
+        if not self._history:
+            self._history.append(",".join(field.name for field in dataclasses.fields(Epoch)))
+        for row in rows[len(self._history) - 1 :]:
+            self._history.append(",".join(str(v) if isinstance(v, int) else f"{v:.6g}" for v in vars(row).values()))
+        self._write("history.csv", "".join(f"{line}\n" for line in self._history).encode())
 
     def write_figure(self, config: Config, history: list[Epoch]) -> None:
         """history.png: the paper's four panels (Figures 10-19)."""
