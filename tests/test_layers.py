@@ -9,6 +9,11 @@ from jax import lax
 from jax.sharding import PartitionSpec as P
 
 
+@pytest.fixture(autouse=True)
+def winograd_from_64_channels_on(monkeypatch):
+    monkeypatch.setattr(layers, "WINOGRAD_PRODUCTS", 0)
+
+
 def plain_conv(x, w):
     return lax.conv_general_dilated(
         x,

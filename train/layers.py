@@ -23,6 +23,8 @@ GROUP_BYTES = 2 * 2**20
 # How much the sums of the inputs take, in float32, in one group of Winograd's method.  4 MiB was 40% slower (of many
 # small products each costs its start), the whole batch at once needs gigabytes.
 WINOGRAD_BYTES = 16 * 2**20
+# From how many products in the plain convolution on that method pays.  The smaller networks would compile for longer.
+WINOGRAD_PRODUCTS = 2**28
 
 
 def conv3x3(x: jax.Array, w: jax.Array, *, precision: lax.Precision | None = None) -> jax.Array:
@@ -127,9 +129,11 @@ def _cpu_add_bias_fwd(x, b):
 
 
 def _cpu_add_bias_bwd(_, dy):
-    # A sum over the rows as a product, which is fast in bfloat16 too; fewer than 8 rows of ones are slower.
-    ones = jnp.ones((8, dy.size // dy.shape[-1]), dy.dtype)
-    return dy, _dot(ones, dy.reshape(-1, dy.shape[-1]), None)[0].astype(dy.dtype)
+    rows = dy.reshape(-1, dy.shape[-1])
+    if dy.dtype == jnp.float32:
+        return dy, rows.sum(0)
+    # As a product, because a sum in bfloat16 is slow; with fewer than 8 rows of ones that is slow too.
+    return dy, _dot(jnp.ones((8, len(rows)), dy.dtype), rows, None)[0].astype(dy.dtype)
 
 
 _cpu_add_bias.defvjp(_cpu_add_bias_fwd, _cpu_add_bias_bwd)
@@ -228,11 +232,14 @@ def _split(a, size):
 
 
 def _tiny_conv(x, w, precision):
-    y = jnp.zeros((*x.shape[:3], w.shape[3]), jnp.float32)
+    _, height, width, _ = x.shape
+    parts = []
     for i, j in itertools.product(range(3), range(3)):
-        (above, from_above), (left, from_left) = _reach(i, x.shape[1]), _reach(j, x.shape[2])
-        y = y.at[:, above, left].add(_dot(x[:, from_above, from_left], w[i, j], precision))
-    return y.astype(x.dtype)
+        (above, from_above), (left, from_left) = _reach(i, height), _reach(j, width)
+        part = _dot(x[:, from_above, from_left], w[i, j], precision)
+        rest = [(reached.start, size - reached.stop) for reached, size in ((above, height), (left, width))]
+        parts.append(jnp.pad(part, ((0, 0), *rest, (0, 0))))
+    return functools.reduce(jnp.add, parts).astype(x.dtype)
 
 
 def _tiny_kernel_gradient(x, dy, precision):
@@ -270,9 +277,10 @@ def _dot_of_rows(x, dy, precision):
 
 
 def _winograd_is_faster(x_shape, w_shape):
-    _, height, width, c = x_shape
+    n, height, width, c = x_shape
     k = w_shape[3]
-    return height % 2 == 0 and width % 2 == 0 and min(height, width) >= 4 and min(c, k) >= 64
+    even = height % 2 == 0 and width % 2 == 0 and min(height, width) >= 4
+    return even and min(c, k) >= 64 and n * height * width * 9 * c * k >= WINOGRAD_PRODUCTS
 
 
 def _of_input(a, b, c, d):

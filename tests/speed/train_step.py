@@ -28,8 +28,8 @@ import timing
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / "train"))
 
 BATCH, CLASSES = 128, 10
-STEPS = 8  # in one timed run
-STEPS_PER_EPOCH = 64  # which the trainer cuts into chunks of STEPS
+STEPS = 6  # in one timed run
+STEPS_PER_EPOCH = 48  # which the trainer cuts into chunks of STEPS
 CONVOLUTIONS, CHANNELS, DENSE = (2, 2, 3, 3, 3), (64, 128, 256, 512, 512), 4096
 
 
