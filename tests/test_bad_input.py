@@ -52,7 +52,7 @@ USAGE = [
     ("--alpha 0.01 --optimizer adam", "--optimizer is adam; only gravity has it"),
     ("--beta 0.9 --optimizer rmsprop", "--optimizer is rmsprop; only gravity has it"),
     ("--first-step 0 --optimizer adam", "--optimizer is adam; only gravity has it"),
-    ("--optimizer lion", "gravity, adam, rmsprop"),
+    ("--optimizer lion", "gravity, sgd, momentum"),
     ("--model vgg13", "vgg11, vgg16, vgg19"),
     ("--model VGG16", "vgg11, vgg16, vgg19"),
     ("--dataset imagenet", "cifar100_fine"),

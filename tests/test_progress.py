@@ -178,7 +178,7 @@ def test_another_run_is_refused_with_each_field(train, halfway):
 
 def test_every_flag_is_either_compared_or_free():
     free = {"epochs", "data_dir", "workdir", "resume", "checkpoint_every", "keep"}
-    free |= {"coordinator", "num_processes", "process_id"}
+    free |= {"coordinator", "num_processes", "process_id", "profile", "compilation_cache"}
     assert free | set(SAME_RUN) >= {field.name for field in dataclasses.fields(Config)}
 
 

@@ -60,17 +60,15 @@ class Trainer:
         compile_chunk = self.replicas.run_everywhere(functools.partial(steps.train_chunk, apply, tx), donate_first=True)
         compile_evaluation = self.replicas.run_everywhere(functools.partial(steps.evaluate, apply))
         shapes = jax.eval_shape(initial_state)
-        lengths = sorted(set(chunk_lengths(self.steps_per_epoch)))
-        # Drawing the initial state means compiling, too: the programs are compiled beside it.
-        with concurrent.futures.ThreadPoolExecutor() as pool:
-            chunks = [
-                pool.submit(compile_chunk, shapes, self.train_set, self._batches(np.arange(0), length))
-                for length in lengths
-            ]
-            evaluation = pool.submit(compile_evaluation, shapes.params, self.test_set, self._test_batches)
-            self.state = self.replicas.replicate(initial_state())
-        self._chunks = {length: chunk.result() for length, chunk in zip(lengths, chunks, strict=True)}
-        self._evaluation = evaluation.result()
+        # Drawing the initial state means compiling, too: it is done beside the programs.
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            state = pool.submit(initial_state)
+            self._chunks = {
+                length: compile_chunk(shapes, self.train_set, self._batches(np.arange(0), length))
+                for length in sorted(set(chunk_lengths(self.steps_per_epoch)))
+            }
+            self._evaluation = compile_evaluation(shapes.params, self.test_set, self._test_batches)
+        self.state = self.replicas.replicate(state.result())
 
     @property
     def steps_per_epoch(self) -> int:
