@@ -100,7 +100,8 @@ class Trainer:
             patch.setenv("TPU_SKIP_MDS_QUERY", "1")
             devices = topologies.get_topology_desc(platform="tpu", **SLICES[slice_name][0]).devices
         assert len(devices) == CHIPS
-        config = resolve(Config(dataset="cifar10", model=model))
+        # Float32 products take minutes to compile; tests/speed/tpu_cost.py counts the memory with them.
+        config = resolve(Config(dataset="cifar10", model=model, precision="default"))
         self.model = vgg.build(model, config.width, 10, config.precision)
         self.tx = optimizers.build(config, jax.random.key(0))
         self.params = jax.eval_shape(lambda key: vgg.init(self.model, key, (32, 32, 3)), jax.random.key(0))
