@@ -37,7 +37,8 @@ class Workdir:
         """Makes the folder, and sees that it can be written to; with `config.resume`, that its run is this one."""
         self.path = epath.Path(config.workdir or _fresh_name(config))
         try:
-            if not config.resume and any((self.path / name).exists() for name in ("config.json", "history.csv")):
+            taken = any((self.path / name).exists() for name in ("config.json", "history.csv"))
+            if taken and not config.resume:
                 raise UserError(
                     f"--workdir is {self.path}, which holds the results of a run already;"
                     " choose another folder, or go on with that run with --resume."
@@ -45,7 +46,9 @@ class Workdir:
             self.path.mkdir(parents=True, exist_ok=True)
             (self.path / ".writable").write_text("")
             (self.path / ".writable").unlink()
-        except (OSError, ImportError, ValueError, RuntimeError) as error:  # of the file system or of its driver
+        except UserError:
+            raise
+        except Exception as error:  # OSError, or whatever the driver of another file system raises
             why = getattr(error, "strerror", None) or brief(error)
             raise UserError(
                 f"--workdir is {self.path}, where nothing can be written ({why}); choose another folder."
@@ -119,9 +122,10 @@ class Workdir:
         try:
             temporary.write_bytes(content)
             temporary.replace(self.path / name)
-        except OSError as error:
+        except Exception as error:  # likewise
+            why = getattr(error, "strerror", None) or brief(error)
             raise UserError(
-                f"--workdir is {self.path}, where {name} could not be written ({error.strerror});"
+                f"--workdir is {self.path}, where {name} could not be written ({why});"
                 " mend that (is the disk full?), then go on with --resume."
             ) from error
 
