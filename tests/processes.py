@@ -47,14 +47,31 @@ def finish(process, code=0, seconds=300):
     return out
 
 
-def kill_at(process, moment, seconds=300):
-    """SIGKILL as soon as `moment()` is true; False if the process was faster."""
+def wait_for(process, moment, seconds=300):
+    """Until `moment()` is true; False if the process ended before."""
     end = time.monotonic() + seconds
     while not moment():
         assert time.monotonic() < end, "the moment never came"
         if process.poll() is not None:
             return False
         time.sleep(0.001)
+    return True
+
+
+def finish_all(together, code=0, seconds=300):
+    """What each of several processes wrote; all are gone then, whatever happens."""
+    try:
+        return [finish(process, code, seconds) for process in together]
+    finally:
+        for process in together:
+            process.kill()
+            process.communicate()
+
+
+def kill_at(process, moment, seconds=300):
+    """SIGKILL as soon as `moment()` is true; False if the process was faster."""
+    if not wait_for(process, moment, seconds):
+        return False
     process.send_signal(signal.SIGKILL)
     process.communicate()
     return process.returncode == -signal.SIGKILL

@@ -66,7 +66,8 @@ class Replicas:
     def run_everywhere(self, function: Callable, donate_first: bool = False) -> Callable:
         """`function` of (tree, pictures, batches) on all devices: the last is split, the others and the result are not.
 
-        Returns a callable `compile(tree, pictures, batches)` that gives the compiled program for these shapes. Both
+        Returns a callable `compile(tree, pictures, batches)` that gives the compiled program for these shapes (the tree
+        may be one of `jax.ShapeDtypeStruct`). Both
         take `batches` from `split`, the parts of all devices; each process uses those of its own.
         """
         mapped = jax.pmap(
@@ -79,10 +80,12 @@ class Replicas:
         )
 
         def compile_program(tree, pictures, batches):
-            # Lowering takes this process's parts, but the compiled program takes an array of all parts.
-            program = _compile(mapped.lower(tree, pictures, batches[self._local]), self.devices[0].platform)
+            platform = self.devices[0].platform
             if len(self._local) == len(self.devices):
-                return program
+                return _compile(mapped.lower(tree, pictures, batches), platform)
+            # Lowering takes arrays, not shapes, and this process's parts; the compiled program an array of all parts.
+            zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), tree)
+            program = _compile(mapped.lower(zeros, pictures, batches[self._local]), platform)
             place = functools.partial(jax.make_array_from_process_local_data, self._split)
             return lambda tree, pictures, batches: program(tree, pictures, place(batches[self._local]))
 
