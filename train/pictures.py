@@ -107,7 +107,7 @@ def animate_boundaries(optimizers: Optimizers, *, steps: int = 200, seed: int = 
     return _animation(figure, show, _frame_steps(steps, frames))
 
 
-def gif(animation: FuncAnimation, dpi: int = 70) -> bytes:
+def gif(animation: FuncAnimation, dpi: int = 60) -> bytes:
     """The animation as a GIF that repeats."""
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / "animation.gif"
@@ -115,13 +115,13 @@ def gif(animation: FuncAnimation, dpi: int = 70) -> bytes:
         return path.read_bytes()
 
 
-def html(animation: FuncAnimation, alt: str, dpi: int = 70) -> str:
+def html(animation: FuncAnimation, alt: str, dpi: int = 60) -> str:
     """An HTML element that holds the animation as a GIF, for notebooks; `alt` says what it shows."""
     return f'<img alt="{alt}" src="data:image/gif;base64,{base64.b64encode(gif(animation, dpi)).decode()}">'
 
 
 def _figure(width: float, height: float) -> Figure:
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = Figure(figsize=(width, height), dpi=80, layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 
