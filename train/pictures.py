@@ -149,7 +149,7 @@ def _landscape(function: functions.TestFunction, view: View) -> tuple[Figure, An
         axes.view_init(elev=35, azim=-60)
     else:
         axes = figure.add_subplot()
-        axes.contour(x, y, heights, levels=18, colors="0.8", linewidths=0.8)
+        axes.contour(x, y, heights, levels=12, colors="0.8", linewidths=0.8)
         axes.plot(*minima.T, "*", color="0.35", markersize=10)
     axes.set(xlabel="$x$", ylabel="$y$", xlim=function.x_range, ylim=function.y_range, title=f"${function.formula}$")
     return figure, axes
