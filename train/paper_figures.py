@@ -55,7 +55,7 @@ def table_2(steps: int = 16) -> list[tuple[int, float, int, float]]:
     return [(i, kept, i + 2, averaged) for i, (kept, averaged) in enumerate(zip(*columns, strict=True))]
 
 
-def averaged_gravity(learning_rate: float, beta: float) -> optax.GradientTransformation:
+def averaged_gravity(learning_rate: float, beta: jax.typing.ArrayLike) -> optax.GradientTransformation:
     """Gravity before Section 2.4's mends: Eqs. 20 to 23, the velocity from rest."""
     zeta = optax.stateless(lambda grads, _: jax.tree.map(lambda g: gravity_term(g, 1 / jnp.max(jnp.abs(g))), grads))
     return optax.chain(zeta, optax.ema(beta, debias=False), optax.scale_by_learning_rate(learning_rate))
@@ -141,12 +141,13 @@ def figure_7(betas: Sequence[float] = (0.0, 0.5, 0.9, 0.99), learning_rate: floa
     """The loss with plain averaging (Eq. 22, from rest) for four beta; for the last two also with beta-hat and V_0."""
     figure, axes = _axes(7.0, 4.2)
     start = {"w": jnp.zeros((64, 10)), "b": jnp.zeros(10)}
-    for beta, shade in zip(betas, SHADES, strict=True):
-        plain = minimize(digits_loss, start, averaged_gravity(learning_rate, beta), steps=steps)
-        axes.plot(plain.values, color=shade, label=f"Eq. 22, $\\beta$ = {beta}")
+    run = lambda tx: minimize(digits_loss, start, tx, steps=steps).values
+    plain = jax.vmap(lambda beta: run(averaged_gravity(learning_rate, beta)))(jnp.array(betas))
+    mended = jax.vmap(lambda beta: run(gravity(learning_rate, beta=beta, key=0, first_step=0)))(jnp.array(betas))
+    for i, (beta, shade) in enumerate(zip(betas, SHADES, strict=True)):
+        axes.plot(plain[i], color=shade, label=f"Eq. 22, $\\beta$ = {beta}")
         if beta in betas[-2:]:
-            mended = minimize(digits_loss, start, gravity(learning_rate, beta=beta, key=0, first_step=0), steps=steps)
-            axes.plot(mended.values, "--", color=shade, label=f"$\\hat\\beta$ and $V_0$, $\\beta$ = {beta}")
+            axes.plot(mended[i], "--", color=shade, label=f"$\\hat\\beta$ and $V_0$, $\\beta$ = {beta}")
     axes.set(xlabel="step", ylabel="training loss", title="logistic regression on the digits")
     axes.legend()
     axes.grid(alpha=0.3)

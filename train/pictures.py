@@ -107,7 +107,7 @@ def animate_boundaries(optimizers: Optimizers, *, steps: int = 200, seed: int = 
     return _animation(figure, show, _frame_steps(steps, frames))
 
 
-def gif(animation: FuncAnimation, dpi: int = 70) -> bytes:
+def gif(animation: FuncAnimation, dpi: int = 60) -> bytes:
     """The animation as a GIF that repeats."""
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / "animation.gif"
@@ -115,13 +115,13 @@ def gif(animation: FuncAnimation, dpi: int = 70) -> bytes:
         return path.read_bytes()
 
 
-def html(animation: FuncAnimation, alt: str, dpi: int = 70) -> str:
+def html(animation: FuncAnimation, alt: str, dpi: int = 60) -> str:
     """An HTML element that holds the animation as a GIF, for notebooks; `alt` says what it shows."""
     return f'<img alt="{alt}" src="data:image/gif;base64,{base64.b64encode(gif(animation, dpi)).decode()}">'
 
 
 def _figure(width: float, height: float) -> Figure:
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = Figure(figsize=(width, height), dpi=80, layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 
@@ -149,7 +149,7 @@ def _landscape(function: functions.TestFunction, view: View) -> tuple[Figure, An
         axes.view_init(elev=35, azim=-60)
     else:
         axes = figure.add_subplot()
-        axes.contour(x, y, heights, levels=18, colors="0.8", linewidths=0.8)
+        axes.contour(x, y, heights, levels=12, colors="0.8", linewidths=0.8)
         axes.plot(*minima.T, "*", color="0.35", markersize=10)
     axes.set(xlabel="$x$", ylabel="$y$", xlim=function.x_range, ylim=function.y_range, title=f"${function.formula}$")
     return figure, axes

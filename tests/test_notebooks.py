@@ -1,0 +1,69 @@
+"""The notebooks run from top to bottom, and are committed as such a run left them."""
+
+import json
+import os
+import pathlib
+import re
+import shutil
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+
+
+def code_cells(path):
+    return [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
+
+
+@every_notebook
+def test_it_is_committed_as_one_run_from_top_to_bottom_left_it(path):
+    cells = code_cells(path)
+    assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
+    kinds = {output["output_type"] for cell in cells for output in cell["outputs"]}
+    assert kinds and "error" not in kinds
+    text = json.dumps([cell["outputs"] for cell in cells])
+    assert str(ROOT) not in text and not re.search(r"/tmp/|/home/|Warning", text)
+    assert path.stat().st_size < 1.25 * 2**20
+
+
+@every_notebook
+def test_it_opens_with_what_it_shows_and_how_long_it_takes(path):
+    first = json.loads(path.read_text())["cells"][0]
+    assert first["cell_type"] == "markdown"
+    text = "".join(first["source"])
+    assert text.startswith("# ") and re.search(r"take[s]? about .* (seconds|minutes?)", text)
+
+
+@every_notebook
+def test_it_defines_no_helper_that_belongs_in_a_module(path):
+    lengths = [len("".join(cell["source"]).splitlines()) for cell in code_cells(path)]
+    assert max(lengths) <= 25
+    source = "\n".join("".join(cell["source"]) for cell in code_cells(path))
+    assert not re.search(r"^class ", source, re.MULTILINE)
+    if path.stem != "quickstart":  # whose training steps are what it shows
+        assert not re.search(r"^def ", source, re.MULTILINE)
+
+
+def test_the_quickstart_is_under_40_lines():
+    source = "\n".join("".join(cell["source"]) for cell in code_cells(ROOT / "notebooks" / "quickstart.ipynb"))
+    assert len([line for line in source.splitlines() if line.strip()]) < 40
+
+
+@pytest.mark.slow
+@every_notebook
+def test_it_runs_from_top_to_bottom(path, tmp_path, monkeypatch):
+    import nbformat
+    from nbclient import NotebookClient
+
+    for folder in ("train", "notebooks"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setenv("XLA_FLAGS", "")  # one device, as a reader has it
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    notebook = nbformat.read(path, as_version=4)
+    kinds = [[output.output_type for output in cell.get("outputs", [])] for cell in notebook.cells]
+    resources = {"metadata": {"path": str(tmp_path / "notebooks")}}
+    NotebookClient(notebook, timeout=300, resources=resources, coalesce_streams=True).execute()
+    again = [[output.output_type for output in cell.get("outputs", [])] for cell in notebook.cells]
+    assert again == kinds
