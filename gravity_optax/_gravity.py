@@ -351,9 +351,9 @@ def _draw_velocity(
         # Compiled with the leaf's own sharding, so that no device ever holds a sharded leaf whole.
         return _compiled_draw(aval.shape, dtype, sharding)(key, stddev)
     # The same numbers, drawn flat, because XLA compiles that three times faster, and for small leaves in one of a few
-    # lengths, because a length is compiled once: the first of many numbers are those that a draw of fewer gives.
-    drawn = max(2**14, 2 ** (aval.size - 1).bit_length()) if 0 < aval.size < 2**20 else aval.size
-    return _compiled_draw((drawn,), dtype, None)(key, stddev)[: aval.size].reshape(aval.shape)
+    # lengths (powers of 4), because a length is compiled once: the first of many numbers are those of a draw of fewer.
+    drawn = 4 ** max(7, -(-(aval.size - 1).bit_length() // 2)) if 0 < aval.size < 2**20 else aval.size
+    return _cut(_compiled_draw((drawn,), dtype, None)(key, stddev), aval.shape)
 
 
 def _draw(key, stddev, shape, dtype, out_sharding=None):
@@ -365,6 +365,11 @@ def _draw(key, stddev, shape, dtype, out_sharding=None):
 @functools.lru_cache(maxsize=1024)
 def _compiled_draw(shape, dtype, sharding):
     return jax.jit(functools.partial(_draw, shape=shape, dtype=dtype), out_shardings=sharding)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _cut(numbers, shape):
+    return numbers[: math.prod(shape)].reshape(shape)
 
 
 def _compute_dtype(*arrays: Any) -> jnp.dtype:

@@ -4,6 +4,7 @@ Flax Linen rather than NNX: the training step is a pure function of a parameter 
 and that is what Linen's `init` and `apply` are; NNX would have to be split and merged around it.
 """
 
+import functools
 import math
 from typing import Any
 
@@ -30,6 +31,8 @@ class Conv3x3(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         kernel = self.param("kernel", self.kernel_init, (3, 3, x.shape[-1], self.features), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
+        if self.is_initializing():  # nothing depends on the result, and `lazy_init` works on each operation of it
+            return jax.lax.broadcast_in_dim(x[0, 0, 0, 0], (*x.shape[:-1], self.features), ())
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
         return layers.add_bias(layers.conv3x3(x, kernel, precision=self.precision), bias)
 
@@ -103,5 +106,11 @@ def glorot_uniform(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype = jn
     """The values of flax's `glorot_uniform`, drawn so that XLA has less to compile: flat, and in a few lengths."""
     limit = math.sqrt(6 / (math.prod(shape[:-2]) * (shape[-2] + shape[-1])))
     size = math.prod(shape)
-    drawn = max(2**14, 2 ** (size - 1).bit_length()) if size < 2**20 else size  # the first of many are those of fewer
-    return (limit * jax.random.uniform(key, (drawn,), dtype, -1, 1)[:size]).reshape(shape)
+    # 4 ** 7, 4 ** 8, ... below a million: the first of many numbers are those of a draw of fewer.
+    drawn = 4 ** max(7, -(-(size - 1).bit_length() // 2)) if size < 2**20 else size
+    return _cut(jax.random.uniform(key, (drawn,), dtype, -1, 1), limit, shape)
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _cut(numbers, factor, shape):
+    return (factor * numbers[: math.prod(shape)]).reshape(shape)
