@@ -115,7 +115,7 @@ class Trainer:
             jax.ShapeDtypeStruct((size, 32 * 32 * 3), jnp.uint8), jax.ShapeDtypeStruct((size,), jnp.int32)
         )
         batches = np.zeros((CHIPS, count, BATCH // CHIPS), np.int32)
-        return self.replicas.run_everywhere(function, **options)(tree, pictures, batches)
+        return self.replicas.run_everywhere(function, **options)(tree, pictures, batches)()
 
 
 def traffic(compiled):

@@ -66,9 +66,9 @@ class Replicas:
     def run_everywhere(self, function: Callable, donate_first: bool = False) -> Callable:
         """`function` of (tree, pictures, batches) on all devices: the last is split, the others and the result are not.
 
-        Returns a callable `compile(tree, pictures, batches)` that gives the compiled program for these shapes (the tree
-        may be one of `jax.ShapeDtypeStruct`). Both
-        take `batches` from `split`, the parts of all devices; each process uses those of its own.
+        Returns a callable `trace(tree, pictures, batches)` that traces it for these shapes (the tree may be one of
+        `jax.ShapeDtypeStruct`) and gives a callable without arguments that compiles it, in any thread, to the program.
+        `trace` and the program take `batches` from `split`, the parts of all devices; each process uses its own.
         """
         mapped = jax.pmap(
             function,
@@ -78,18 +78,23 @@ class Replicas:
             devices=self.devices,
             donate_argnums=(0,) if donate_first else (),
         )
+        alone = len(self._local) == len(self.devices)
 
-        def compile_program(tree, pictures, batches):
-            platform = self.devices[0].platform
-            if len(self._local) == len(self.devices):
-                return _compile(mapped.lower(tree, pictures, batches), platform)
-            # Lowering takes arrays, not shapes, and this process's parts; the compiled program an array of all parts.
-            zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), tree)
-            program = _compile(mapped.lower(zeros, pictures, batches[self._local]), platform)
+        def trace(tree, pictures, batches):
+            if not alone:  # it takes arrays, not shapes, and this process's parts
+                tree = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), tree)
+                batches = batches[self._local]
+            return functools.partial(compile_program, mapped.lower(tree, pictures, batches))
+
+        def compile_program(lowered):
+            program = _compile(lowered, self.devices[0].platform)
+            if alone:
+                return program
+            # It takes an array of all parts.
             place = functools.partial(jax.make_array_from_process_local_data, self._split)
             return lambda tree, pictures, batches: program(tree, pictures, place(batches[self._local]))
 
-        return compile_program
+        return trace
 
 
 def _compile(lowered: Any, platform: str) -> Any:

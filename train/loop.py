@@ -57,18 +57,18 @@ class Trainer:
         self._test_batches = self._batches(np.arange(self.test_size), -(-self.test_size // config.batch_size))
 
         apply = steps.on_flat(model.apply, dataset.train_images.shape[1:])
-        compile_chunk = self.replicas.run_everywhere(functools.partial(steps.train_chunk, apply, tx), donate_first=True)
-        compile_evaluation = self.replicas.run_everywhere(functools.partial(steps.evaluate, apply))
+        trace_chunk = self.replicas.run_everywhere(functools.partial(steps.train_chunk, apply, tx), donate_first=True)
+        trace_evaluation = self.replicas.run_everywhere(functools.partial(steps.evaluate, apply))
         shapes = jax.eval_shape(initial_state)
-        # Drawing the initial state means compiling, too: it is done beside the programs.
-        with concurrent.futures.ThreadPoolExecutor(1) as pool:
-            state = pool.submit(initial_state)
+        compile_evaluation = trace_evaluation(shapes.params, self.test_set, self._test_batches)
+        # Meanwhile: the evaluation's compilation, and the many small ones that draw the initial state.
+        with concurrent.futures.ThreadPoolExecutor(2) as pool:
+            evaluation, state = pool.submit(compile_evaluation), pool.submit(initial_state)
             self._chunks = {
-                length: compile_chunk(shapes, self.train_set, self._batches(np.arange(0), length))
+                length: trace_chunk(shapes, self.train_set, self._batches(np.arange(0), length))()
                 for length in sorted(set(chunk_lengths(self.steps_per_epoch)))
             }
-            self._evaluation = compile_evaluation(shapes.params, self.test_set, self._test_batches)
-        self.state = self.replicas.replicate(state.result())
+        self._evaluation, self.state = evaluation.result(), self.replicas.replicate(state.result())
 
     @property
     def steps_per_epoch(self) -> int:

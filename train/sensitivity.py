@@ -101,8 +101,8 @@ class Study:
         start = (vgg.init(self.model, params_key, self.image_shape), hyperparameters, velocity_key)
         arguments = (self.replicas.replicate(start), self.pictures, self._batches(setting.seed))
         if setting.optimizer not in self._programs:
-            compile_program = self.replicas.run_everywhere(functools.partial(self._train, setting.optimizer))
-            self._programs[setting.optimizer] = compile_program(*arguments)
+            trace = self.replicas.run_everywhere(functools.partial(self._train, setting.optimizer))
+            self._programs[setting.optimizer] = trace(*arguments)()
         last_epoch, test = self._programs[setting.optimizer](*arguments)
         return Result(float(last_epoch.loss / last_epoch.count), float(test.correct / test.count))
 

@@ -101,7 +101,7 @@ def compiled_chunk(on: list, model: vgg.VGG, batch: int) -> jax.stages.Compiled:
     )
     chunk = functools.partial(steps.train_chunk, steps.on_flat(model.apply, SHAPE), tx)
     batches = replicas.split(np.zeros((STEPS, batch), np.int32))
-    return replicas.run_everywhere(chunk, donate_first=True)(state, pictures, batches)
+    return replicas.run_everywhere(chunk, donate_first=True)(state, pictures, batches)()
 
 
 def held(compiled: jax.stages.Compiled) -> dict[str, int]:
