@@ -164,7 +164,7 @@ def _cpu_conv(x, w, precision):
     _, height, width, c = x.shape
     if _winograd_is_faster(x.shape, w.shape):
         return _winograd(x, w, precision)
-    if min(height, width) < 3:
+    if _is_tiny(x.shape):
         return _tiny_conv(x, w, precision)
     if c > 1:
         return _plain_conv(x, w, precision)
@@ -186,7 +186,7 @@ def _cpu_conv_bwd(precision, residuals, dy):
         return _winograd(dy, w, precision, turned=True), _winograd_kernel_gradient(x, dy, precision).astype(w.dtype)
     # The kernel turned by half a circle, with its channels exchanged.
     dx = _cpu_conv(dy, _keep(w[::-1, ::-1].swapaxes(2, 3)), precision)
-    gradient = _tiny_kernel_gradient if min(x.shape[1:3]) < 3 else _kernel_gradient
+    gradient = _tiny_kernel_gradient if _is_tiny(x.shape) else _kernel_gradient
     return dx, gradient(x, dy, precision).astype(w.dtype)
 
 
@@ -227,36 +227,36 @@ def _split(a, size):
     return a.reshape(groups, size, *a.shape[1:])
 
 
-# On an image smaller than the kernel, which XLA's fast routine does not take, most places of the kernel lie on the
-# padding for most pixels (20 of 36 at 2x2).  Here the product with each place takes only the pixels that it reaches.
+# On an image of 2x2 or less, which XLA's fast routine does not take, each pixel sees all others: the convolution is a
+# product of whole images with a matrix whose blocks are the places of the kernel.
+
+
+def _is_tiny(x_shape):
+    return max(x_shape[1:3]) < 3
+
+
+def _tiny_places(height, width):
+    """For each pixel that is read, a row: the place of the kernel that it meets for each pixel of the result."""
+    pixels = list(itertools.product(range(height), range(width)))
+    return [[(a - i + 1, b - j + 1) for i, j in pixels] for a, b in pixels]
 
 
 def _tiny_conv(x, w, precision):
-    _, height, width, _ = x.shape
-    parts = []
-    for i, j in itertools.product(range(3), range(3)):
-        (above, from_above), (left, from_left) = _reach(i, height), _reach(j, width)
-        part = _dot(x[:, from_above, from_left], w[i, j], precision)
-        rest = [(reached.start, size - reached.stop) for reached, size in ((above, height), (left, width))]
-        parts.append(jnp.pad(part, ((0, 0), *rest, (0, 0))))
-    return functools.reduce(jnp.add, parts).astype(x.dtype)
+    n, height, width, _ = x.shape
+    rows = [jnp.concatenate([w[place] for place in row], axis=1) for row in _tiny_places(height, width)]
+    y = _dot(x.reshape(n, -1), jnp.concatenate(rows), precision)
+    return y.reshape(n, height, width, -1).astype(x.dtype)
 
 
 def _tiny_kernel_gradient(x, dy, precision):
-    places = []
-    for i, j in itertools.product(range(3), range(3)):
-        (above, from_above), (left, from_left) = _reach(i, x.shape[1]), _reach(j, x.shape[2])
-        rows = x[:, from_above, from_left].reshape(-1, x.shape[3])
-        places.append(_dot_of_rows(rows, dy[:, above, left].reshape(-1, dy.shape[3]), precision))
-    return jnp.stack(places).reshape(3, 3, *places[0].shape)
-
-
-def _reach(i, size):
-    """The outputs, of `size` in a line, that see an input through place i of the kernel, and those inputs."""
-    outputs, inputs = ((1, size), (0, size - 1)) if i == 0 else ((0, size), (0, size))
-    if i == 2:
-        outputs, inputs = (0, size - 1), (1, size)
-    return slice(*outputs), slice(*inputs)
+    n, height, width, c = x.shape
+    k = dy.shape[3]
+    blocks = _dot_of_rows(x.reshape(n, -1), dy.reshape(n, -1), precision).reshape(height * width, c, height * width, k)
+    gradient = [[jnp.zeros((c, k), jnp.float32)] * 3 for _ in range(3)]
+    for pixel, row in enumerate(_tiny_places(height, width)):
+        for result, (i, j) in enumerate(row):
+            gradient[i][j] = gradient[i][j] + blocks[pixel, :, result]
+    return jnp.stack([jnp.stack(row) for row in gradient])
 
 
 def _dot(x, w, precision):
