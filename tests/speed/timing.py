@@ -1,8 +1,10 @@
 """What the speed scripts share: interleaved timing, an aligned table, a JSON file that says where and with what."""
 
 import argparse
+import contextlib
 import importlib.metadata
 import json
+import multiprocessing
 import pathlib
 import platform
 import statistics
@@ -21,6 +23,9 @@ PACKAGES = (
     "tensorflow-cpu",
     "keras",
 )
+
+
+PAUSE = 0.02  # seconds between two runs, in which idle threads that still spin fall asleep
 
 
 def arguments(description: str, rounds: int, **more: str) -> argparse.Namespace:
@@ -43,6 +48,49 @@ def interleaved(candidates: dict[str, Callable[[], object]], rounds: int, warmup
             if number >= warmup:
                 seconds[name].append(time.perf_counter() - start)
     return seconds
+
+
+Candidates = Callable[[], tuple[dict[str, Callable[[], object]], dict]]
+
+
+def in_processes(
+    frameworks: dict[str, Candidates], rounds: int, warmup: int = 2
+) -> tuple[dict[str, list[float]], dict]:
+    """As `interleaved`, with the candidates of each framework in a process of their own, where no other threads are.
+
+    A framework is a function (which can be pickled) to be called there; it gives its candidates, and figures to hand
+    on, which come back together.
+    """
+    context = multiprocessing.get_context("spawn")
+    turns, figures = [], {}
+    for make in frameworks.values():
+        connection, other = context.Pipe()
+        context.Process(target=_serve, args=(make, other), daemon=True).start()
+        names, more = connection.recv()
+        turns += [(name, connection) for name in names]
+        figures |= more
+    seconds: dict[str, list[float]] = {name: [] for name, _ in turns}
+    for number in range(warmup + rounds):
+        for name, connection in turns:
+            connection.send(name)
+            elapsed = connection.recv()
+            time.sleep(PAUSE)
+            if number >= warmup:
+                seconds[name].append(elapsed)
+    for _, connection in turns:
+        connection.close()
+    return seconds, figures
+
+
+def _serve(make: Candidates, connection) -> None:
+    runs, figures = make()
+    connection.send((list(runs), figures))
+    with contextlib.suppress(EOFError):
+        while True:
+            name = connection.recv()
+            start = time.perf_counter()
+            runs[name]()
+            connection.send(time.perf_counter() - start)
 
 
 def summary(seconds: list[float]) -> dict[str, float]:

@@ -14,12 +14,10 @@ the time of the step.
 
 import contextlib
 import functools
-import multiprocessing
 import os
 import pathlib
 import statistics
 import sys
-import time
 from collections.abc import Callable
 
 import numpy as np
@@ -143,51 +141,24 @@ def keras_on_tensorflow() -> Callable[[], object]:
     return lambda: model.fit(images, labels, batch_size=BATCH, epochs=1, verbose=0)
 
 
-FRAMEWORKS: dict[str, dict[str, Callable[[], Callable[[], object]]]] = {
-    "jax": {
-        "ours, float32": functools.partial(ours, "float32"),
-        "ours, bfloat16": functools.partial(ours, "bfloat16"),
-        "Gravity alone": gravity_alone,
-    },
-    "torch": {
-        "PyTorch, float32": functools.partial(pytorch, "float32"),
-        "PyTorch, bfloat16": functools.partial(pytorch, "bfloat16"),
-    },
-    "keras": {"Keras, float32": keras_on_tensorflow},
-}
+def with_jax() -> tuple[dict[str, Callable[[], object]], dict]:
+    runs = {f"ours, {precision}": ours(precision) for precision in ("float32", "bfloat16")}
+    return runs | {"Gravity alone": gravity_alone()}, {}
 
 
-def serve(framework: str, connection) -> None:
-    """In a process of its own: runs a candidate for each name that arrives, answers with its seconds."""
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    runs = {name: make() for name, make in FRAMEWORKS[framework].items()}
-    while name := connection.recv():
-        start = time.perf_counter()
-        runs[name]()
-        connection.send(time.perf_counter() - start)
+def with_torch() -> tuple[dict[str, Callable[[], object]], dict]:
+    return {f"PyTorch, {dtype}": pytorch(dtype) for dtype in ("float32", "bfloat16")}, {}
 
 
-def measure(rounds: int) -> dict[str, list[float]]:
-    """Seconds of each run, without the first, in which the others compile or fill their caches."""
-    context = multiprocessing.get_context("spawn")
-    connections = {}
-    for framework in FRAMEWORKS:
-        connections[framework], other = context.Pipe()
-        context.Process(target=serve, args=(framework, other), daemon=True).start()
-    turns = [(name, connections[framework]) for framework, names in FRAMEWORKS.items() for name in names]
-    seconds: dict[str, list[float]] = {name: [] for name, _ in turns}
-    for _ in range(1 + rounds):
-        for name, connection in turns:
-            connection.send(name)
-            seconds[name].append(connection.recv())
-    for connection in connections.values():
-        connection.send(None)
-    return {name: values[1:] for name, values in seconds.items()}
+def with_keras() -> tuple[dict[str, Callable[[], object]], dict]:
+    return {"Keras, float32": keras_on_tensorflow()}, {}
 
 
 def main() -> None:
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
     options = timing.arguments(__doc__, rounds=5)
-    seconds = measure(options.rounds)
+    frameworks = {"jax": with_jax, "torch": with_torch, "keras": with_keras}
+    seconds, _ = timing.in_processes(frameworks, options.rounds, warmup=1)
     alone = seconds.pop("Gravity alone")
     rows = []
     for name, values in seconds.items():
