@@ -1,5 +1,7 @@
 """The sensitivity study: its grid, its results file, its picture, and that its runs are the trainer's."""
 
+import pathlib
+
 import data
 import jax
 import numpy as np
@@ -31,6 +33,24 @@ def test_the_results_file_gives_back_what_was_written(tmp_path):
     for setting, result in expected.items():
         sensitivity.append(path, setting, result)
     assert sensitivity.read(path) == expected
+
+
+def test_the_recorded_study_is_whole_and_the_readme_says_what_it_says():
+    root = pathlib.Path(__file__).parent.parent
+    results = sensitivity.read(root / "notebooks" / "sensitivity.csv")
+    assert results.keys() == set(sensitivity.settings())
+    readme = (root / "README.md").read_text()
+    cells = [
+        ("Gravity, the paper's alpha and beta", "gravity", 0.01, 0.9),
+        ("Gravity, beta 0.99", "gravity", 0.01, 0.99),
+        ("Gravity, alpha 0.1, beta 0.5", "gravity", 0.1, 0.5),
+        ("Adam", "adam", 0.0, 0.9),
+        ("RMSProp", "rmsprop", 0.0, 0.9),
+        ("SGD with momentum", "momentum", 0.0, 0.9),
+    ]
+    for label, name, alpha, beta in cells:
+        means = [np.mean(sensitivity.cell(results, name, factor, alpha, beta)) for factor in sensitivity.FACTORS]
+        assert f"| {label} | " + " | ".join(f"{mean:.2f}" for mean in means) + " |" in readme
 
 
 def test_the_heat_maps_hold_the_means_over_the_seeds():
