@@ -92,6 +92,8 @@ def start_on_a_terminal(*flags):
         stdout=terminal,
         stderr=terminal,
         env={**ENVIRONMENT, "COLUMNS": "100"},
+        # A process that is started in the background is born deaf to it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     os.close(terminal)
     return process, controller
@@ -128,7 +130,10 @@ def test_ctrl_c_leaves_within_two_seconds_with_what_was_recorded(tmp_path, momen
         read_until(controller, rb"[\r\n] +2 +\d\.\d+ ")
     start = time.monotonic()
     process.send_signal(signal.SIGINT)
-    assert process.wait(10) == 130
+    try:
+        assert process.wait(10) == 130
+    finally:
+        process.kill()
     assert time.monotonic() - start < 2
     if moment == "training":
         assert len((tmp_path / "run" / "history.csv").read_text().splitlines()) >= 3
