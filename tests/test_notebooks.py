@@ -32,7 +32,7 @@ def test_it_is_committed_as_one_run_from_top_to_bottom_left_it(path):
     assert kinds and "error" not in kinds
     text = json.dumps([cell["outputs"] for cell in cells])
     assert str(ROOT) not in text and not re.search(r"/tmp/|/home/|Warning", text)
-    assert path.stat().st_size < 1.25 * 2**20
+    assert path.stat().st_size < 2**20
 
 
 @every_notebook

@@ -19,37 +19,38 @@ DENSE = 4096  # each of the two hidden dense layers, at width 1
 SIZE = 32  # height and width after the resize
 
 
-class Conv3x3(nn.Module):
-    """A 3 x 3 convolution with a bias, stride 1, the size kept: flax's `nn.Conv` on `layers.conv3x3`."""
+class _Layer(nn.Module):
+    """What the two kinds of layers share: a kernel and a bias, float32, taken in `dtype`."""
 
     features: int
     dtype: jnp.dtype
     precision: jax.lax.Precision | None
     kernel_init: nn.initializers.Initializer
 
+    def promoted(self, x: jax.Array, *window: int) -> list[jax.Array]:
+        """x, kernel (*window, channels of x, features) and bias (features,) in one type."""
+        kernel = self.param("kernel", self.kernel_init, (*window, x.shape[-1], self.features), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
+        return nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
+
+
+class Conv3x3(_Layer):
+    """A 3 x 3 convolution with a bias, stride 1, the size kept: flax's `nn.Conv` on `layers.conv3x3`."""
+
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        kernel = self.param("kernel", self.kernel_init, (3, 3, x.shape[-1], self.features), jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
+        x, kernel, bias = self.promoted(x, 3, 3)
         if self.is_initializing():  # nothing depends on the result, and `lazy_init` works on each operation of it
             return jax.lax.broadcast_in_dim(x[0, 0, 0, 0], (*x.shape[:-1], self.features), ())
-        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
         return layers.add_bias(layers.conv3x3(x, kernel, precision=self.precision), bias)
 
 
-class Dense(nn.Module):
+class Dense(_Layer):
     """Flax's `nn.Dense` on `layers.dense`."""
-
-    features: int
-    dtype: jnp.dtype
-    precision: jax.lax.Precision | None
-    kernel_init: nn.initializers.Initializer
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
-        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
+        x, kernel, bias = self.promoted(x)
         return layers.add_bias(layers.dense(x, kernel, precision=self.precision), bias)
 
 
