@@ -87,26 +87,28 @@ def _plain_pool(x):
 
 @jax.custom_vjp
 def _cpu_pool(x):
-    return _squares(x).max((2, 4))
+    return functools.reduce(jnp.maximum, _pixels(x))  # a reduction runs on a slow loop in bfloat16
 
 
-def _squares(x):
+def _pixels(x):
+    """The four pixels of the squares, in the order of reading; (n, h // 2, w // 2, c) each."""
     n, h, w, c = x.shape
-    return x[:, : h // 2 * 2, : w // 2 * 2].reshape(n, h // 2, 2, w // 2, 2, c)
+    squares = x[:, : h // 2 * 2, : w // 2 * 2].reshape(n, h // 2, 2, w // 2, 2, c)
+    return [squares[:, :, i, :, j] for i in range(2) for j in range(2)]
 
 
 def _cpu_pool_fwd(x):
-    return _cpu_pool(x), x
+    y = _cpu_pool(x)
+    return y, (x, y)
 
 
-def _cpu_pool_bwd(x, dy):
+def _cpu_pool_bwd(residuals, dy):
     # The gradient of reduce_window runs on a slow loop; comparisons do not.
+    x, y = residuals
     n, h, w, c = x.shape
-    squares = _squares(x)
-    largest = squares.max((2, 4))
     first = jnp.full(dy.shape, 3, jnp.int8)
-    for place in (2, 1, 0):
-        first = jnp.where(squares[:, :, place // 2, :, place % 2] == largest, jnp.int8(place), first)
+    for place, pixel in reversed(list(enumerate(_pixels(x)[:3]))):
+        first = jnp.where(pixel == y, jnp.int8(place), first)
     first = _keep(first)  # else it is computed again for each of the four
     places = jnp.arange(4, dtype=jnp.int8).reshape(1, 1, 2, 1, 2, 1)
     dx = jnp.where(places == first[:, :, None, :, None], dy[:, :, None, :, None], 0)
