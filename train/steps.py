@@ -73,14 +73,14 @@ def train_step(
     apply: Apply, tx: optax.GradientTransformation, state: TrainState, pictures: Pictures, batch: jax.Array
 ) -> tuple[TrainState, Sums]:
     """One update, from the mean gradient over the valid pictures of all devices."""
+    # The loss is divided and not the gradient, which would be written to memory once more.
+    count = jax.lax.psum(jnp.sum(batch >= 0, dtype=jnp.int32), AXIS)
 
-    def loss_sum(params):
+    def part_of_mean(params):
         sums = batch_sums(apply, params, pictures, batch)
-        return sums.loss, sums
+        return sums.loss / count.astype(sums.loss.dtype), sums
 
-    gradients, sums = jax.grad(loss_sum, has_aux=True)(state.params)
-    gradients, sums = jax.lax.psum((gradients, sums), AXIS)
-    gradients = jax.tree.map(lambda g: g / sums.count.astype(g.dtype), gradients)
+    gradients, sums = jax.lax.psum(jax.grad(part_of_mean, has_aux=True)(state.params), AXIS)
     updates, opt_state = tx.update(gradients, state.opt_state, state.params)
     return TrainState(optax.apply_updates(state.params, updates), opt_state), sums
 
