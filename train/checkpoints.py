@@ -147,7 +147,8 @@ def _ignore_late_reads() -> None:
 
 
 def _checksums(arrays: Arrays) -> dict[str, int]:
-    return {name: zlib.crc32(array.tobytes()) for name, array in arrays.items()}
+    as_bytes = lambda array: np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+    return {name: zlib.crc32(as_bytes(array)) for name, array in arrays.items()}
 
 
 def _checksum(item: dict[str, Any]) -> int:

@@ -211,6 +211,12 @@ def use_compilation_cache(setting: str) -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
+def release_memory() -> None:
+    """Gives back to the system what has been freed: glibc keeps what compiling took, 0.9 GiB for VGG16 on a CPU."""
+    if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
+        trim(0)
+
+
 def check_arithmetic() -> None:
     """Refuses a jaxlib that computes wrong results (jax-ml/jax issue 39103: -inf for this maximum on CPU)."""
     got = float(jax.jit(lambda a: (a @ jnp.ones((784, 64))).max())(jnp.ones((100, 784))))

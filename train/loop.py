@@ -20,7 +20,7 @@ import optimizers
 import steps
 import vgg
 from config import Config
-from devices import Replicas, asked_to_stop, primary
+from devices import Replicas, asked_to_stop, primary, release_memory
 from notice import Notice
 from progress import Diverged, Partial, Preempted, Run, advice
 from records import Epoch
@@ -69,6 +69,8 @@ class Trainer:
                 for length in sorted(set(chunk_lengths(self.steps_per_epoch)))
             }
         self._evaluation, self.state = evaluation.result(), self.replicas.replicate(state.result())
+        del state
+        release_memory()
 
     @property
     def steps_per_epoch(self) -> int:
