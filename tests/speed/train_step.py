@@ -77,7 +77,9 @@ def gravity_alone() -> Callable[[], object]:
     def chunk(state, gradients):
         def step(state, _):
             params, opt_state = state
-            updates, opt_state = tx.update(gradients, opt_state, params)
+            # Tied to the state, or XLA takes out of the loop what it can work out of the gradients once for all.
+            given = jax.lax.optimization_barrier((gradients, opt_state))[0]
+            updates, opt_state = tx.update(given, opt_state, params)
             return (optax.apply_updates(params, updates), opt_state), None
 
         return jax.lax.scan(step, state, length=STEPS)[0]
