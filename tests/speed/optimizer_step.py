@@ -136,7 +136,7 @@ def main() -> None:
     figures = {}
     for tree, shapes in trees().items():
         frameworks = {"jax": functools.partial(with_jax, shapes), "torch": functools.partial(with_torch, shapes)}
-        times, compile_seconds = timing.in_processes(frameworks, options.rounds)
+        times, compile_seconds = timing.in_processes(frameworks, options.rounds, settle=True)
         size = sum(4 * math.prod(shape) for shape in shapes)
         own = timing.summary(times["gravity"])["median_ms"]
         rows = []

@@ -54,18 +54,19 @@ Candidates = Callable[[], tuple[dict[str, Callable[[], object]], dict]]
 
 
 def in_processes(
-    frameworks: dict[str, Candidates], rounds: int, warmup: int = 2
+    frameworks: dict[str, Candidates], rounds: int, warmup: int = 2, settle: bool = False
 ) -> tuple[dict[str, list[float]], dict]:
     """As `interleaved`, with the candidates of each framework in a process of their own, where no other threads are.
 
     A framework is a function (which can be pickled) to be called there; it gives its candidates, and figures to hand
-    on, which come back together.
+    on, which come back together. With `settle`, each timed run comes right after one that is not timed: a process that
+    has waited for the others begins slowly, which can double a run of tenths of a second.
     """
     context = multiprocessing.get_context("spawn")
     turns, figures = [], {}
     for make in frameworks.values():
         connection, other = context.Pipe()
-        context.Process(target=_serve, args=(make, other), daemon=True).start()
+        context.Process(target=_serve, args=(make, other, settle), daemon=True).start()
         names, more = connection.recv()
         turns += [(name, connection) for name in names]
         figures |= more
@@ -82,12 +83,14 @@ def in_processes(
     return seconds, figures
 
 
-def _serve(make: Candidates, connection) -> None:
+def _serve(make: Candidates, connection, settle: bool) -> None:
     runs, figures = make()
     connection.send((list(runs), figures))
     with contextlib.suppress(EOFError):
         while True:
             name = connection.recv()
+            if settle:
+                runs[name]()
             start = time.perf_counter()
             runs[name]()
             connection.send(time.perf_counter() - start)
