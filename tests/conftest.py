@@ -7,6 +7,7 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 
 import jax
 import pytest
+
 import tfds_fixture
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")

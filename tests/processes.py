@@ -96,7 +96,7 @@ def whole(workdir):
 
 def result(workdir):
     """The arrays of the newest checkpoint, and history.csv without the columns that are times."""
-    from checkpoints import Checkpoints
+    from trainer.checkpoints import Checkpoints
 
     checkpoints = Checkpoints(pathlib.Path(workdir) / "checkpoints", keep=100)
     arrays, _ = checkpoints.restore()

@@ -105,8 +105,9 @@ def python(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str
 
 def main(data_dir: str, *names: str) -> None:
     """Prepare the named datasets the way a user does: by loading them."""
-    import data
     from tensorflow_datasets.image_classification import mnist
+
+    from trainer import data
 
     # The builder of MNIST asks its files for as many pictures as the real ones hold.
     mnist._TRAIN_EXAMPLES, mnist._TEST_EXAMPLES = SIZES["train"], SIZES["test"]

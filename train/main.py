@@ -6,9 +6,9 @@ import os
 import signal
 import sys
 
-from config import Config, UsageError, UserError, resolve
-from flags import parse
-from notice import Notice
+from trainer.config import Config, UsageError, UserError, resolve
+from trainer.flags import parse
+from trainer.preemption import StopRequest
 
 log = logging.getLogger("train")
 
@@ -30,7 +30,7 @@ def main() -> int:
     log.propagate = False  # libraries may give the root logger a handler of its own
     # In a thread of its own, because Ctrl-C cannot interrupt a compilation or a wait for the device, but it can end the
     # wait for that thread. History is on disk as each epoch ends, so there is nothing left to save then.
-    notice = Notice()
+    notice = StopRequest()
     signal.signal(signal.SIGTERM, notice.receive)
     run = concurrent.futures.ThreadPoolExecutor(1).submit(_run, config, notice)
     try:
@@ -41,11 +41,9 @@ def main() -> int:
         os._exit(130)
 
 
-def _run(config: Config, notice: Notice) -> int:
+def _run(config: Config, notice: StopRequest) -> int:
     """Trains; the exit code."""
-    import devices
-    import loop
-    import progress
+    from trainer import devices, loop, progress
 
     try:
         devices.join_processes(config)

@@ -16,19 +16,16 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import data
-import devices
 import jax
 import numpy as np
 import optax
-import steps
 import tyro
-import vgg
-from config import OTHER_LEARNING_RATES
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from gravity_optax import gravity
+from trainer import data, devices, steps, vgg
+from trainer.config import OTHER_LEARNING_RATES
 
 log = logging.getLogger("train")
 
@@ -89,7 +86,7 @@ class Study:
         self.image_shape = digits.train_images.shape[1:]
         self.replicas = devices.Replicas(jax.devices()[:1])
         splits = ((digits.train_images, digits.train_labels), (digits.test_images, digits.test_labels))
-        self.pictures = self.replicas.replicate(tuple(steps.Pictures(*split) for split in splits))
+        self.pictures = self.replicas.replicate(tuple(steps.Split(*split) for split in splits))
         self.train_size, self.test_size = (len(split[1]) for split in splits)
         self.epochs = epochs
         self._programs: dict[str, Callable] = {}

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import linen as nn
-from minimize import Trajectory, minimize
+
+from helpers.minimize import Trajectory, minimize
 
 
 class Points(NamedTuple):

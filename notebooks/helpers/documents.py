@@ -5,12 +5,13 @@ states that are its own (v of the momentum is optax's trace, since the learning 
 rows it prints. The class reference's `GradientMemory` is `running_mean` and `normalized`.
 """
 
-import functions
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from minimize import minimize
+
+from helpers import functions
+from helpers.minimize import minimize
 
 NOTEBOOK: dict[str, optax.GradientTransformation] = {
     "sgd": optax.sgd(0.5),

@@ -12,12 +12,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import palette
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from minimize import minimize
 
 from gravity_optax import gravity, gravity_term, scale_by_gravity
+from helpers.minimize import minimize
+from paper import palette
 
 GRADIENTS = jnp.linspace(-6.0, 6.0, 601)
 SHADES = ("#0D0887", "#8B0AA5", "#DB5C68", "#FCA636")  # for curves of one optimizer with different settings

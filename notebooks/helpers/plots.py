@@ -10,18 +10,18 @@ import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
-import circles
-import functions
 import jax
 import jax.numpy as jnp
 import matplotlib
 import numpy as np
 import optax
-import palette
 from matplotlib.animation import FuncAnimation, PillowWriter
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from minimize import minimize
+
+from helpers import circles, functions
+from helpers.minimize import minimize
+from paper import palette
 
 Optimizers = Mapping[str, optax.GradientTransformation]
 View = Literal["contour", "surface"]

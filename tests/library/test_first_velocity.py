@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import oracle
 import pytest
-from trees import GRADIENTS, PARAMS, assert_trees_close, assert_trees_identical
 
+import oracle
 from gravity_optax import gravity, scale_by_gravity
+from trees import GRADIENTS, PARAMS, assert_trees_close, assert_trees_identical
 
 # ---- V_0
 

@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import oracle
 import pytest
-from trees import F32, GRADIENTS, PARAMS, assert_trees_close, assert_trees_identical
 
+import oracle
 from gravity_optax import ScaleByGravityState, gravity, gravity_term, scale_by_gravity
+from trees import F32, GRADIENTS, PARAMS, assert_trees_close, assert_trees_identical
 
 
 def zeta(gradient):

@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import oracle
 import pytest
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
+import oracle
 from gravity_optax import gravity, scale_by_gravity
 
 VELOCITY = jnp.linspace(0.5, -0.3, 12).reshape(3, 4)

@@ -26,9 +26,9 @@ import hypothesis
 import jax
 import jax.numpy as jnp
 import numpy as np
-import oracle
 from hypothesis import strategies as st
 
+import oracle
 from gravity_optax import ScaleByGravityState, scale_by_gravity
 
 SHAPES = [(), (0,), (1,), (6,), (3, 0), (2, 5), (1, 1), (3, 2, 4), (2, 0, 3), (2, 3, 1, 3)]

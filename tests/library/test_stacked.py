@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import oracle
 import pytest
 from flax import linen as nn
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+import oracle
 from gravity_optax import gravity, scale_by_gravity
 
 HOOKS = {"None": None, "mean|G|": lambda g: jnp.mean(jnp.abs(g))} | {k: hook for k, (hook, _) in oracle.TRIALS.items()}

@@ -3,8 +3,9 @@
 import importlib
 
 import numpy as np
-import oracle
 import pytest
+
+import oracle
 
 pytestmark = pytest.mark.peers
 

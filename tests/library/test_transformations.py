@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import oracle
 import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+import oracle
 from gravity_optax import gravity, scale_by_gravity
 
 PARAMS = {"w": jnp.linspace(-1, 1, 32).reshape(8, 4), "b": jnp.ones(16)}

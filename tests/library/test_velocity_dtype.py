@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import oracle
 import pytest
 
+import oracle
 from gravity_optax import gravity, scale_by_gravity
 
 PARAMS = {"w": jnp.zeros((30, 40)), "b": jnp.zeros(40)}

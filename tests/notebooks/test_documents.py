@@ -1,12 +1,12 @@
 """Every row that the notebook among the source documents prints, as one step of an optax chain from the row before."""
 
-import documents
-import functions
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+
+from helpers import documents, functions
 
 ROUNDED = {"adagrad", "rmsprop", "adam"}  # their states and points, to 4 decimals, inside the notebook
 FOUR_DECIMALS = 0.5e-4 * (1 + 1e-9)

@@ -1,10 +1,11 @@
 """The test functions: their minima are minima, their pictures hold what matters, and their known shapes."""
 
-import functions
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
+from helpers import functions
 
 ALL = list(functions.ALL.values())
 every_function = pytest.mark.parametrize("function", ALL, ids=lambda f: f.name)

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from minimize import minimize, power_law_decay
 
 from gravity_optax import gravity
+from helpers.minimize import minimize, power_law_decay
 
 START = jnp.array([3.0, -2.0])
 GRAVITY = gravity(0.1, key=0)

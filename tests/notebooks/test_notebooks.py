@@ -9,7 +9,7 @@ import shutil
 
 import pytest
 
-ROOT = pathlib.Path(__file__).parent.parent
+ROOT = pathlib.Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
@@ -67,7 +67,7 @@ def test_it_runs_from_top_to_bottom(path, tmp_path, monkeypatch):
     for folder in ("train", "notebooks"):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.setenv("XLA_FLAGS", "")  # one device, as a reader has it
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    monkeypatch.setenv("PYTHONPATH", f"{ROOT}:{tmp_path / 'train'}:{os.environ.get('PYTHONPATH', '')}")
     notebook = nbformat.read(path, as_version=4)
     kinds = [output_kinds(cell) for cell in notebook.cells]
     resources = {"metadata": {"path": str(tmp_path / "notebooks")}}

@@ -5,8 +5,9 @@ import math
 
 import jax
 import numpy as np
-import paper_figures
 import pytest
+
+from helpers import paper_figures
 
 
 def curves(axes):

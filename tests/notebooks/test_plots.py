@@ -3,20 +3,18 @@
 import io
 import itertools
 
-import circles
-import functions
 import jax
 import jax.numpy as jnp
 import matplotlib.colors
 import numpy as np
 import optax
-import palette
-import pictures
 import pytest
-from minimize import minimize
 from PIL import Image
 
 from gravity_optax import gravity
+from helpers import circles, functions, plots
+from helpers.minimize import minimize
+from paper import palette
 
 OPTIMIZERS = {"sgd": optax.sgd(0.1), "adam": optax.adam(0.2), "gravity": gravity(0.1, key=0)}
 
@@ -34,7 +32,7 @@ def lines(axes):
 
 @pytest.mark.parametrize("view", ["contour", "surface"])
 def test_each_line_is_the_path_of_its_optimizer(view):
-    (axes,) = pictures.paths(functions.BOWL, OPTIMIZERS, steps=12, view=view).axes
+    (axes,) = plots.paths(functions.BOWL, OPTIMIZERS, steps=12, view=view).axes
     assert list(lines(axes)) == list(OPTIMIZERS)
     for label, tx in OPTIMIZERS.items():
         path = minimize(functions.BOWL, jnp.array(functions.BOWL.start), tx, steps=12)
@@ -51,7 +49,7 @@ def test_each_line_is_the_path_of_its_optimizer(view):
 @pytest.mark.parametrize("view", ["contour", "surface"])
 @pytest.mark.parametrize("function", functions.ALL.values(), ids=lambda f: f.name)
 def test_axes_are_labelled_and_titled(function, view):
-    figure = pictures.paths(function, {}, steps=1, view=view)
+    figure = plots.paths(function, {}, steps=1, view=view)
     (axes,) = figure.axes
     assert (axes.get_xlabel(), axes.get_ylabel(), axes.get_title()) == ("$x$", "$y$", f"${function.formula}$")
     assert np.allclose(axes.get_xlim(), function.x_range) and np.allclose(axes.get_ylim(), function.y_range)
@@ -60,7 +58,7 @@ def test_axes_are_labelled_and_titled(function, view):
 
 
 def test_the_legend_names_every_optimizer_and_a_remark_is_dashed():
-    figure = pictures.paths(functions.BOWL, {"gravity": OPTIMIZERS["gravity"], "gravity, slow": gravity(0.01, key=0)})
+    figure = plots.paths(functions.BOWL, {"gravity": OPTIMIZERS["gravity"], "gravity, slow": gravity(0.01, key=0)})
     (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == ["gravity", "gravity, slow"]
     drawn = lines(figure.axes[0])
@@ -71,7 +69,7 @@ def test_the_legend_names_every_optimizer_and_a_remark_is_dashed():
 @pytest.mark.parametrize("view", ["contour", "surface"])
 def test_a_path_that_diverges_is_drawn_as_far_as_the_picture_goes(view):
     # Each step takes x by -9: beyond a million after 7 steps, beyond the picture after 1.
-    figure = pictures.paths(functions.BOWL, {"sgd": optax.sgd(5.0)}, steps=200, start=(1.0, 0.0), view=view)
+    figure = plots.paths(functions.BOWL, {"sgd": optax.sgd(5.0)}, steps=200, start=(1.0, 0.0), view=view)
     line = lines(figure.axes[0])["sgd"]
     x = (line.get_data_3d() if view == "surface" else line.get_data())[0]
     finite = x[np.isfinite(x)]
@@ -80,7 +78,7 @@ def test_a_path_that_diverges_is_drawn_as_far_as_the_picture_goes(view):
 
 
 def test_the_animation_shows_ever_more_of_the_paths_from_the_start_to_the_last_step():
-    animation = pictures.animate_paths(functions.TILTED, OPTIMIZERS, steps=10, frames=3)
+    animation = plots.animate_paths(functions.TILTED, OPTIMIZERS, steps=10, frames=3)
     (axes,) = animation._fig.axes
     seen = []
     for step in animation.new_frame_seq():
@@ -88,12 +86,12 @@ def test_the_animation_shows_ever_more_of_the_paths_from_the_start_to_the_last_s
         seen.append({len(line.get_xdata()) for line in lines(axes).values()})
         assert axes.get_title().endswith(f", step {step}")
     assert seen == [{1}, {6}, {11}]
-    image = Image.open(io.BytesIO(pictures.gif(animation, dpi=40)))
+    image = Image.open(io.BytesIO(plots.gif(animation, dpi=40)))
     assert (image.format, image.n_frames) == ("GIF", 3)
 
 
 def test_the_boundary_animation_ends_with_what_the_classifier_has_learnt():
-    animation = pictures.animate_boundaries({"adam": optax.adam(0.05)}, steps=100, frames=2)
+    animation = plots.animate_boundaries({"adam": optax.adam(0.05)}, steps=100, frames=2)
     (axes,) = animation._fig.axes
     run = circles.train(optax.adam(0.05), 100)
     for step in animation.new_frame_seq():
@@ -105,12 +103,12 @@ def test_the_boundary_animation_ends_with_what_the_classifier_has_learnt():
     middle, edge = probability[40, 40], probability[0, 0]  # the inner circle is class 1
     assert middle > 0.9 and edge < 0.1
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("$x$", "$y$")
-    assert Image.open(io.BytesIO(pictures.gif(animation, dpi=30))).n_frames == 2
+    assert Image.open(io.BytesIO(plots.gif(animation, dpi=30))).n_frames == 2
 
 
 def test_html_holds_the_gif_and_what_it_shows():
-    animation = pictures.animate_paths(functions.BOWL, {"sgd": optax.sgd(0.1)}, steps=2, frames=2)
-    element = pictures.html(animation, "a path", dpi=30)
+    animation = plots.animate_paths(functions.BOWL, {"sgd": optax.sgd(0.1)}, steps=2, frames=2)
+    element = plots.html(animation, "a path", dpi=30)
     assert element.startswith('<img alt="a path" src="data:image/gif;base64,R0lGOD')
 
 

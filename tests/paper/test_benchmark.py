@@ -15,21 +15,26 @@ import subprocess
 import sys
 import time
 
-import benchmark
-import evaluation
-import published
 import pytest
-import study
-from benchmark import Options
-from config import TABLE_5, UsageError, default_learning_rate
-from evaluation import State
+
+import benchmark
+from paper import published, runner, tuning_study, work_queue
+from paper.plan import Options
+from paper.plan import plan as plan_of
+from paper.work_queue import State
+from trainer.config import TABLE_5, UsageError, default_learning_rate
 
 TRAIN = pathlib.Path(benchmark.__file__).parent
 COLUMNS = "epoch,loss,accuracy,val_loss,val_accuracy,seconds,images_per_second,val_seconds"
 ROW = "{epoch},0.5,0.8,0.6,0.7,1.5,100,0.5"
 # Takes the trainer's flags. Adam breaks, RMSProp on VGG19 is killed, and momentum goes on until it is stopped.
 TRAINER = f"""
-import json, os, pathlib, signal, sys, time
+import json
+import os
+import pathlib
+import signal
+import sys
+import time
 flags = dict(zip(sys.argv[1:-1], sys.argv[2:]))
 folder = pathlib.Path(flags["--workdir"])
 (folder / "config.json").write_text(json.dumps({{"dataset": flags["--dataset"]}}))
@@ -54,8 +59,8 @@ def program(tmp_path_factory):
     """A script that is benchmark.py with that trainer."""
     folder = tmp_path_factory.mktemp("program")
     (folder / "trainer.py").write_text(TRAINER)
-    text = f"import sys, pathlib; sys.path.insert(0, {str(TRAIN)!r}); import benchmark\n"
-    text += f"benchmark._MAIN = pathlib.Path({str(folder / 'trainer.py')!r}); sys.exit(benchmark.main())\n"
+    text = f"import sys, pathlib; sys.path.insert(0, {str(TRAIN)!r}); import benchmark\nfrom paper import runner\n"
+    text += f"runner._MAIN = pathlib.Path({str(folder / 'trainer.py')!r}); sys.exit(benchmark.main())\n"
     (folder / "program.py").write_text(text)
     return folder / "program.py"
 
@@ -74,7 +79,7 @@ def write_cell(cell, epochs, **config):
 
 
 def plan(workdir, **options):
-    return benchmark.plan(Options(str(workdir), **options))
+    return plan_of(Options(str(workdir), **options))
 
 
 def test_the_plan_is_the_papers_evaluation():
@@ -98,8 +103,8 @@ def test_flags_narrow_the_plan_and_seeds_come_one_after_another():
 
 def test_the_study_is_the_authors_variants():
     cells = plan("R", study=True, seeds=(0, 1))
-    assert len(cells) == 2 * len(study.VARIANTS)
-    by_name = {evaluation.labels(cell): cell for cell in cells}
+    assert len(cells) == 2 * len(tuning_study.VARIANTS)
+    by_name = {work_queue.labels(cell): cell for cell in cells}
     cell = by_name["cifar10", "vgg16", "from_rest_beta_0.99", "seed_1"]
     assert cell.workdir == "R/study/cifar10/vgg16/from_rest_beta_0.99/seed_1"
     assert (cell.beta, cell.alpha, cell.epochs, cell.seed) == (0.99, 0.0, 100, 1)
@@ -124,10 +129,11 @@ def test_flags_that_cannot_be_meant_so_are_refused(options, message):
 
 def test_the_command_of_a_cell_gives_it_back():
     import tyro
-    from config import Config, resolve
+
+    from trainer.config import Config, resolve
 
     for cell in [*plan("R", data_dir="D", precision="bfloat16"), *plan("R", study=True)]:
-        words = benchmark.command(cell)
+        words = runner.command(cell)
         assert words[1] == str(TRAIN / "main.py")
         assert resolve(tyro.cli(Config, args=words[2:])) == cell
 
@@ -143,12 +149,12 @@ def test_a_cell_is_to_do_under_way_done_running_or_failed(tmp_path):
     (pathlib.Path(failed.workdir) / "failed.txt").write_text("no memory\n")
     with open(pathlib.Path(running.workdir) / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        states = [evaluation.state(cell) for cell in cells]
-        text = evaluation.listing(cells)
+        states = [work_queue.state(cell) for cell in cells]
+        text = work_queue.listing(cells)
     assert [s.kind for s in states] == ["done", "done", "under way", "running", "failed", "to do"]
     assert [s.epochs for s in states] == [3, 5, 2, 1, 1, 0]
     assert states[4].text == "failed after 1 of 3 epochs: no memory"
-    assert evaluation.state(todo).text == "to do: 3 epochs"
+    assert work_queue.state(todo).text == "to do: 3 epochs"
     lines = text.splitlines()
     assert lines[1].split() == ["mnist", "vgg16", "gravity", "0", "done:", "3", "epochs"]
     # 2 s an epoch, recorded: 1 + 2 + 2 + 3 epochs are left.
@@ -162,7 +168,7 @@ def test_a_row_that_is_not_whole_does_not_count(tmp_path):
     write_cell(cell, 2)
     with open(pathlib.Path(cell.workdir) / "history.csv", "a") as file:
         file.write("3,0.1,0.")
-    assert evaluation.state(cell).epochs == 2
+    assert work_queue.state(cell).epochs == 2
 
 
 def test_another_run_in_a_cells_folder_is_no_result_of_the_cell(tmp_path):
@@ -172,20 +178,20 @@ def test_another_run_in_a_cells_folder_is_no_result_of_the_cell(tmp_path):
         "another run is in this folder: --limit was 128, now None; --precision was bfloat16, now float32;"
         " choose another --workdir"
     )
-    assert evaluation.state(cell) == State("other run", 0, expected)
+    assert work_queue.state(cell) == State("other run", 0, expected)
 
 
 def test_time_left_is_at_the_pace_of_what_is_most_alike():
     cells = plan("R", datasets=("mnist", "cifar10"), optimizers=("gravity", "adam"), epochs=10)
     states = [State("to do", 0, "")] * len(cells)
-    assert evaluation.time_left(cells, states, {}) == "not measured yet"
+    assert work_queue.time_left(cells, states, {}) == "not measured yet"
     states[0] = State("running", 4, "")
     # mnist: 6 x 2 s of its own pace; adam and CIFAR-10 on VGG16: 3 x 10 x 2 s; VGG19, not seen: the same; 7 starts.
     pace = {("mnist", "vgg16", "gravity"): (8.0, 4)}
-    assert evaluation.time_left(cells, states, pace) == f"about {evaluation.duration(6 * 2 + 70 * 2)}"
-    assert evaluation.time_left(cells, states, pace, [3.0, 5.0]) == f"about {evaluation.duration(152 + 7 * 4)}"
+    assert work_queue.time_left(cells, states, pace) == f"about {work_queue.duration(6 * 2 + 70 * 2)}"
+    assert work_queue.time_left(cells, states, pace, [3.0, 5.0]) == f"about {work_queue.duration(152 + 7 * 4)}"
     pace["cifar10", "vgg19", "adam"] = (50.0, 5)
-    assert evaluation.time_left(cells, states, pace) == f"about {evaluation.duration(6 * 2 + 30 * 2 + 40 * 10)}"
+    assert work_queue.time_left(cells, states, pace) == f"about {work_queue.duration(6 * 2 + 30 * 2 + 40 * 10)}"
 
 
 @pytest.mark.parametrize(
@@ -193,7 +199,7 @@ def test_time_left_is_at_the_pace_of_what_is_most_alike():
     [(0.4, "0 s"), (59.7, "1 min 0 s"), (3599, "59 min 59 s"), (7500, "2 h 5 min"), (100_000, "1 d 3 h")],
 )
 def test_durations_have_two_figures(seconds, text):
-    assert evaluation.duration(seconds) == text
+    assert work_queue.duration(seconds) == text
 
 
 def test_list_answers_before_anything_heavy_is_imported_and_makes_nothing(tmp_path):
@@ -261,7 +267,7 @@ def test_a_signal_reaches_the_cell_and_no_other_is_started(program, tmp_path, nu
     assert rest.splitlines()[-1].endswith("the same command goes on from here")
     assert len(list(tmp_path.rglob("started.txt"))) == 1
     cells = plan(tmp_path, datasets=("mnist",), optimizers=("momentum",), epochs=2)
-    assert [evaluation.state(cell).kind for cell in cells] == ["under way", "to do"]
+    assert [work_queue.state(cell).kind for cell in cells] == ["under way", "to do"]
 
 
 def test_a_cell_that_another_process_is_at_is_left_alone(program, tmp_path):
@@ -321,7 +327,7 @@ def test_a_real_grid_trains_and_is_complete(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
     cells = plan(tmp_path, datasets=("digits",), models=("vgg11",), epochs=2, limit=128)
-    assert [evaluation.state(cell).kind for cell in cells] == ["done"] * 3
+    assert [work_queue.state(cell).kind for cell in cells] == ["done"] * 3
 
 
 @pytest.mark.slow
@@ -345,7 +351,7 @@ def test_a_grid_that_is_stopped_goes_on_and_ends_as_one_that_is_not(tmp_path):
     for folder in (tmp_path / "a", tmp_path / "b"):
         subprocess.run([*command, str(folder)], check=True, capture_output=True, timeout=200, **options)
         (cell,) = plan(folder, **what)
-        rows = evaluation.history(pathlib.Path(cell.workdir))
+        rows = work_queue.history(pathlib.Path(cell.workdir))
         histories.append([[row[name] for name in ("epoch", *published.METRICS)] for row in rows])
     stopped, whole = histories
     assert len(whole) == 15

@@ -4,9 +4,10 @@ import itertools
 import pathlib
 
 import numpy as np
-import published
 import pytest
-from config import TABLE_5, default_learning_rate
+
+from paper import published
+from trainer.config import TABLE_5, default_learning_rate
 
 RUNS = published.load()
 FILES = sorted(pathlib.Path(published.__file__).parent.glob("published_*.csv"))

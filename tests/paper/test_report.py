@@ -10,14 +10,12 @@ import re
 import subprocess
 import sys
 
-import fake_results
 import matplotlib.image
-import palette
-import published
 import pytest
+
+import fake_results
 import report
-import results
-import tables
+from paper import page, palette, published, results, tables
 
 VOID = {"meta", "img"}
 ROWS = [(2.0, 0.3, 1.0, 0.9), (0.5, 0.8, 0.4, 0.98)]
@@ -104,7 +102,7 @@ def test_the_page_says_what_is_missing_what_the_data_are_and_what_the_20_way_run
 
 def test_with_nothing_run_yet_the_page_has_the_published_runs(tmp_path):
     found = results.load(tmp_path)
-    text = Page(report.render(found, report.all_tables(found), [])).text
+    text = Page(page.render(found, page.all_tables(found), [])).text
     assert "0 of the paper's 30 cells are complete" in " ".join(text)
     assert text.count("published") == 30
     assert text.count("ours") == 1  # a column of what is missing
@@ -118,7 +116,7 @@ def test_no_folder_is_one_line_and_exit_code_2(tmp_path):
 
 
 def lines_of(found, dataset, model, panel=3):
-    axes = report.draw(found, dataset, model).axes[panel]
+    axes = page.draw(found, dataset, model).axes[panel]
     return {line.get_label(): line for line in axes.lines}, axes
 
 
@@ -151,7 +149,7 @@ def test_the_20_way_run_is_marked_in_its_figure(partial):
 
 
 def test_every_optimizer_has_a_colour_of_its_own():
-    import optimizers
+    from trainer import optimizers
 
     assert set(optimizers.NAMES) <= set(palette.COLOURS)
     assert len({palette.colour(name) for name in optimizers.NAMES}) == len(optimizers.NAMES)
@@ -159,7 +157,7 @@ def test_every_optimizer_has_a_colour_of_its_own():
 
 def test_what_tables_say_is_text(tmp_path):
     found = results.load(tmp_path)
-    named = report.all_tables(found) | {"published": tables.Table(["<i>"], [("<b>a & b</b>", 1.0)])}
-    page = Page(report.render(found, named, []))
-    assert {"<i>", "<b>a & b</b>"} <= set(page.text)
-    assert "b" not in page.tags
+    named = page.all_tables(found) | {"published": tables.Table(["<i>"], [("<b>a & b</b>", 1.0)])}
+    shown = Page(page.render(found, named, []))
+    assert {"<i>", "<b>a & b</b>"} <= set(shown.text)
+    assert "b" not in shown.tags

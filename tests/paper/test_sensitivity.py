@@ -2,14 +2,15 @@
 
 import pathlib
 
-import data
 import jax
 import numpy as np
 import pytest
+
 import sensitivity
-from config import Config, resolve
-from loop import Trainer
 from sensitivity import Result, Setting
+from trainer import data
+from trainer.config import Config, resolve
+from trainer.loop import Trainer
 
 DEFAULTS = [
     ("gravity", Setting("gravity", 0.1, 0.01, 0.9, 3)),
@@ -36,7 +37,7 @@ def test_the_results_file_gives_back_what_was_written(tmp_path):
 
 
 def test_the_recorded_study_is_whole_and_the_readme_says_what_it_says():
-    root = pathlib.Path(__file__).parent.parent
+    root = pathlib.Path(__file__).parents[2]
     results = sensitivity.read(root / "notebooks" / "sensitivity.csv")
     assert results.keys() == set(sensitivity.settings())
     readme = (root / "README.md").read_text()

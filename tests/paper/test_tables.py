@@ -3,13 +3,12 @@
 import csv
 import io
 
-import fake_results
 import numpy as np
-import published
 import pytest
-import results
-import tables
-from config import UserError
+
+import fake_results
+from paper import published, results, tables
+from trainer.config import UserError
 
 MNIST = ("mnist", "vgg16", "gravity")
 # Two epochs each; validation accuracy 0.9, 0.98 and 0.7, 0.99.

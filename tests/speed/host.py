@@ -27,11 +27,11 @@ PICTURES = 1280
 def child() -> None:
     """Times epochs of the default run in this process, and writes {name: seconds per step of each epoch}."""
     sys.path.insert(0, str(TRAIN))
-    import data
     import jax
-    import loop
     import numpy as np
-    from config import Config, resolve
+
+    from trainer import data, loop
+    from trainer.config import Config, resolve
 
     config = resolve(Config())
     trainer = loop.Trainer(config, data.load(config.dataset, None, None))

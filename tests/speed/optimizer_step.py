@@ -30,7 +30,8 @@ ARRAYS = {"gravity": 6, "adam": 7, "momentum": 5, "pass": 2}
 def trees() -> dict[str, Shapes]:
     """Shapes of the leaves."""
     import jax
-    import vgg
+
+    from trainer import vgg
 
     model = vgg.build("vgg16", 1.0, 10, "float32")
     params = jax.eval_shape(lambda: vgg.init(model, jax.random.key(0), (32, 32, 3)))

@@ -136,7 +136,8 @@ def check_trainer() -> list[dict]:
     import hlo
     import jax
     import tpu_cost
-    import vgg
+
+    from trainer import vgg
 
     rows = []
     dataset = tpu_cost.IMAGES * (math.prod(tpu_cost.SHAPE) + 4)
@@ -173,8 +174,9 @@ def check_split() -> list[dict]:
     import jax
     import numpy as np
     import tpu_cost
-    import vgg
     from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+    from trainer import vgg
 
     rows = []
     params = tpu_cost.vgg_shapes(vgg.build("vgg16", 1.0, 10, "float32"))

@@ -31,10 +31,9 @@ class Runs:
 
     def __init__(self, name: str):
         import jax
-        import optimizers
-        import steps
-        import vgg
-        from config import Config, resolve
+
+        from trainer import optimizers, steps, vgg
+        from trainer.config import Config, resolve
 
         self.jax = jax
         flags, self.length = RUNS[name]
@@ -42,7 +41,7 @@ class Runs:
         rng = np.random.default_rng(0)
         size = self.length * config.batch_size
         images = rng.integers(0, 256, (size, 32 * 32 * 3), np.uint8)
-        self.pictures = steps.Pictures(images, rng.integers(0, 10, size, np.int32))
+        self.pictures = steps.Split(images, rng.integers(0, 10, size, np.int32))
         model = vgg.build(config.model, config.width, 10, config.precision)
         self.states, self.orders = [], []
         for seed in range(SEEDS):

@@ -19,8 +19,10 @@ TRAIN = pathlib.Path(__file__).parents[2] / "train"
 
 # The trainer, which ends when its first chunk is done.
 FIRST_CHUNK = """
-import os, sys
-import loop, main
+import os
+import sys
+from trainer import loop
+import main
 advance = loop.Trainer.advance
 def first(trainer, epoch, done, *others):
     advance(trainer, epoch, done, stop=lambda chunks: chunks > 0)
@@ -29,7 +31,7 @@ loop.Trainer.advance = first
 sys.exit(main.main())
 """
 
-READ_MNIST = "import sys, data; assert len(data.load('mnist', sys.argv[1]).train_labels) == 60_000"
+READ_MNIST = "import sys; from trainer import data; assert len(data.load('mnist', sys.argv[1]).train_labels) == 60_000"
 
 MODELS = {"default": [], "vgg16": ["--model", "vgg16", "--width", "1", "--batch-size", "128"]}
 

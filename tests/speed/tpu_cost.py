@@ -31,9 +31,8 @@ from jax.experimental import topologies
 from gravity_optax import gravity
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / "train"))
-import steps
-import vgg
-from devices import Replicas
+from trainer import steps, vgg
+from trainer.devices import Replicas
 
 MIB = 2**20
 IMAGES, SHAPE = 50_000, (32, 32, 3)  # CIFAR-10's training set
@@ -97,7 +96,7 @@ def compiled_chunk(on: list, model: vgg.VGG, batch: int) -> jax.stages.Compiled:
     params = vgg_shapes(model)
     state = steps.TrainState(params, jax.eval_shape(tx.init, params))
     pictures = jax.eval_shape(
-        lambda: steps.Pictures(steps.flat(jnp.zeros((IMAGES, *SHAPE), jnp.uint8)), jnp.zeros(IMAGES, jnp.int32))
+        lambda: steps.Split(steps.flat(jnp.zeros((IMAGES, *SHAPE), jnp.uint8)), jnp.zeros(IMAGES, jnp.int32))
     )
     chunk = functools.partial(steps.train_chunk, steps.on_flat(model.apply, SHAPE), tx)
     batches = replicas.split(np.zeros((STEPS, batch), np.int32))

@@ -39,10 +39,9 @@ def pictures(count: int) -> tuple[np.ndarray, np.ndarray]:
 
 def ours(precision: str) -> Callable[[], object]:
     """One chunk of the trainer."""
-    import config
-    import data
     import jax
-    import loop
+
+    from trainer import config, data, loop
 
     settings = config.resolve(
         config.Config(dataset="cifar10", model="vgg16", precision=precision, batch_size=BATCH)  # type: ignore[arg-type]
@@ -64,9 +63,9 @@ def gravity_alone() -> Callable[[], object]:
     """The updates of one chunk, without the network."""
     import jax
     import optax
-    import vgg
 
     from gravity_optax import gravity
+    from trainer import vgg
 
     params = vgg.init(vgg.build("vgg16", 1.0, CLASSES, "float32"), jax.random.key(0), (32, 32, 3))
     gradients = jax.tree.map(lambda p: 0.01 * p, params)

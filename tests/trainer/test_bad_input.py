@@ -7,8 +7,9 @@ import shutil
 import signal
 import time
 
-import main
 import pytest
+
+import main
 import tfds_fixture
 
 # Flags that cannot be meant so -> what the answer must contain, beside the flag and the value. Exit code 2.

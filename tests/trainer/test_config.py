@@ -3,7 +3,8 @@
 import dataclasses
 
 import pytest
-from config import Config, UsageError, flag, resolve
+
+from trainer.config import Config, UsageError, flag, resolve
 
 
 def test_without_flags_it_is_the_digits_with_gravity_as_recommended():

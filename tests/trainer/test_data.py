@@ -10,11 +10,12 @@ import pathlib
 import shutil
 import time
 
-import data
 import numpy as np
 import pytest
-import tfds_fixture
 from sklearn.datasets import load_digits
+
+import tfds_fixture
+from trainer import data
 
 NOWHERE = "http://127.0.0.1:1"  # a proxy that nobody is
 OFFLINE = {f"{kind}_proxy": NOWHERE for kind in ("http", "https", "all")}
@@ -163,7 +164,7 @@ def test_reading_needs_no_tensorflow(tiny_tfds):
                 hidden = name.partition(".")[0] in ("tensorflow", "importlib_resources")
                 return None if hidden else super().find_spec(name, *rest)
         sys.meta_path[sys.meta_path.index(PathFinder)] = Hide
-        import data
+        from trainer import data
         print(data.load("mnist", sys.argv[1]).train_images.shape, "tensorflow" in sys.modules)
     """
     done = tfds_fixture.python("-W", "error", "-c", code, tiny_tfds)
@@ -332,7 +333,11 @@ def test_a_network_that_goes_away(tmp_path):
     for path in (tmp_path / "downloads" / "mnist").glob("*t10k-labels*"):
         path.unlink()
     code = """if True:
-        import logging, sys, time, data, tensorflow
+        import logging
+        import sys
+        import time
+        from trainer import data
+        import tensorflow
         logging.basicConfig(level="INFO")
         start = time.monotonic()
         try:

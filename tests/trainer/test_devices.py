@@ -1,11 +1,12 @@
 """How batches are split, where arrays lie, and the check of jaxlib."""
 
-import devices
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from config import UserError
+
+from trainer import devices
+from trainer.config import UserError
 
 
 def test_a_batch_that_does_not_divide_is_filled_up_and_every_picture_is_kept_once():

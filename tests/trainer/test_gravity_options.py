@@ -2,19 +2,16 @@
 
 import typing
 
-import config
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import optimizers
-import published
 import pytest
-import study
-import variants
-from config import Config, UsageError, resolve
 
 from gravity_optax import gravity_term
+from paper import published, tuning_study
+from trainer import config, gravity_options, optimizers
+from trainer.config import Config, UsageError, resolve
 
 KEY = jax.random.key(0)
 PARAMS = {"kernel": jnp.zeros((3, 3, 40, 80)), "bias": jnp.zeros(4000)}
@@ -22,8 +19,8 @@ FANS = {"kernel": (360, 720), "bias": (4000, 4000)}
 
 
 def test_the_flags_have_the_names():
-    assert set(typing.get_args(config.MaxStepGradName)) == set(variants.MAX_STEP_GRAD)
-    assert set(typing.get_args(config.VelocityName)) == {"normal", *variants.INITIALIZERS}
+    assert set(typing.get_args(config.MaxStepGradName)) == set(gravity_options.MAX_STEP_GRAD)
+    assert set(typing.get_args(config.VelocityName)) == {"normal", *gravity_options.INITIALIZERS}
 
 
 @pytest.mark.parametrize(
@@ -44,7 +41,7 @@ def test_the_first_step_from_rest_has_the_rules_m(rule, m):
 
 
 @pytest.mark.parametrize("leaf", PARAMS)
-@pytest.mark.parametrize("name", variants.INITIALIZERS)
+@pytest.mark.parametrize("name", gravity_options.INITIALIZERS)
 def test_a_first_velocity_has_the_size_of_keras_initialiser(name, leaf):
     fan_in, fan_out = FANS[leaf]
     kind, shape = name.rsplit("_", 1)
@@ -65,7 +62,7 @@ def test_a_first_velocity_has_the_size_of_keras_initialiser(name, leaf):
 
 def test_from_a_very_late_first_step_the_average_is_the_plain_exponential_one():
     beta = 0.99
-    tx = optimizers.build(resolve(Config(alpha=0.0, beta=beta, first_step=study.CONSTANT_BETA)), KEY)
+    tx = optimizers.build(resolve(Config(alpha=0.0, beta=beta, first_step=tuning_study.CONSTANT_BETA)), KEY)
     zeta = optax.stateless(lambda g, _: jax.tree.map(lambda x: gravity_term(x, 1 / jnp.max(jnp.abs(x))), g))
     plain = optax.chain(zeta, optax.ema(beta, debias=False), optax.scale_by_learning_rate(0.1))
     w = jnp.zeros(20)
@@ -78,13 +75,13 @@ def test_from_a_very_late_first_step_the_average_is_the_plain_exponential_one():
 
 
 def test_every_row_of_the_authors_is_a_variant_or_undefined():
-    rows = [row for variant in study.VARIANTS for row in variant.rows]
-    assert sorted([*rows, *study.UNDEFINED_ROWS]) == list(range(len(published.load_tuning())))
-    names = [(variant.dataset, variant.name) for variant in study.VARIANTS]
+    rows = [row for variant in tuning_study.VARIANTS for row in variant.rows]
+    assert sorted([*rows, *tuning_study.UNDEFINED_ROWS]) == list(range(len(published.load_tuning())))
+    names = [(variant.dataset, variant.name) for variant in tuning_study.VARIANTS]
     assert len(set(names)) == len(names)
 
 
-@pytest.mark.parametrize("variant", study.VARIANTS, ids=lambda v: f"{v.dataset}-{v.name}")
+@pytest.mark.parametrize("variant", tuning_study.VARIANTS, ids=lambda v: f"{v.dataset}-{v.name}")
 def test_a_variant_is_what_the_authors_rows_say(variant):
     tuning = published.load_tuning()
     resolved = resolve(Config(variant.dataset, "vgg16", **variant.settings))

@@ -2,11 +2,12 @@
 
 import jax
 import jax.numpy as jnp
-import layers
 import numpy as np
 import pytest
 from jax import lax
 from jax.sharding import PartitionSpec as P
+
+from trainer import layers
 
 
 @pytest.fixture(autouse=True)

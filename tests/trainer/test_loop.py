@@ -4,12 +4,12 @@ import csv
 import dataclasses
 import json
 
-import data
 import jax
-import loop
 import numpy as np
 import pytest
-from config import Config, UserError, resolve
+
+from trainer import data, loop
+from trainer.config import Config, UserError, resolve
 
 SMALL = Config(width=0.125, epochs=2, limit=200)
 
@@ -59,7 +59,7 @@ def test_eight_devices_train_as_one_does(digits, learned, pictures, steps, toler
 
 
 def test_evaluation_is_the_mean_over_the_whole_test_set_on_any_number_of_devices(digits, learned):
-    import vgg
+    from trainer import vgg
 
     config = resolve(SMALL)
     model = vgg.build(config.model, config.width, 10, config.precision)

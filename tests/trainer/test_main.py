@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-MAIN = pathlib.Path(__file__).parent.parent / "train" / "main.py"
+MAIN = pathlib.Path(__file__).parents[2] / "train" / "main.py"
 SMALL = ["--width", "0.05", "--limit", "128", "--batch-size", "8"]
 ENVIRONMENT = {**os.environ, "XLA_FLAGS": "", "JAX_NUMPY_DTYPE_PROMOTION": "standard"}
 

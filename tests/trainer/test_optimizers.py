@@ -9,14 +9,14 @@ import subprocess
 import sys
 import typing
 
-import config
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import optimizers
 import pytest
-from config import Config, resolve
+
+from trainer import config, optimizers
+from trainer.config import Config, resolve
 
 RATE = 0.01
 # Around every epsilon here, and falling over the steps, so that epsilon's size and place and every maximum are seen.
@@ -250,7 +250,9 @@ def test_what_does_not_exist_is_named(name, hyperparameters, message):
 
 
 KERAS_PROGRAM = """
-import importlib, json, sys
+import importlib
+import json
+import sys
 import numpy as np
 import tensorflow as tf
 names, gradients, rate, legacy = json.loads(sys.stdin.read())

@@ -5,9 +5,10 @@ import signal
 import time
 
 import numpy as np
-import processes
 import pytest
-from checkpoints import Checkpoints
+
+import processes
+from trainer.checkpoints import Checkpoints
 
 pytestmark = pytest.mark.slow
 

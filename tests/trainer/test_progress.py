@@ -9,21 +9,21 @@ import resource
 import shutil
 
 import jax
-import loop
 import numpy as np
-import processes
-import progress
 import pytest
-from checkpoints import Checkpoints
-from config import SAME_RUN, Config, UserError, resolve
-from notice import Notice
+
+import processes
+from trainer import loop, progress
+from trainer.checkpoints import Checkpoints
+from trainer.config import SAME_RUN, Config, UserError, resolve
+from trainer.preemption import StopRequest
 
 RUN = Config(width=0.05, limit=128, batch_size=8, epochs=4)  # 8 chunks of 2 steps per epoch
 CHUNKS = 8
 TRAINER = loop.Trainer
 
 
-class StopAfter(Notice):
+class StopAfter(StopRequest):
     """SIGTERM after so many chunks."""
 
     def __init__(self, chunks):

@@ -4,14 +4,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import steps
+
+from trainer import steps
 
 
 def linear(variables, images):
     return jnp.float32(images.reshape(len(images), -1)) @ variables["params"]
 
 
-PICTURES = steps.Pictures(
+PICTURES = steps.Split(
     images=jnp.asarray(np.random.default_rng(0).integers(0, 4, (9, 2, 2, 1)), jnp.uint8),
     labels=jnp.asarray(np.arange(9) % 3, jnp.int32),
 )

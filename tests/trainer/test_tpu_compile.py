@@ -3,7 +3,7 @@
 libtpu slows every start of jax, so none of the other environments has it:
 
     pip install -e '.[tpu]' pytest
-    pytest -m tpu_compile tests/test_tpu_compile.py
+    pytest -m tpu_compile tests/trainer/test_tpu_compile.py
 """
 
 import collections
@@ -15,17 +15,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import optimizers
 import pytest
-import steps
-import vgg
-from config import Config, resolve
-from devices import Replicas
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from gravity_optax import gravity
+from trainer import optimizers, steps, vgg
+from trainer.config import Config, resolve
+from trainer.devices import Replicas
 
 pytestmark = pytest.mark.tpu_compile
 
@@ -111,7 +109,7 @@ class Trainer:
         self.replicas._local = list(range(CHIPS))  # as if one process drove them all
 
     def compile(self, function, tree, size, count, **options):
-        pictures = steps.Pictures(
+        pictures = steps.Split(
             jax.ShapeDtypeStruct((size, 32 * 32 * 3), jnp.uint8), jax.ShapeDtypeStruct((size,), jnp.int32)
         )
         batches = np.zeros((CHIPS, count, BATCH // CHIPS), np.int32)

@@ -5,7 +5,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import vgg
+
+from trainer import vgg
 
 
 def shapes(model, image_shape=(32, 32, 3), num_classes=10, width=1.0):

@@ -24,7 +24,7 @@ _FOLDER = pathlib.Path(__file__).parent
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class PublishedRun:
     """One published run."""
 
     dataset: str
@@ -56,7 +56,7 @@ class TuningRun:
     best_val_accuracy: float
 
 
-def load() -> dict[tuple[str, str, str], Run]:
+def load() -> dict[tuple[str, str, str], PublishedRun]:
     """The 30 benchmark runs by (dataset, model, optimizer).
 
     ("cifar100_fine", "vgg19", "gravity") is marked as a 20-way run: its last layer is 20 wide, as for the coarse
@@ -84,7 +84,7 @@ def _read(name: str) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def _run(cell: tuple[str, str, str], rows: list[dict[str, str]]) -> Run:
+def _run(cell: tuple[str, str, str], rows: list[dict[str, str]]) -> PublishedRun:
     history = {metric: np.array([float(row[metric]) for row in rows]) for metric in METRICS}
     history["epoch"] = np.array([int(row["epoch"]) for row in rows])
-    return Run(*cell, float(rows[0]["learning_rate"]), int(rows[0]["num_outputs"]), history)
+    return PublishedRun(*cell, float(rows[0]["learning_rate"]), int(rows[0]["num_outputs"]), history)

@@ -11,10 +11,10 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-import evaluation
 import numpy as np
-import published
-from config import UserError
+
+from paper import published, work_queue
+from trainer.config import UserError
 
 EPOCHS = 100  # of a published run
 DATASET_NAMES = {
@@ -33,7 +33,7 @@ _TRAIN_EXAMPLES = {"mnist": 60_000, "fashion_mnist": 60_000}  # else 50,000
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class RecordedRun:
     """One of our runs, as far as it is."""
 
     dataset: str
@@ -81,8 +81,8 @@ class Results:
     """A whole results folder."""
 
     path: pathlib.Path
-    runs: list[Run]  # of the evaluation, by cell and seed
-    study: list[Run]
+    runs: list[RecordedRun]  # of the evaluation, by cell and seed
+    study: list[RecordedRun]
     about: dict[str, Any]
 
     def dataset_name(self, dataset: str) -> str:
@@ -98,27 +98,27 @@ def load(path: str | pathlib.Path) -> Results:
     return Results(path, _runs(path), _runs(path / "study"), about)
 
 
-def grouped(runs: Sequence[Run]) -> list[list[Run]]:
+def grouped(runs: Sequence[RecordedRun]) -> list[list[RecordedRun]]:
     """The runs that differ in nothing but the seed, together."""
-    groups: dict[tuple, list[Run]] = {}
+    groups: dict[tuple, list[RecordedRun]] = {}
     for run in runs:
         groups.setdefault((*run.cell, run.departures), []).append(run)
     return list(groups.values())
 
 
-def _runs(path: pathlib.Path) -> list[Run]:
+def _runs(path: pathlib.Path) -> list[RecordedRun]:
     runs = []
     for file in sorted(path.glob("*/*/*/seed_*/history.csv")):
         dataset, model, optimizer, seed = file.parts[-5:-1]
         if history := _history(file.parent):
             config = _json(file.with_name("config.json"))
-            runs.append(Run(dataset, model, optimizer, int(seed.removeprefix("seed_")), config, history))
+            runs.append(RecordedRun(dataset, model, optimizer, int(seed.removeprefix("seed_")), config, history))
     order = [*DATASET_NAMES]
     return sorted(runs, key=lambda run: (order.index(run.dataset) if run.dataset in order else 99, run.model, run.seed))
 
 
 def _history(folder: pathlib.Path) -> dict[str, np.ndarray]:
-    rows = evaluation.history(folder)
+    rows = work_queue.history(folder)
     try:
         return {name: np.array([float(row[name]) for row in rows]) for name in rows[0]} if rows else {}
     except (TypeError, ValueError) as error:

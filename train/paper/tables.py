@@ -11,10 +11,11 @@ import itertools
 from collections.abc import Sequence
 
 import numpy as np
-import published
-from published import METRICS
-from results import EPOCHS, Run, grouped
-from study import VARIANTS
+
+from paper import published
+from paper.published import METRICS
+from paper.results import EPOCHS, RecordedRun, grouped
+from paper.tuning_study import VARIANTS
 
 NOT_AVAILABLE = "not available"
 # Accuracies that every published run of the dataset reaches, the 20-way run aside.
@@ -52,7 +53,7 @@ def shown(value: Value) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def values_at(runs: Sequence[Run], metric: str, epoch: int) -> list[float]:
+def values_at(runs: Sequence[RecordedRun], metric: str, epoch: int) -> list[float]:
     """The metric after that epoch, of each seed that has reached it."""
     return [float(run.history[metric][epoch - 1]) for run in runs if run.epochs >= epoch]
 
@@ -62,12 +63,12 @@ def spread(values: Sequence[float]) -> float | str:
     return float(np.std(values, ddof=1)) if len(values) > 1 else NOT_AVAILABLE
 
 
-def furthest(runs: Sequence[Run]) -> int:
+def furthest(runs: Sequence[RecordedRun]) -> int:
     """The last epoch that a seed has reached."""
     return max(run.epochs for run in runs)
 
 
-def summary(dataset: str, runs: Sequence[Run]) -> Table:
+def summary(dataset: str, runs: Sequence[RecordedRun]) -> Table:
     """Ours and the published runs on one dataset. `runs` may hold others."""
     target = TARGETS[dataset]
     columns = ["model", "optimizer", "whose", "seeds", "epoch", "validation accuracy", "spread", "best", "loss"]
@@ -116,7 +117,7 @@ def _to_target(histories: Sequence[dict[str, np.ndarray]], target: float) -> tup
     return float(np.mean(epochs)), float(np.mean(seconds))
 
 
-def distance(runs: Sequence[Run]) -> Table:
+def distance(runs: Sequence[RecordedRun]) -> Table:
     """Ours minus theirs at matched epochs, in units of our own spread over seeds.
 
     Only runs that follow the published protocol (another precision is remarked), and no run is held against the
@@ -156,7 +157,7 @@ def _matched(last: int) -> list[int]:
     return sorted({epoch for epoch in MATCHED_EPOCHS if epoch <= last} | {last})
 
 
-def missing(runs: Sequence[Run]) -> Table:
+def missing(runs: Sequence[RecordedRun]) -> Table:
     """The cells of the paper's evaluation without a complete run as the published ones were, and how far they are."""
     rows: list[tuple[Value, ...]] = []
     for cell, theirs in published.load().items():
@@ -191,7 +192,7 @@ def published_finals() -> Table:
     return Table(columns, sorted(rows))
 
 
-def study(runs: Sequence[Run]) -> Table:
+def study(runs: Sequence[RecordedRun]) -> Table:
     """The variants of the tuning study that we ran, beside each of the authors' runs of them."""
     columns = ["dataset", "variant", "whose", "seeds", "epochs", "loss after epoch 1", "final loss"]
     columns += ["validation accuracy", "spread", "best", "remarks"]

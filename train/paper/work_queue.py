@@ -11,7 +11,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import Literal
 
-from config import SAME_RUN, Config, flag
+from trainer.config import SAME_RUN, Config, flag
 
 Pace = dict[tuple[str, ...], tuple[float, int]]  # (dataset, model, optimizer) -> seconds that so many epochs took
 

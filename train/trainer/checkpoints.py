@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 import orbax.checkpoint as ocp
-from config import UserError, brief
 from etils import epath
+
+from trainer.config import UserError, brief
 
 Arrays = dict[str, np.ndarray]
 

@@ -16,7 +16,8 @@ import sys
 from typing import Any
 
 import numpy as np
-from config import UserError, brief
+
+from trainer.config import UserError, brief
 
 DATASETS = ("digits", "mnist", "fashion_mnist", "cifar10", "cifar100_coarse", "cifar100_fine")
 

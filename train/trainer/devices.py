@@ -21,10 +21,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import steps
-from config import Config, RunAgain, UserError, brief
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
+
+from trainer import steps
+from trainer.config import Config, RunAgain, UserError, brief
 
 LOST = "another process of this run has ended or cannot be reached; start all of them again, with --resume"
 # Seconds. A process that is gone ends the others after about HEARTBEAT; peers that never come, after WAIT.

@@ -6,7 +6,8 @@ import io
 import typing
 
 import tyro
-from config import Config, UsageError, flag
+
+from trainer.config import Config, UsageError, flag
 
 
 def parse(arguments: list[str]) -> Config:

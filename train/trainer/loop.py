@@ -12,20 +12,18 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 
-import data
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optimizers
-import steps
-import vgg
-from config import Config
-from devices import Replicas, asked_to_stop, primary, release_memory
-from notice import Notice
-from progress import Diverged, Partial, Preempted, Run, advice
-from records import Epoch
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
+
+from trainer import data, optimizers, steps, vgg
+from trainer.config import Config
+from trainer.devices import Replicas, asked_to_stop, primary, release_memory
+from trainer.preemption import StopRequest
+from trainer.progress import Diverged, Partial, Preempted, Progress, advice
+from trainer.records import Epoch
 
 log = logging.getLogger("train")
 
@@ -51,8 +49,8 @@ class Trainer:
             params = vgg.init(model, params_key, dataset.train_images.shape[1:])
             return steps.TrainState(params, tx.init(params))
 
-        self.train_set = self.replicas.replicate(steps.Pictures(steps.flat(dataset.train_images), dataset.train_labels))
-        self.test_set = self.replicas.replicate(steps.Pictures(steps.flat(dataset.test_images), dataset.test_labels))
+        self.train_set = self.replicas.replicate(steps.Split(steps.flat(dataset.train_images), dataset.train_labels))
+        self.test_set = self.replicas.replicate(steps.Split(steps.flat(dataset.test_images), dataset.test_labels))
         self.train_size, self.test_size = len(dataset.train_labels), len(dataset.test_labels)
         self._test_batches = self._batches(np.arange(self.test_size), -(-self.test_size // config.batch_size))
 
@@ -167,23 +165,25 @@ def chunk_lengths(count: int) -> list[int]:
     return [count // chunks + (i < count % chunks) for i in range(chunks)]
 
 
-def train(config: Config, devices: Sequence[jax.Device] | None = None, notice: Notice | None = None) -> list[Epoch]:
+def train(
+    config: Config, devices: Sequence[jax.Device] | None = None, notice: StopRequest | None = None
+) -> list[Epoch]:
     """Trains as the resolved `config` says, records each epoch in the workdir and returns the rows.
 
     With `config.resume`, goes on with the run in the workdir, and returns its rows at once if all epochs are done.
     After `notice.given`, ends at the next chunk with a checkpoint and `Preempted`.
     """
-    run = Run(config)
+    run = Progress(config)
     with contextlib.closing(run):
         if run.finished:
             log.info(f"all {len(run.rows)} epochs of this run are done")
         else:
-            _train(run, devices, notice or Notice())
+            _train(run, devices, notice or StopRequest())
         run.end()
     return run.rows
 
 
-def _train(run: Run, devices: Sequence[jax.Device] | None, notice: Notice) -> None:
+def _train(run: Progress, devices: Sequence[jax.Device] | None, notice: StopRequest) -> None:
     """The epochs that the run still lacks."""
     config = run.config
     dataset = data.load(config.dataset, config.data_dir, config.limit)
@@ -213,7 +213,7 @@ def _train(run: Run, devices: Sequence[jax.Device] | None, notice: Notice) -> No
                 run.save(trainer.state, trainer.chunks_per_epoch, where)
 
 
-def _epoch(trainer: Trainer, run: Run, notice: Notice) -> Epoch:
+def _epoch(trainer: Trainer, run: Progress, notice: StopRequest) -> Epoch:
     """Trains to the end of the epoch that the run is in and evaluates, with a progress bar on a terminal."""
     epoch, chunks = len(run.rows) + 1, trainer.chunks_per_epoch
     steps_of = lambda chunk: sum(chunk_lengths(trainer.steps_per_epoch)[:chunk])

@@ -26,10 +26,10 @@ from typing import Any
 
 import jax
 import optax
-import variants
-from config import Config
 
 from gravity_optax import gravity
+from trainer import gravity_options
+from trainer.config import Config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,6 +93,6 @@ def build(config: Config, key: jax.Array) -> optax.GradientTransformation:
         beta=config.beta,
         key=key,
         first_step=config.first_step,
-        max_step_grad=variants.MAX_STEP_GRAD[config.max_step_grad],
+        max_step_grad=gravity_options.MAX_STEP_GRAD[config.max_step_grad],
     )
-    return tx if config.velocity == "normal" else variants.start_from(tx, config.velocity, key)
+    return tx if config.velocity == "normal" else gravity_options.start_from(tx, config.velocity, key)

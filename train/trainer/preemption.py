@@ -1,14 +1,14 @@
-"""Notice that the machine is to be taken away: SIGTERM, as preemptible machines and schedulers send it."""
+"""StopRequest that the machine is to be taken away: SIGTERM, as preemptible machines and schedulers send it."""
 
 import logging
 import os
 
-from config import RunAgain
+from trainer.config import RunAgain
 
 log = logging.getLogger("train")
 
 
-class Notice:
+class StopRequest:
     """Whether the signal has come. Until somebody looks at `given`, there is nothing to save, and the process ends."""
 
     def __init__(self):

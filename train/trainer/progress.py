@@ -3,12 +3,13 @@
 import logging
 from typing import Any, NamedTuple
 
-import devices
 import jax
 import numpy as np
-from checkpoints import Arrays, Checkpoints
-from config import SAME_RUN, Config, RunAgain, UserError, flag
-from records import Epoch, Workdir
+
+from trainer import devices
+from trainer.checkpoints import Arrays, Checkpoints
+from trainer.config import SAME_RUN, Config, RunAgain, UserError, flag
+from trainer.records import Epoch, Workdir
 
 log = logging.getLogger("train")
 
@@ -31,7 +32,7 @@ class Partial(NamedTuple):
     seconds: float = 0.0
 
 
-class Run:
+class Progress:
     """The rows so far, the epoch under way, and what keeps them: the workdir and the checkpoints (primary only)."""
 
     def __init__(self, config: Config):

@@ -10,8 +10,9 @@ import json
 import logging
 import pathlib
 
-from config import SAME_RUN, Config, UserError, brief, flag
 from etils import epath
+
+from trainer.config import SAME_RUN, Config, UserError, brief, flag
 
 log = logging.getLogger("train")
 

@@ -23,7 +23,7 @@ class TrainState(NamedTuple):
     opt_state: optax.OptState
 
 
-class Pictures(NamedTuple):
+class Split(NamedTuple):
     """A whole split, on every device."""
 
     images: jax.Array | np.ndarray  # (n, height, width, channels), or (n, height * width * channels); uint8
@@ -38,7 +38,7 @@ class Sums(NamedTuple):
     count: jax.Array  # type: ignore[assignment]
 
 
-Apply = Callable[..., Any]  # ({"params": params}, uint8 images as in Pictures) -> float32 logits (b, classes)
+Apply = Callable[..., Any]  # ({"params": params}, uint8 images as in Split) -> float32 logits (b, classes)
 
 
 def flat(images: np.ndarray) -> np.ndarray:
@@ -55,7 +55,7 @@ def on_flat(apply: Apply, shape: tuple[int, ...]) -> Apply:
     return lambda variables, images: apply(variables, images.reshape(-1, *shape))
 
 
-def batch_sums(apply: Apply, params: Any, pictures: Pictures, batch: jax.Array) -> Sums:
+def batch_sums(apply: Apply, params: Any, pictures: Split, batch: jax.Array) -> Sums:
     """Cross-entropy (of the softmax of the logits) and hits of this device's part of a batch, int32 (b,)."""
     valid = batch >= 0
     rows = jnp.maximum(batch, 0)
@@ -70,7 +70,7 @@ def batch_sums(apply: Apply, params: Any, pictures: Pictures, batch: jax.Array) 
 
 
 def train_step(
-    apply: Apply, tx: optax.GradientTransformation, state: TrainState, pictures: Pictures, batch: jax.Array
+    apply: Apply, tx: optax.GradientTransformation, state: TrainState, pictures: Split, batch: jax.Array
 ) -> tuple[TrainState, Sums]:
     """One update, from the mean gradient over the valid pictures of all devices."""
     # The loss is divided and not the gradient, which would be written to memory once more.
@@ -86,13 +86,13 @@ def train_step(
 
 
 def train_chunk(
-    apply: Apply, tx: optax.GradientTransformation, state: TrainState, pictures: Pictures, batches: jax.Array
+    apply: Apply, tx: optax.GradientTransformation, state: TrainState, pictures: Split, batches: jax.Array
 ) -> tuple[TrainState, Sums]:
     """Many steps, int32 (steps, b) picture numbers; the sums of each step, (steps,), as it was before its update."""
     return jax.lax.scan(lambda s, batch: train_step(apply, tx, s, pictures, batch), state, batches)
 
 
-def evaluate(apply: Apply, params: Any, pictures: Pictures, batches: jax.Array) -> Sums:
+def evaluate(apply: Apply, params: Any, pictures: Split, batches: jax.Array) -> Sums:
     """Sums over all batches, int32 (steps, b) picture numbers, of all devices."""
 
     def add(total, batch):

@@ -10,8 +10,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import layers
 from flax import linen as nn
+
+from trainer import layers
 
 CONVOLUTIONS = {"vgg11": (1, 1, 2, 2, 2), "vgg16": (2, 2, 3, 3, 3), "vgg19": (2, 2, 4, 4, 4)}  # per block
 CHANNELS = (64, 128, 256, 512, 512)  # per block, at width 1

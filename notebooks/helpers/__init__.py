@@ -1,0 +1,1 @@
+"""What the notebooks share: minimising functions of two variables, plots and animations, the paper's figures."""

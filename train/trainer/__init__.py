@@ -1,0 +1,1 @@
+"""The trainer: config -> data -> model -> optimizers -> steps -> devices -> loop -> records, checkpoints."""
