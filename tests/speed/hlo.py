@@ -1,8 +1,9 @@
-"""What a program compiled for a TPU says about itself, read from its text (`compiled.as_text()`).
+"""What a program compiled for a TPU or a GPU says about itself, read from its text (`compiled.as_text()`).
 
-`cost_analysis()` counts a copy from memory to the chip's own buffer (VMEM, on v4 also CMEM) as if it went through
-memory twice, and does not count what a loop repeats. Here an array is in memory (HBM) unless its layout names another
-memory space, as in `f32[8,128]{1,0:T(8,128)S(1)}`. Sizes are those of the shapes, without the padding to tiles.
+On a TPU `cost_analysis()` counts a copy from memory to the chip's own buffer (VMEM, on v4 also CMEM) as if it went
+through memory twice, and does not count what a loop repeats; for a GPU it is not implemented. Here an array is in
+memory (HBM) unless its layout names another memory space, as in `f32[8,128]{1,0:T(8,128)S(1)}`. Sizes are those of the
+shapes, without the padding to tiles.
 """
 
 import collections
@@ -65,6 +66,18 @@ class Program:
         """Bytes that the entry computation reads from memory and writes to it. It must have no loops."""
         return sum(self._read(i) + sum(a.nbytes for _, a in _written(i)) for i in self._entry())
 
+    def loop_body(self) -> str:
+        """The computation that the one loop of the entry computation repeats."""
+        (loop,) = (i for i in self._entry() if i.opcode == "while")
+        return re.search(r"body=%([\w.-]+)", loop.text)[1]  # type: ignore[index]
+
+    def passes(self, size: int, computation: str, scope: str) -> int:
+        """How often kernels outside the named scope `scope` read or write an array of `size` bytes, copies included."""
+        kernels = [i for i in self._kernels(computation) if not re.search(rf'op_name="[^"]*{scope}', i.text)]
+        read = [a for i in kernels for o in i.operands for a in self.instructions[o].arrays]
+        written = [a for i in kernels for a in i.arrays]
+        return sum(a.nbytes == size for a in read + written)
+
     def largest_temporary(self) -> int:
         """Bytes of the largest array in memory that the entry computation makes and that is not one of its results."""
         results = self._results()
@@ -75,6 +88,15 @@ class Program:
     def fusions(self) -> int:
         """How many fused kernels the entry computation starts."""
         return sum(i.opcode == "fusion" for i in self._entry())
+
+    def kernels(self, computation: str) -> int:
+        """How many kernels a computation starts on a GPU: fusions, copies, and calls of libraries."""
+        return len(self._kernels(computation))
+
+    def copies(self, computation: str) -> dict[str, int]:
+        """The arrays that a computation copies as they are, as in {"f32[3,3,512,512]": 7}."""
+        copies = [i for i in self._kernels(computation) if i.opcode == "copy"]
+        return dict(collections.Counter(i.text.split("{")[0] for i in copies))
 
     def collectives(self) -> list[dict]:
         """Each collective: its kind, the bytes that a device puts in, and whether it is in the loop."""
@@ -120,6 +142,10 @@ class Program:
 
     def _entry(self) -> list[Instruction]:
         return [i for i in self.instructions.values() if i.computation == self.entry]
+
+    def _kernels(self, computation: str) -> list[Instruction]:
+        others = (*NAMES, *COLLECTIVES, "all-reduce-done", "all-gather-done")
+        return [i for i in self.instructions.values() if i.computation == computation and i.opcode not in others]
 
     def _read(self, i: Instruction) -> int:
         if i.opcode in NAMES:

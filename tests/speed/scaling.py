@@ -135,12 +135,13 @@ def check_trainer() -> list[dict]:
     """The trainer's step of a VGG11, 16 pictures a chip, everything replicated. Formula / compiled, bytes on a chip."""
     import hlo
     import jax
+    import programs
     import tpu_cost
 
     from trainer import vgg
 
     rows = []
-    dataset = tpu_cost.IMAGES * (math.prod(tpu_cost.SHAPE) + 4)
+    dataset = programs.IMAGES * (math.prod(programs.SHAPE) + 4)
     for chip, sides, width in (
         ("v5e", (2, 2), 0.25),
         ("v5e", (4, 8), 0.25),
@@ -151,10 +152,10 @@ def check_trainer() -> list[dict]:
     ):
         chips = math.prod(sides)
         model = vgg.build("vgg11", width, 10, "default")
-        parameters = sum(leaf.size for leaf in jax.tree.leaves(tpu_cost.vgg_shapes(model)))
-        compiled = tpu_cost.compiled_chunk(tpu_cost.devices(chip, sides), model, 16 * chips)
+        parameters = sum(leaf.size for leaf in jax.tree.leaves(programs.vgg_shapes(model)))
+        compiled = programs.compiled_chunk(tpu_cost.devices(chip, sides), model, 16 * chips)
         collectives = hlo.Program(compiled.as_text()).collectives()
-        held = tpu_cost.held(compiled)
+        held = programs.held(compiled)
         reduced = sum(c["bytes"] for c in collectives if c["in_loop"])
         rows.append(
             {
@@ -173,13 +174,14 @@ def check_split() -> list[dict]:
     import hlo
     import jax
     import numpy as np
+    import programs
     import tpu_cost
     from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
     from trainer import vgg
 
     rows = []
-    params = tpu_cost.vgg_shapes(vgg.build("vgg16", 1.0, 10, "float32"))
+    params = programs.vgg_shapes(vgg.build("vgg16", 1.0, 10, "float32"))
     leaves = jax.tree.leaves(params)
     parameters = sum(leaf.size for leaf in leaves)
     for chip, sides in (("v5e", (2, 2)), ("v5e", (4, 4)), ("v5e", (8, 8)), ("v4", (4, 4, 4))):
@@ -192,18 +194,18 @@ def check_split() -> list[dict]:
             return NamedSharding(mesh, PartitionSpec(*("chips" if i == split else None for i in range(leaf.ndim))))
 
         for name in TRAFFIC:
-            tx = tpu_cost.OPTIMIZERS["gravity" if name == "gravity" else "optax.adam"]
-            compiled = tpu_cost.compiled_step(tx, params, longest)
+            tx = programs.OPTIMIZERS["gravity" if name == "gravity" else "optax.adam"]
+            compiled = programs.compiled_step(tx, params, longest)
             program = hlo.Program(compiled.as_text())
             collectives = program.collectives()
             rows.append(
                 {
                     "optimizer's step, split": name,
                     "chips": f"{chips} x {chip}",
-                    "held": both(held_bytes(parameters, name, chips, "all"), tpu_cost.held(compiled)["arguments"]),
+                    "held": both(held_bytes(parameters, name, chips, "all"), programs.held(compiled)["arguments"]),
                     "through memory": both(TRAFFIC[name] * FLOAT * parameters / chips, program.memory_traffic()),
                     "collectives": ", ".join(
-                        f"{n} {kind}" for kind, n in tpu_cost.counted(c["kind"] for c in collectives)
+                        f"{n} {kind}" for kind, n in programs.counted(c["kind"] for c in collectives)
                     ),
                     "their bytes": both(
                         FLOAT * len(leaves) * (name == "gravity"), sum(c["bytes"] for c in collectives)

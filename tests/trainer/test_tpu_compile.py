@@ -66,12 +66,12 @@ def test_the_maxima_of_all_leaves_travel_in_one_all_reduce_and_nothing_else_move
     tx = gravity(0.1, key=0, velocity_dtype=velocity_dtype)
     state = sharded_shapes(jax.eval_shape(tx.init, params), mesh)
 
-    def step(gradients, state, params):
+    def step(params, state, gradients):
         updates, state = tx.update(gradients, state, params)
         return optax.apply_updates(params, updates), state
 
     shardings = jax.tree.map(lambda leaf: leaf.sharding, (params, state))
-    jitted = jax.jit(step, donate_argnums=(1, 2), out_shardings=shardings)
+    jitted = jax.jit(step, donate_argnums=(0, 1), out_shardings=shardings)
     compiled = jitted.lower(params, state, params).compile()
     assert collections.Counter(COLLECTIVE.findall(compiled.as_text())) == {"all-reduce": 1}
     # A chip holds its eighth of gradients, velocity and parameters; the working memory is below that of one of them.

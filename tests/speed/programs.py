@@ -1,0 +1,124 @@
+"""The programs whose cost `tpu_cost.py` and `gpu_cost.py` count: the optimizer step and the trainer's chunk of steps.
+
+They are compiled ahead of time from shapes alone, for devices that need not be there.
+"""
+
+import argparse
+import collections
+import functools
+import math
+import pathlib
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import timing
+
+from gravity_optax import gravity
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / "train"))
+from trainer import steps, vgg
+from trainer.devices import Replicas
+
+MIB = 2**20
+IMAGES, SHAPE = 50_000, (32, 32, 3)  # CIFAR-10's training set
+# An epoch of 49 steps is dispatched in chunks of 7 and 6 (loop.chunk_lengths); the length changes nothing in a step.
+STEPS = 7
+OPTIMIZERS = {
+    "gravity": gravity(0.1, key=0),
+    "optax.adam": optax.adam(1e-3),
+    "optax.sgd, momentum": optax.sgd(0.1, momentum=0.9),
+}
+
+
+def vgg_shapes(model: vgg.VGG) -> dict:
+    return jax.eval_shape(lambda key: vgg.init(model, key, SHAPE), jax.random.key(0))
+
+
+def trees() -> dict[str, list[jax.ShapeDtypeStruct]]:
+    """Float32 leaves, as in optimizer_step.py."""
+    leaves = lambda count, size: [jax.ShapeDtypeStruct((size,), jnp.float32)] * count
+    return {
+        "VGG16": jax.tree.leaves(vgg_shapes(vgg.build("vgg16", 1.0, 10, "float32"))),
+        "1000 x 1000": leaves(1000, 1000),
+        "1 x 100M": leaves(1, 100_000_000),
+    }
+
+
+def size(tree) -> int:
+    """Number of elements."""
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+
+
+def compiled_step(tx: optax.GradientTransformation, params, sharding_of: Callable) -> jax.stages.Compiled:
+    """Update and apply, (params, state, gradients) -> (params, state), the first two donated.
+
+    The donated arguments are in the order of the results: XLA pairs their buffers with the results in turn, and would
+    copy what it paired crosswise.
+    """
+
+    def abstract(tree):
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding_of(x)), tree)
+
+    def step(params, state, gradients):
+        updates, state = tx.update(gradients, state, params)
+        return optax.apply_updates(params, updates), state
+
+    params, state = abstract(params), abstract(jax.eval_shape(tx.init, params))
+    shardings = jax.tree.map(lambda x: x.sharding, (params, state))
+    return jax.jit(step, donate_argnums=(0, 1), out_shardings=shardings).lower(params, state, params).compile()
+
+
+def compiled_chunk(
+    on: Sequence, model: vgg.VGG, batch: int, tx: optax.GradientTransformation = OPTIMIZERS["gravity"]
+) -> jax.stages.Compiled:
+    """The trainer's program for a chunk of steps, with the dataset on each of the devices `on`."""
+    replicas = Replicas(on)
+    params = vgg_shapes(model)
+    state = steps.TrainState(params, jax.eval_shape(tx.init, params))
+    pictures = jax.eval_shape(
+        lambda: steps.Split(steps.flat(jnp.zeros((IMAGES, *SHAPE), jnp.uint8)), jnp.zeros(IMAGES, jnp.int32))
+    )
+    chunk = functools.partial(steps.train_chunk, steps.on_flat(model.apply, SHAPE), tx)
+    batches = replicas.split(np.zeros((STEPS, batch), np.int32))
+    return replicas.run_everywhere(chunk, donate_first=True)(state, pictures, batches)()
+
+
+def held(compiled: jax.stages.Compiled) -> dict[str, int]:
+    """Bytes of memory that a program takes on a device, by what takes them."""
+    memory = compiled.memory_analysis()
+    parts = {
+        "arguments": memory.argument_size_in_bytes,
+        "results": memory.output_size_in_bytes - memory.alias_size_in_bytes,
+        "temporary": memory.temp_size_in_bytes,
+        "program": memory.generated_code_size_in_bytes,
+    }
+    return parts | {"sum": sum(parts.values())}
+
+
+def counted(names: Iterable[str]) -> list[tuple[str, int]]:
+    return sorted(collections.Counter(names).items())
+
+
+def main(description: str, parts: dict[str, Callable[[], Iterator[dict]]]) -> None:
+    """The command line of a cost script: which parts to compile, each a table under the first line of its docstring."""
+    parser = argparse.ArgumentParser(description=description.splitlines()[0])
+    parser.add_argument("parts", nargs="*", help=f"what to compile, of {', '.join(parts)} (default: all)")
+    parser.add_argument("--json", type=pathlib.Path, help="also write the figures to this file")
+    options = parser.parse_args()
+    if unknown := set(options.parts) - set(parts):
+        parser.error(f"no part {', '.join(sorted(unknown))}; there are {', '.join(parts)}.")
+    figures: dict[str, list[dict]] = {}
+    for part in options.parts or parts:
+        start = time.perf_counter()
+        figures[part] = []
+        for row in parts[part]():
+            figures[part].append(row)
+            timing.write(options.json, figures)
+        note = f"{parts[part].__doc__.splitlines()[0]} ({time.perf_counter() - start:.0f} s)"
+        sys.stdout.write(f"{note}\n{timing.table(figures[part])}\n\n")
+        sys.stdout.flush()
