@@ -1,4 +1,4 @@
-"""The report as files: one page that needs nothing else, figures and tables, of whatever part is there."""
+"""The report as files: one self-contained page, figures and tables, of whatever has been run."""
 
 import base64
 import csv
@@ -15,7 +15,7 @@ import pytest
 
 import fake_results
 import report
-from paper import page, palette, published, results, tables
+from paper import formats, page, palette, published, results
 
 VOID = {"meta", "img"}
 ROWS = [(2.0, 0.3, 1.0, 0.9), (0.5, 0.8, 0.4, 0.98)]
@@ -102,7 +102,7 @@ def test_the_page_says_what_is_missing_what_the_data_are_and_what_the_20_way_run
 
 def test_with_nothing_run_yet_the_page_has_the_published_runs(tmp_path):
     found = results.load(tmp_path)
-    text = Page(page.render(found, page.all_tables(found), [])).text
+    text = Page(page.render(found, page.all_tables(found), {})).text
     assert "0 of the paper's 30 cells are complete" in " ".join(text)
     assert text.count("published") == 30
     assert text.count("ours") == 1  # a column of what is missing
@@ -157,7 +157,7 @@ def test_every_optimizer_has_a_colour_of_its_own():
 
 def test_what_tables_say_is_text(tmp_path):
     found = results.load(tmp_path)
-    named = page.all_tables(found) | {"published": tables.Table(["<i>"], [("<b>a & b</b>", 1.0)])}
-    shown = Page(page.render(found, named, []))
+    named = page.all_tables(found) | {"published": formats.Table(["<i>"], [("<b>a & b</b>", 1.0)])}
+    shown = Page(page.render(found, named, {}))
     assert {"<i>", "<b>a & b</b>"} <= set(shown.text)
     assert "b" not in shown.tags

@@ -1,7 +1,7 @@
 """The report: our runs beside the published ones.
 
-Writes RESULTS/report.html, one page that needs nothing else, and under RESULTS/report/ its figures (PNG) and tables
-(Markdown and CSV). What has not been run yet is listed as missing.
+Writes RESULTS/report.html, one self-contained page, and under RESULTS/report/ its figures (PNG) and tables (Markdown
+and CSV). What has not been run yet is listed as missing.
 """
 
 import base64
@@ -15,8 +15,9 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from paper import palette, published, results, tables
+from paper import formats, palette, published, results, tables
 from paper.results import DATASET_NAMES, MODEL_NAMES, RecordedRun, Results
+from paper.tables import TARGETS
 
 OPTIMIZER_NAMES = {"gravity": "Gravity", "adam": "Adam", "rmsprop": "RMSProp"}
 PANELS = {
@@ -45,38 +46,38 @@ def write(found: Results) -> pathlib.Path:
     """Writes figures, tables and the page, and returns the page's path."""
     folder = found.path / "report"
     folder.mkdir(exist_ok=True)
-    sections = []
-    for dataset, model in _pairs(found.runs):
-        picture = png(draw(found, dataset, model))
+    pairs = [(dataset, model) for dataset, models in _models(found.runs).items() for model in models]
+    figures = {pair: png(draw(found, *pair)) for pair in pairs}
+    for (dataset, model), picture in figures.items():
         (folder / f"{dataset}_{model}.png").write_bytes(picture)
-        sections.append((dataset, model, picture))
     named = all_tables(found)
     for name, table in named.items():
         (folder / f"{name}.md").write_text(table.markdown())
         (folder / f"{name}.csv").write_text(table.csv())
     page = found.path / "report.html"
-    page.write_text(render(found, named, sections))
+    page.write_text(render(found, named, figures))
     return page
 
 
-def all_tables(found: Results) -> dict[str, tables.Table]:
+def all_tables(found: Results) -> dict[str, formats.Table]:
     """The report's tables by the names of their files."""
-    named = {f"summary_{dataset}": tables.summary(dataset, found.runs) for dataset in _datasets(found.runs)}
-    named |= {"distance": tables.distance(found.runs), "missing": tables.missing(found.runs)}
-    named["published"] = tables.published_finals()
-    return named | ({"study": tables.study(found.study)} if found.study else {})
+    named = {
+        f"summary_{dataset}": formats.table(formats.SUMMARY, tables.summary(dataset, found.runs), TARGETS[dataset])
+        for dataset in _models(found.runs)
+    }
+    named["distance"] = formats.table(formats.DISTANCE, tables.distance(found.runs))
+    named["missing"] = formats.table(formats.MISSING, tables.missing(found.runs))
+    named["published"] = formats.table(formats.PUBLISHED, tables.published_ends())
+    if found.study:
+        named["study"] = formats.table(formats.STUDY, tables.study(found.study))
+    return named
 
 
-def _datasets(runs: Sequence[RecordedRun]) -> list[str]:
-    """The paper's, and others that were run, in a fixed order."""
-    return [d for d in DATASET_NAMES if d in published.CLASSES or any(run.dataset == d for run in runs)]
-
-
-def _pairs(runs: Sequence[RecordedRun]) -> list[tuple[str, str]]:
-    """The paper's ten (dataset, model), and others that were run."""
-    theirs = {cell[:2] for cell in published.load()}
-    found = theirs | {(run.dataset, run.model) for run in runs}
-    return sorted(found, key=lambda pair: ([*DATASET_NAMES].index(pair[0]), pair[1]))
+def _models(runs: Sequence[RecordedRun]) -> dict[str, list[str]]:
+    """The models by dataset: the paper's, and others that were run."""
+    pairs = {cell[:2] for cell in published.load()} | {(run.dataset, run.model) for run in runs}
+    models = {dataset: sorted(model for of, model in pairs if of == dataset) for dataset in DATASET_NAMES}
+    return {dataset: names for dataset, names in models.items() if names}
 
 
 def draw(found: Results, dataset: str, model: str) -> Figure:
@@ -122,37 +123,33 @@ def _draw_published(axes: Any, run: published.PublishedRun, metric: str) -> None
 def _draw_ours(axes: Any, group: Sequence[RecordedRun], metric: str) -> None:
     """The mean at each epoch over the seeds that have reached it, and one spread on either side of two or more."""
     epochs = np.arange(1, tables.furthest(group) + 1)
-    values = [tables.values_at(group, metric, int(epoch)) for epoch in epochs]
-    means = np.array([np.mean(v) for v in values])
-    remarks = "".join(f", {text}" for text in group[0].departures)
+    statistics = [tables.mean_and_spread(tables.values_at(group, metric, int(epoch))) for epoch in epochs]
+    means, spreads = np.array(statistics, float).T  # a spread of None is NaN, which is not drawn
     seeds = f"{len(group)} seeds" if len(group) > 1 else f"seed {group[0].seed}"
+    remarks = ", ".join([seeds, *formats.texts(group[0].departures)])
     colour = palette.colour(group[0].optimizer)
     marker = "o" if len(epochs) < _FEW_EPOCHS else ""
-    label = f"{_name(group[0].optimizer)}, ours ({seeds}{remarks})"
+    label = f"{_name(group[0].optimizer)}, ours ({remarks})"
     axes.plot(epochs, means, color=colour, label=label, marker=marker, markersize=4)
-    several = np.array([len(v) > 1 for v in values])
-    spreads = np.array([np.std(v, ddof=1) if len(v) > 1 else 0.0 for v in values])
-    if several.any():
-        axes.fill_between(epochs, means - spreads, means + spreads, where=several, color=colour, alpha=0.25, lw=0)
+    if len(group) > 1:
+        axes.fill_between(epochs, means - spreads, means + spreads, color=colour, alpha=0.25, lw=0)
 
 
 def _name(optimizer: str) -> str:
     return OPTIMIZER_NAMES.get(optimizer, optimizer)
 
 
-def render(found: Results, named: dict[str, tables.Table], figures: Sequence[tuple[str, str, bytes]]) -> str:
-    """The page; `figures` are (dataset, model, PNG)."""
+def render(found: Results, named: dict[str, formats.Table], figures: dict[tuple[str, str], bytes]) -> str:
+    """The page, with `figures` (PNG) by dataset and model."""
     body = ["<h1>Gravity: the paper's evaluation, run again</h1>", _introduction(found, named["missing"])]
     caption = "Validation accuracy after 100 epochs, and its standard deviation over the last 50 (swing)"
     body.append(f"<h2>What was published</h2>{_table(named['published'], caption)}")
-    for dataset in _datasets(found.runs):
+    for dataset in _models(found.runs):
         body.append(f"<h2>{_text(found.dataset_name(dataset))}</h2>")
-        for of, model, png in figures:
-            if of == dataset:
-                body.append(_figure(found, dataset, model, png))
-        caption = "Where the runs stand, and the published ones at their end"
+        body += [_figure(found, dataset, model, png) for (of, model), png in figures.items() if of == dataset]
+        caption = "Our runs so far, and the published ones at their end"
         body.append(_table(named[f"summary_{dataset}"], caption))
-        body.append(_distance(named["distance"], dataset))
+        body.append(_distance([run for run in found.runs if run.dataset == dataset]))
     body.append("<h2>The authors' tuning study</h2>")
     body.append(_table(named["study"], "Ours beside theirs") if "study" in named else "<p>Not run.</p>")
     body.append("<h2>What is missing</h2>")
@@ -166,21 +163,36 @@ def render(found: Results, named: dict[str, tables.Table], figures: Sequence[tup
     )
 
 
-def _introduction(found: Results, missing: tables.Table) -> str:
+def claim() -> str:
+    """What the 20-way run means for the paper's claim, in two sentences."""
+    final = {cell: float(run.history["val_accuracy"][-1]) for cell, run in published.load().items()}
+    gravity, adam, rmsprop = (final["cifar100_fine", "vgg16", name] for name in OPTIMIZER_NAMES)
+    gravity_19, adam_19, _ = (final["cifar100_fine", "vgg19", name] for name in OPTIMIZER_NAMES)
+    return (
+        "The abstract's strongest claim, greater validation accuracy on datasets with more classes such as CIFAR-100"
+        f" (fine), rests on Figure 19 ({gravity_19:.3f} for Gravity, {adam_19:.3f} for Adam, with VGG19). There"
+        " Gravity's run had 20 outputs and the others 100, so the figure compares different tasks. What remains of the"
+        f" claim is VGG16 ({gravity:.3f} for Gravity, {adam:.3f} for Adam, {rmsprop:.3f} for RMSProp): one run each,"
+        f" which cannot say whether a lead of {gravity - max(adam, rmsprop):.3f} is more than two seeds differ by."
+    )
+
+
+def _introduction(found: Results, missing: formats.Table) -> str:
     cells = len(published.load())
     machines = sorted({_machine(run) for run in (*found.runs, *found.study)})
     parts = [
         "<p>The evaluation of <i>Gravity Optimizer: a Kinematic Approach on Optimization in Deep Learning</i> (Bahrami"
         " and Pouriyan Zadeh, arXiv 2101.09192), beside the runs that its authors published.</p>",
-        f"<p>{cells - len(missing.rows)} of the paper's {cells} cells are complete"
-        f"{'; the last section says what is missing' if missing.rows else ''}.</p>",
-        f"<p class='warning'>{_text(tables.claim())} That 20-way run is dotted here and compared with nothing.</p>",
-        "<p class='note'>Ours: lines, the mean over seeds, with one standard deviation (n - 1) on either side where"
-        " there are at least two seeds. Published: dashed, one run each. Spread: that standard deviation, of our own"
-        " runs only; with one seed it is not available. Loss is the training loss, a running mean over the epoch.</p>",
+        f"<p>{cells - len(missing.rows)} of the paper's {cells} cells are complete; a cell is one dataset, model and"
+        f" optimizer.{' The last section lists what is missing.' if missing.rows else ''}</p>",
+        f"<p class='warning'>{_text(claim())} That 20-way run is dotted here and compared with nothing.</p>",
+        "<p class='note'>Ours: solid lines, the mean over seeds, with a band of one standard deviation (n - 1) on"
+        " either side where there are at least two seeds. Published: dashed lines, one run each. Spread: the standard"
+        " deviation of our own runs; with one seed it is not available. Loss is the training loss, a running mean over"
+        " the epoch.</p>",
     ]
     if machines:
-        parts.append(f"<p class='note'>RecordedRun on: {_text('; '.join(machines))}.</p>")
+        parts.append(f"<p class='note'>Run on: {_text('; '.join(machines))}.</p>")
     parts += [f"<p class='note'>{_text(found.about[key])}</p>" for key in ("machine", "notes") if key in found.about]
     return "\n".join(parts)
 
@@ -200,18 +212,18 @@ def _figure(found: Results, dataset: str, model: str, png: bytes) -> str:
     return f"<figure><img src='data:image/png;base64,{source}' alt='{_text(alt)}'></figure>"
 
 
-def _distance(table: tables.Table, dataset: str) -> str:
-    """At the last matched epoch of each cell in the open, at the others a click away."""
-    every = tables.Table(table.columns, [row for row in table.rows if row[0] == dataset])
-    if not every.rows:
-        return "<p class='note'>No run of ours that can be held against a published one.</p>"
+def _distance(runs: Sequence[RecordedRun]) -> str:
+    """At the last matched epoch of each run in the open, at the others a click away."""
+    if not (rows := tables.distance(runs)):
+        return "<p class='note'>No run of ours can be compared with a published one.</p>"
+    last, every = (formats.table(formats.DISTANCE, some) for some in (tables.at_the_end(rows), rows))
     return (
-        _table(tables.at_the_end(every), "Distance from the published runs, at the last epoch that both have")
+        _table(last, "Distance from the published runs, at the last epoch that both have")
         + f"<details><summary>At all matched epochs</summary>{_table(every, 'At all matched epochs')}</details>"
     )
 
 
-def _table(table: tables.Table, caption: str) -> str:
+def _table(table: formats.Table, caption: str) -> str:
     head = "".join(f"<th scope='col'>{_text(name)}</th>" for name in table.columns)
     rows = "\n".join("<tr>" + "".join(_cell(value) for value in row) + "</tr>" for row in table.rows)
     return (
@@ -220,8 +232,8 @@ def _table(table: tables.Table, caption: str) -> str:
     )
 
 
-def _cell(value: tables.Value) -> str:
-    return f"<td{'' if isinstance(value, str) else ' class=number'}>{_text(tables.shown(value))}</td>"
+def _cell(value: formats.Value) -> str:
+    return f"<td{'' if isinstance(value, str) else ' class=number'}>{_text(formats.shown(value))}</td>"
 
 
 def _text(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Reads what `benchmark.py` left in its folder.
+"""Reads the results that `benchmark.py` wrote.
 
 Layout: RESULTS/<dataset>/<model>/<optimizer>/seed_<n>/ holds a run of the trainer (config.json, history.csv), and
 RESULTS/study/<dataset>/<model>/<variant>/seed_<n>/ one of the tuning study. RESULTS/about.json is optional and written
@@ -9,7 +9,7 @@ import dataclasses
 import json
 import pathlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -32,9 +32,16 @@ _GRAVITY = {"alpha": 0.01, "beta": 0.9, "first_step": 0, "max_step_grad": "inver
 _TRAIN_EXAMPLES = {"mnist": 60_000, "fashion_mnist": 60_000}  # else 50,000
 
 
+class Departure(NamedTuple):
+    """A setting that is not the published runs'."""
+
+    name: str  # as config.json has it
+    value: Any
+
+
 @dataclasses.dataclass(frozen=True)
 class RecordedRun:
-    """One of our runs, as far as it is."""
+    """One of our runs, complete or not."""
 
     dataset: str
     model: str
@@ -52,8 +59,8 @@ class RecordedRun:
         return self.dataset, self.model, self.optimizer
 
     @property
-    def departures(self) -> tuple[str, ...]:
-        """Where the run does not follow the published runs' protocol, for instance "limit 128"."""
+    def departures(self) -> tuple[Departure, ...]:
+        """Where the run does not follow the published runs' protocol."""
         expected: dict[str, Any] = dict(_PROTOCOL)
         if self.dataset in published.CLASSES:
             expected |= {"train_examples": _TRAIN_EXAMPLES.get(self.dataset, 50_000), "test_examples": 10_000}
@@ -63,14 +70,13 @@ class RecordedRun:
             expected["learning_rate"] = _PUBLISHED[self.cell].learning_rate
         found = {name: self.config[name] for name, value in expected.items() if self.config.get(name, value) != value}
         if "limit" in found:  # it says the sizes too
-            found.pop("train_examples", None)
-            found.pop("test_examples", None)
-        return tuple(f"{name.replace('_', ' ')} {value}" for name, value in found.items())
+            found = {name: value for name, value in found.items() if not name.endswith("_examples")}
+        return tuple(Departure(*item) for item in found.items())
 
     @property
     def comparable(self) -> bool:
-        """Whether it may be held against the published run: another precision is told and compared all the same."""
-        return not [text for text in self.departures if not text.startswith("precision")]
+        """Whether it can be compared with the published run: another precision is reported, but no obstacle."""
+        return {departure.name for departure in self.departures} <= {"precision"}
 
 
 _PUBLISHED = published.load()
@@ -78,7 +84,7 @@ _PUBLISHED = published.load()
 
 @dataclasses.dataclass(frozen=True)
 class Results:
-    """A whole results folder."""
+    """Everything in a results folder."""
 
     path: pathlib.Path
     runs: list[RecordedRun]  # of the evaluation, by cell and seed
@@ -90,16 +96,16 @@ class Results:
 
 
 def load(path: str | pathlib.Path) -> Results:
-    """All runs with at least one epoch. UserError for no folder, and for a file that cannot be read."""
+    """All runs with at least one epoch. UserError if there is no folder, or a file cannot be read."""
     path = pathlib.Path(path)
     if not path.is_dir():
-        raise UserError(f"RESULTS is {path}, which is no folder; give the --workdir of train/benchmark.py.")
+        raise UserError(f"RESULTS is {path}, which is not a folder; give the --workdir of train/benchmark.py.")
     about = _json(path / "about.json") if (path / "about.json").exists() else {}
     return Results(path, _runs(path), _runs(path / "study"), about)
 
 
 def grouped(runs: Sequence[RecordedRun]) -> list[list[RecordedRun]]:
-    """The runs that differ in nothing but the seed, together."""
+    """Groups of runs that differ only in the seed."""
     groups: dict[tuple, list[RecordedRun]] = {}
     for run in runs:
         groups.setdefault((*run.cell, run.departures), []).append(run)
@@ -122,11 +128,13 @@ def _history(folder: pathlib.Path) -> dict[str, np.ndarray]:
     try:
         return {name: np.array([float(row[name]) for row in rows]) for name in rows[0]} if rows else {}
     except (TypeError, ValueError) as error:
-        raise UserError(f"{folder / 'history.csv'} cannot be read ({error}); mend it or move the run away.") from error
+        raise UserError(
+            f"{folder / 'history.csv'} cannot be read ({error}); repair it or move the run away."
+        ) from error
 
 
 def _json(file: pathlib.Path) -> dict[str, Any]:
     try:
         return json.loads(file.read_text())
     except (FileNotFoundError, ValueError) as error:
-        raise UserError(f"{file} cannot be read ({error}); mend it or move the run away.") from error
+        raise UserError(f"{file} cannot be read ({error}); repair it or move the run away.") from error
