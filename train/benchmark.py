@@ -17,8 +17,8 @@ log = logging.getLogger("train")
 def main() -> int:
     """The exit code.
 
-    0; 1 if a cell failed or nothing can be written; 2 for flags that cannot be meant so; 75 for SIGTERM, or for a
-    trainer's 75 (the same command goes on from there); 130 for Ctrl-C.
+    0; 1 if a cell failed or nothing can be written; 2 for invalid flags; 75 for SIGTERM, or a trainer's 75 (the same
+    command resumes); 130 for Ctrl-C.
     """
     try:
         options = tyro.cli(Options, prog="train/benchmark.py", config=(tyro.conf.FlagCreatePairsOff,))

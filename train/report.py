@@ -1,4 +1,4 @@
-"""Shows what `benchmark.py` left, beside the published runs: `python train/report.py RESULTS`."""
+"""Shows the results of `benchmark.py` beside the published runs: `python train/report.py RESULTS`."""
 
 import dataclasses
 import sys
@@ -19,7 +19,7 @@ class Options:
 
 
 def main() -> int:
-    """The exit code: 0, or 2 where there is nothing to report on."""
+    """The exit code: 0, or 2 if the results cannot be read."""
     options = tyro.cli(Options, prog="train/report.py")
     try:
         written = page.write(results.load(options.results))

@@ -1,4 +1,4 @@
-"""The evaluation as one command: its plan, what it skips, and what it does when a cell breaks or it is told to stop.
+"""The evaluation as one command: its plan, what it skips, and what it does when a cell fails or it is stopped.
 
 Most tests put a script in the trainer's place that writes a history at once; the slow ones train.
 """
@@ -115,14 +115,14 @@ def test_the_study_is_the_authors_variants():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"study": True, "models": ("vgg19",)}, "^--study is Gravity on VGG16: leave --models and --optimizers out"),
-        ({"study": True, "datasets": ("digits",)}, "^the flags leave no cell to run"),
-        ({"seeds": ()}, "^the flags leave no cell to run"),
+        ({"study": True, "models": ("vgg19",)}, "^--study is Gravity on VGG16: omit --models and --optimizers"),
+        ({"study": True, "datasets": ("digits",)}, "^the flags select no cells"),
+        ({"seeds": ()}, "^the flags select no cells"),
         ({"seeds": (-1,)}, "^--seed is -1; it must be between 0 and"),
         ({"epochs": 0}, "^--epochs is 0; it must be between 1 and 1000000"),
     ],
 )
-def test_flags_that_cannot_be_meant_so_are_refused(options, message):
+def test_invalid_flags_are_refused(options, message):
     with pytest.raises(UsageError, match=message):
         plan("R", **options)
 
@@ -163,7 +163,7 @@ def test_a_cell_is_to_do_under_way_done_running_or_failed(tmp_path):
     )
 
 
-def test_a_row_that_is_not_whole_does_not_count(tmp_path):
+def test_an_incomplete_row_does_not_count(tmp_path):
     (cell,) = plan(tmp_path, datasets=("mnist",), models=("vgg16",), optimizers=("gravity",), epochs=3)
     write_cell(cell, 2)
     with open(pathlib.Path(cell.workdir) / "history.csv", "a") as file:
@@ -181,7 +181,7 @@ def test_another_run_in_a_cells_folder_is_no_result_of_the_cell(tmp_path):
     assert work_queue.state(cell) == State("other run", 0, expected)
 
 
-def test_time_left_is_at_the_pace_of_what_is_most_alike():
+def test_time_left_is_at_the_pace_of_the_most_similar_cells():
     cells = plan("R", datasets=("mnist", "cifar10"), optimizers=("gravity", "adam"), epochs=10)
     states = [State("to do", 0, "")] * len(cells)
     assert work_queue.time_left(cells, states, {}) == "not measured yet"
@@ -222,7 +222,7 @@ def test_finished_cells_are_skipped_and_broken_ones_reported_while_the_others_go
     lines = first.stdout.splitlines()
     assert re.fullmatch(
         r"mnist/vgg16/adam/seed_0 failed: the loss is not finite at epoch 1, step 2 of 7"
-        r" \(exit code 1; .*output.txt has it all\)",
+        r" \(exit code 1; full output in .*output.txt\)",
         lines[-4],
     )
     assert re.match(r"mnist/vgg19/rmsprop/seed_0 failed: .*\(killed by SIGKILL;", lines[-2])
@@ -264,13 +264,13 @@ def test_a_signal_reaches_the_cell_and_no_other_is_started(program, tmp_path, nu
     rest, _ = process.communicate(timeout=20)
     assert process.returncode == code
     assert time.monotonic() - start < 5
-    assert rest.splitlines()[-1].endswith("the same command goes on from here")
+    assert rest.splitlines()[-1].endswith("the same command resumes from here")
     assert len(list(tmp_path.rglob("started.txt"))) == 1
     cells = plan(tmp_path, datasets=("mnist",), optimizers=("momentum",), epochs=2)
     assert [work_queue.state(cell).kind for cell in cells] == ["under way", "to do"]
 
 
-def test_a_cell_that_another_process_is_at_is_left_alone(program, tmp_path):
+def test_a_cell_that_another_process_runs_is_left_alone(program, tmp_path):
     flags = ["--workdir", tmp_path, "--datasets", "mnist", "--optimizers", "momentum", "--models", "vgg16"]
     first = subprocess.Popen(
         [sys.executable, program, *map(str, flags)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -331,7 +331,7 @@ def test_a_real_grid_trains_and_is_complete(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_grid_that_is_stopped_goes_on_and_ends_as_one_that_is_not(tmp_path):
+def test_a_grid_that_is_stopped_resumes_and_ends_as_one_that_is_not(tmp_path):
     what = {"datasets": ("digits",), "models": ("vgg11",), "optimizers": ("gravity",), "epochs": 15, "limit": 512}
     flags = [
         word for name, value in what.items() for word in (f"--{name}", *(value if type(value) is tuple else [value]))

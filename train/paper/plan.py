@@ -23,11 +23,12 @@ PAPER_OPTIMIZERS: tuple[OptimizerName, ...] = ("gravity", "adam", "rmsprop")
 class Options:
     """Runs the paper's evaluation: 5 datasets x 2 models x 3 optimizers, 100 epochs each, as the published runs were.
 
-    Cells that are done are skipped and others go on where they were, so the same command starts and continues it.
+    A cell is one run: a dataset, a model, an optimizer and a seed. Finished cells are skipped and unfinished ones
+    resume, so the same command starts and resumes the evaluation.
     """
 
     workdir: str
-    """Folder of the results."""
+    """Folder for the results."""
     datasets: tuple[DatasetName, ...] = PAPER_DATASETS
     """What to train on."""
     models: tuple[ModelName, ...] = PAPER_MODELS
@@ -35,7 +36,7 @@ class Options:
     optimizers: tuple[OptimizerName, ...] = PAPER_OPTIMIZERS
     """What to train with: Gravity or any of the paper's Table 1."""
     seeds: tuple[int, ...] = (0,)
-    """A run each; all cells of one seed come before those of the next."""
+    """One run per seed; all cells of one seed come before those of the next."""
     epochs: int | None = None
     """Passes over the training set. Default: 100 (25 for the digits; the authors' own number with --study)."""
     limit: int | None = None
@@ -43,11 +44,11 @@ class Options:
     data_dir: str | None = None
     """Folder of the prepared datasets. Default: tensorflow-datasets' own (~/tensorflow_datasets)."""
     precision: Literal["float32", "default", "bfloat16"] = "float32"
-    """As in the trainer; results in different precisions need different folders."""
+    """As in the trainer; each precision needs a folder of its own."""
     study: bool = False
-    """Instead: the authors' tuning study, Gravity's variants on VGG16 (only MNIST's and CIFAR-10's of --datasets)."""
+    """Run the authors' tuning study instead: variants of Gravity on VGG16 (MNIST and CIFAR-10)."""
     list_only: Annotated[bool, tyro.conf.arg(name="list")] = False
-    """Only print the cells, with what is done, under way or to do."""
+    """Only print the cells and their states (done, running, under way, failed, to do)."""
 
 
 def plan(options: Options) -> list[Config]:
@@ -65,7 +66,7 @@ def plan(options: Options) -> list[Config]:
             workdir = pathlib.Path(options.workdir, *folder, f"seed_{seed}")
             cells.append(resolve(Config(**settings, **shared, seed=seed, workdir=str(workdir))))
     if not cells:
-        raise UsageError("the flags leave no cell to run.")
+        raise UsageError("the flags select no cells.")
     return cells
 
 
@@ -88,7 +89,7 @@ def _grid(options: Options) -> list[tuple[tuple[str, ...], dict[str, Any]]]:
 def _study(options: Options) -> list[tuple[tuple[str, ...], dict[str, Any]]]:
     """Folder and settings of each variant of the authors' tuning study."""
     if options.models != PAPER_MODELS or options.optimizers != PAPER_OPTIMIZERS:
-        raise UsageError("--study is Gravity on VGG16: leave --models and --optimizers out.")
+        raise UsageError("--study is Gravity on VGG16: omit --models and --optimizers.")
     return [
         (
             ("study", v.dataset, "vgg16", v.name),

@@ -3,7 +3,8 @@
 The numbers are facts taken from the result archives that Dariush Bahrami and Sadegh Pouriyan Zadeh published with their
 code (github.com/dariush-bahrami/gravity.optimizer, state of July 2021); the paper is arXiv 2101.09192. None of their
 code is here. `published_histories.csv` holds the 30 runs of Figures 10-19, `published_tuning.csv` 28 earlier runs of
-Gravity with the authors' comment on each. One run per cell; no seed was recorded.
+Gravity with the authors' comment on each. One run per cell (dataset, model, optimizer);
+no seed was recorded.
 
 The protocol of the 30 runs: Keras' VGG16 and VGG19 for 32 x 32 pictures, glorot-uniform kernels, no dropout and no
 normalisation; pixels divided by 255; MNIST and Fashion-MNIST with one channel, resized from 28 x 28 inside the model;
@@ -36,7 +37,7 @@ class PublishedRun:
 
     @property
     def mark(self) -> str:
-        """What to call a run that is not what its dataset says, for instance "20-way run"; else empty."""
+        """The name of a run with the wrong number of outputs, "20-way run"; empty for the others."""
         return "" if self.num_outputs == CLASSES[self.dataset] else f"{self.num_outputs}-way run"
 
 
@@ -61,8 +62,8 @@ def load() -> dict[tuple[str, str, str], PublishedRun]:
 
     ("cifar100_fine", "vgg19", "gravity") is marked as a 20-way run: its last layer is 20 wide, as for the coarse
     labels, and its first epoch's loss, 2.87, fits that (chance is ln 20 = 3.00; the other fine-label runs, where chance
-    is ln 100 = 4.61, end their first epoch between 4.35 and 4.48). It did not train on the 100 fine labels: compare it
-    with nothing there.
+    is ln 100 = 4.61, end their first epoch between 4.35 and 4.48). It did not train on the 100 fine labels and is not
+    comparable with the others.
     """
     rows: dict[tuple[str, str, str], list[dict[str, str]]] = {}
     for row in _read("published_histories.csv"):

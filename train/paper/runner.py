@@ -1,8 +1,8 @@
 """Runs the cells of a plan, one after another.
 
-A cell is a run of the trainer, in a process of its own: what breaks one cell (a loss that diverges,
-no memory left, a crash inside XLA) leaves the others alone, a cell's memory is free when it ends, and stopping and
-resuming are the trainer's own. The price is a start of Python and JAX for each cell, seconds against minutes to hours.
+A cell is a run of the trainer in a process of its own: what breaks one cell (divergence, no memory left, a crash inside
+XLA) leaves the others alone, its memory is freed when it ends, and stopping and resuming are the trainer's. The price
+is starting Python and JAX for each cell: seconds, where a cell takes minutes to hours.
 """
 
 import dataclasses
@@ -31,13 +31,13 @@ _SECONDS_BETWEEN_LOOKS = 0.5
 
 
 class Runner:
-    """Runs the cells one after another, until it is told to stop."""
+    """Runs the cells one after another until it is stopped."""
 
     def __init__(self, workdir: str, cells: list[Config]):
         self.workdir = workdir
         self.cells = cells
         self.states = [state(cell) for cell in cells]
-        self.pace: work_queue.Pace = {}  # of what this process has seen, as are the start-ups
+        self.pace: work_queue.Pace = {}  # measured by this process, as are the start-up times
         self.start_ups: list[float] = []
         self.failed: dict[int, str] = {}  # number of the cell -> why
         self.process: subprocess.Popen | None = None
@@ -49,7 +49,7 @@ class Runner:
             signal.signal(number, self._on_signal)
         todo = [i for i, s in enumerate(self.states) if s.kind in ("to do", "under way", "failed")]
         skipped = len(self.cells) - len(todo)
-        log.info(f"{len(self.cells)} cells, of which {skipped} are not to be run; --list says which")
+        log.info(f"{len(self.cells)} cells, {skipped} of them skipped; --list shows them all")
         options = {
             "total": sum(cell.epochs for cell in self.cells),
             "initial": epochs_done(self.cells, self.states),
@@ -63,10 +63,10 @@ class Runner:
             for i in todo:
                 preempted = not self.signal and self._run_cell(i, bar) == PREEMPTED
                 if self.signal == signal.SIGINT:
-                    log.error("interrupted; the same command goes on from here")
+                    log.error("interrupted; the same command resumes from here")
                     return 128 + signal.SIGINT
                 if preempted or self.signal:
-                    log.error("stopped; the same command goes on from here")
+                    log.error("stopped; the same command resumes from here")
                     return PREEMPTED
         return self._report()
 
@@ -171,6 +171,6 @@ def command(cell: Config) -> list[str]:
 def _last_words(output: pathlib.Path, code: int) -> str:
     """Why a process ended, in a line."""
     lines = [line for line in output.read_text(errors="replace").splitlines() if line.strip()]
-    words = lines[-1].removeprefix("error: ") if lines else "it said nothing"
+    words = lines[-1].removeprefix("error: ") if lines else "no output"
     ended = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-    return f"{words} ({ended}; {output} has it all)"
+    return f"{words} ({ended}; full output in {output})"

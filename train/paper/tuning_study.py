@@ -1,10 +1,10 @@
 """The authors' tuning study as runs of the trainer: which settings make up which rows of published_tuning.csv.
 
-Their notes leave much unsaid. Taken as true here: where no initialiser is named, the velocity starts at 0 (their first
-epochs end at chance, the delay that Section 2.4 speaks of); where beta-hat is not named, the average is Eq. 22's, with
-a constant beta; "RandomNormal" is Eq. 27's, of standard deviation alpha / l, and a lower-case name is the Keras
-initialiser of that name; "alpha added" is Eqs. 26 and 27. Everything else is as in the benchmark runs, t = 0 at the
-first update included.
+Their notes are incomplete. Assumed here: where no initialiser is named, the velocity starts at 0 (their first epochs
+end at chance, the delay described in Section 2.4); where beta-hat is not named, the average is Eq. 22's, with a
+constant beta; "RandomNormal" is Eq. 27's, of standard deviation alpha / l, and a lower-case name is the Keras
+initialiser of that name; "alpha added" is Eqs. 26 and 27. Everything else is as in the benchmark runs, including t = 0
+at the first update.
 
 Nothing heavy is imported here.
 """

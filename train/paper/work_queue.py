@@ -1,4 +1,4 @@
-"""How far the evaluation is: what lies in the cells' folders, and the time that is left.
+"""The state of the work queue: how far each cell is, read from its folder, and the time that is left.
 
 Nothing heavy is imported here.
 """
@@ -31,7 +31,7 @@ def labels(cell: Config) -> tuple[str, ...]:
 
 
 def state(cell: Config) -> State:
-    """How far a cell is, from what lies in its folder."""
+    """How far a cell is, read from its folder."""
     folder = pathlib.Path(cell.workdir)
     epochs = len(history(folder))
     progress = f"{epochs} of {cell.epochs} epochs"
@@ -51,7 +51,7 @@ def state(cell: Config) -> State:
 
 
 def history(folder: pathlib.Path) -> list[dict[str, str]]:
-    """The rows of history.csv that are whole."""
+    """The complete rows of history.csv."""
     try:
         text = (folder / "history.csv").read_text()
     except FileNotFoundError:
@@ -60,7 +60,7 @@ def history(folder: pathlib.Path) -> list[dict[str, str]]:
 
 
 def _differences(cell: Config, folder: pathlib.Path) -> list[str]:
-    """What the run in this folder was started with, where it is not what this cell asks for."""
+    """Settings in which the run in this folder differs from this cell."""
     try:
         stored = json.loads((folder / "config.json").read_text())
     except (FileNotFoundError, json.JSONDecodeError):  # none yet, or half written when the machine went down
@@ -73,7 +73,7 @@ def _differences(cell: Config, folder: pathlib.Path) -> list[str]:
 
 
 def listing(cells: list[Config]) -> str:
-    """A line per cell, and a sum."""
+    """A line per cell, and the totals."""
     states = [state(cell) for cell in cells]
     rows = [["dataset", "model", "optimizer", "seed", "state"]]
     for cell, s in zip(cells, states, strict=True):
@@ -90,12 +90,12 @@ def listing(cells: list[Config]) -> str:
 
 
 def epochs_done(cells: list[Config], states: list[State]) -> int:
-    """Of the epochs that are asked for; a cell may have more."""
+    """Of the epochs asked for; a cell may have more."""
     return sum(min(s.epochs, cell.epochs) for cell, s in zip(cells, states, strict=True))
 
 
 def recorded_pace(cells: list[Config]) -> Pace:
-    """From the seconds in the histories that are there, whatever machine they come from."""
+    """From the seconds in the recorded histories, whatever machine they come from."""
     pace: Pace = {}
     for cell in cells:
         if rows := history(pathlib.Path(cell.workdir)):
@@ -113,9 +113,9 @@ def seconds_of(rows: list[dict[str, str]]) -> float:
 
 
 def time_left(cells: list[Config], states: list[State], pace: Pace, start_ups: Sequence[float] = ()) -> str:
-    """At the measured pace: that of the same dataset, model and optimizer, else of the same model, else of all.
+    """At the measured pace of the same dataset, model and optimizer, else of the same model, else of all.
 
-    `start_ups` are the seconds that cells took before their first epoch; their mean is added for each cell to start.
+    `start_ups` are the seconds that cells took before their first epoch; their mean is added for each cell not started.
     """
     if not pace:
         return "not measured yet"
@@ -133,7 +133,7 @@ def time_left(cells: list[Config], states: list[State], pace: Pace, start_ups: S
 
 
 def duration(seconds: float) -> str:
-    """Two figures are enough: 3 d 4 h, 2 h 10 min, 5 min 20 s, 8 s."""
+    """In two units: 3 d 4 h, 2 h 10 min, 5 min 20 s, 8 s."""
     whole = round(seconds)
     for unit, size, smaller, smaller_size in (("d", 86400, "h", 3600), ("h", 3600, "min", 60), ("min", 60, "s", 1)):
         if whole >= size:
@@ -142,7 +142,7 @@ def duration(seconds: float) -> str:
 
 
 def is_locked(folder: pathlib.Path) -> bool:
-    """Whether a benchmark, or a run that one started, is at work here."""
+    """Whether a benchmark, or a run that one started, is running here."""
     try:
         with open(folder / "lock") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
