@@ -176,6 +176,14 @@ def test_another_run_is_refused_with_each_field(train, halfway):
     assert snapshot(halfway) == before
 
 
+def test_a_flag_that_the_recorded_version_did_not_have_had_its_default(train, halfway):
+    config = json.loads((halfway / "config.json").read_text())
+    (halfway / "config.json").write_text(json.dumps({name: x for name, x in config.items() if name != "norm"}))
+    with pytest.raises(UserError, match="--norm was none and is group"):
+        train(halfway, resume=True, norm="group")
+    assert len(train(halfway, resume=True)) == RUN.epochs
+
+
 def test_every_flag_is_either_compared_or_free():
     free = {"epochs", "data_dir", "workdir", "resume", "checkpoint_every", "keep"}
     free |= {"coordinator", "num_processes", "process_id", "profile", "compilation_cache"}

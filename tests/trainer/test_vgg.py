@@ -59,6 +59,46 @@ def test_logits_are_those_of_a_vgg_written_with_flaxs_own_layers():
     np.testing.assert_allclose(logits, x, rtol=0, atol=1e-5 * float(jnp.max(jnp.abs(x))))
 
 
+@pytest.mark.parametrize(
+    ("channels", "groups"), [(4096, 32), (64, 32), (32, 16), (16, 8), (12, 4), (205, 1), (8, 4), (2, 1), (1, 1)]
+)
+def test_a_group_has_at_least_two_channels(channels, groups):
+    assert vgg.groups(channels) == groups
+
+
+def test_with_group_norm_there_is_flaxs_own_before_each_relu():
+    model = vgg.build("vgg11", 0.125, 10, "float32", "group")
+    params = jax.tree.map(lambda x: x + 0.01, vgg.init(model, jax.random.key(0), (32, 32, 1)))
+    images = jax.random.randint(jax.random.key(1), (5, 32, 32, 1), 0, 256, jnp.uint8)
+    params |= {f"GroupNorm_{i}": jax.tree.map(lambda x, i=i: x + i / 10, params[f"GroupNorm_{i}"]) for i in range(10)}
+
+    def normalized(x, layer):
+        channels = params[f"GroupNorm_{layer}"]["scale"].size
+        return nn.relu(nn.GroupNorm(min(32, channels // 2)).apply({"params": params[f"GroupNorm_{layer}"]}, x))
+
+    x, layer = jnp.float32(images) / 255, 0
+    for count, features in zip((1, 1, 2, 2, 2), (8, 16, 32, 64, 64), strict=True):
+        for _ in range(count):
+            x = normalized(nn.Conv(features, (3, 3)).apply({"params": params[f"Conv3x3_{layer}"]}, x), layer)
+            layer += 1
+        x = nn.max_pool(x, (2, 2), (2, 2))
+    x = x.reshape(5, -1)
+    for dense, features in enumerate((512, 512)):
+        x = normalized(nn.Dense(features).apply({"params": params[f"Dense_{dense}"]}, x), layer + dense)
+    x = nn.Dense(10).apply({"params": params["Dense_2"]}, x)
+    logits = jax.jit(model.apply)({"params": params}, images)
+    np.testing.assert_allclose(logits, x, rtol=0, atol=1e-5 * float(jnp.max(jnp.abs(x))))
+
+
+def test_group_norm_changes_no_other_leaf_of_the_start():
+    key = jax.random.key(5)
+    plain, normed = (
+        vgg.init(vgg.build("vgg11", 0.125, 10, "float32", norm), key, (8, 8, 1)) for norm in ("none", "group")
+    )
+    assert len(jax.tree.leaves(normed)) == len(jax.tree.leaves(plain)) + 2 * 10
+    jax.tree.map(np.testing.assert_array_equal, plain, {name: normed[name] for name in plain})
+
+
 def products(precision):
     model = vgg.build("vgg11", 0.05, 10, precision)
     params = jax.eval_shape(lambda: vgg.init(model, jax.random.key(0), (8, 8, 1)))
@@ -74,8 +114,9 @@ def test_float32_asks_for_true_float32_in_every_product_and_default_in_none():
     assert not any("HIGH" in line for line in default)
 
 
-def test_bfloat16_layers_keep_float32_parameters_gradients_and_logits():
-    model = vgg.build("vgg11", 0.05, 10, "bfloat16")
+@pytest.mark.parametrize("norm", ["none", "group"])
+def test_bfloat16_layers_keep_float32_parameters_gradients_and_logits(norm):
+    model = vgg.build("vgg11", 0.05, 10, "bfloat16", norm)
     params = jax.eval_shape(lambda: vgg.init(model, jax.random.key(0), (8, 8, 1)))
     loss = lambda p: model.apply({"params": p}, jnp.ones((2, 8, 8, 1), jnp.uint8)).sum()
     for tree in (params, jax.eval_shape(loss, params), jax.eval_shape(jax.grad(loss), params)):

@@ -27,7 +27,7 @@ DATASET_NAMES = {
 }
 MODEL_NAMES = {"vgg11": "VGG11", "vgg16": "VGG16", "vgg19": "VGG19"}
 # The settings of the published runs, as config.json has them; the learning rate and the sizes come on top.
-_PROTOCOL = {"width": 1.0, "batch_size": 128, "limit": None, "precision": "float32"}
+_PROTOCOL = {"width": 1.0, "batch_size": 128, "limit": None, "precision": "float32", "norm": "none"}
 _GRAVITY = {"alpha": 0.01, "beta": 0.9, "first_step": 0, "max_step_grad": "inverse_max_abs", "velocity": "normal"}
 _TRAIN_EXAMPLES = {"mnist": 60_000, "fashion_mnist": 60_000}  # else 50,000
 

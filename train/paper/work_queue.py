@@ -11,7 +11,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import Literal
 
-from trainer.config import SAME_RUN, Config, flag
+from trainer.config import SAME_RUN, Config, as_recorded, flag
 
 Pace = dict[tuple[str, ...], tuple[float, int]]  # (dataset, model, optimizer) -> seconds that so many epochs took
 
@@ -62,7 +62,7 @@ def history(folder: pathlib.Path) -> list[dict[str, str]]:
 def _differences(cell: Config, folder: pathlib.Path) -> list[str]:
     """Settings in which the run in this folder differs from this cell."""
     try:
-        stored = json.loads((folder / "config.json").read_text())
+        stored = as_recorded(json.loads((folder / "config.json").read_text()))
     except (FileNotFoundError, json.JSONDecodeError):  # none yet, or half written when the machine went down
         return []
     return [

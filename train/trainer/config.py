@@ -45,7 +45,7 @@ OTHER_LEARNING_RATES = {
 
 # What makes a run what it is: `--resume` refuses another value. The other flags may differ.
 SAME_RUN = (
-    *("dataset", "model", "width", "optimizer", "learning_rate", "alpha", "beta", "first_step"),
+    *("dataset", "model", "width", "norm", "optimizer", "learning_rate", "alpha", "beta", "first_step"),
     *("max_step_grad", "velocity", "batch_size", "seed", "limit", "precision"),
 )
 
@@ -78,6 +78,8 @@ class Config:
     """Default: vgg11 for the digits, vgg16 elsewhere."""
     width: float | None = None
     """Multiplier of all layer widths; 1.0 is the paper's. Default: 0.25 for the digits, 1.0 elsewhere."""
+    norm: Literal["none", "group"] = "none"
+    """group: GroupNorm before each ReLU, 32 groups at width 1 and fewer in narrow layers. The paper has none."""
     optimizer: OptimizerName = "gravity"
     """Gravity or one of the paper's Table 1, with Keras' default settings, as in the published runs."""
     learning_rate: float | None = None
@@ -165,6 +167,12 @@ def resolve(config: Config) -> Config:
     if resolved.resume and resolved.workdir is None:
         raise UsageError("--resume needs --workdir, the folder of the run to go on with.")
     return resolved
+
+
+def as_recorded(config: dict[str, Any]) -> dict[str, Any]:
+    """A config.json with the defaults of the flags that its version of the program did not have."""
+    values = {name: value for name, value in config.items() if name in SAME_RUN}
+    return dataclasses.asdict(resolve(Config(**values))) | config if values else config
 
 
 def default_learning_rate(dataset: str, model: str, optimizer: str) -> float:

@@ -41,7 +41,7 @@ class Trainer:
         """Puts the data and the initial state on the devices (default: all) and compiles; `config` is resolved."""
         self.config = config
         self.replicas = Replicas(devices)
-        model = vgg.build(config.model, config.width, dataset.num_classes, config.precision)
+        model = vgg.build(config.model, config.width, dataset.num_classes, config.precision, config.norm)
         params_key, velocity_key = jax.random.split(jax.random.key(config.seed))
         tx = optimizers.build(config, velocity_key)
 

@@ -12,7 +12,7 @@ import pathlib
 
 from etils import epath
 
-from trainer.config import SAME_RUN, Config, UserError, brief, flag
+from trainer.config import SAME_RUN, Config, UserError, as_recorded, brief, flag
 
 log = logging.getLogger("train")
 
@@ -144,10 +144,10 @@ class Workdir:
 
     def _check_same(self, config: Config) -> None:
         """UserError with each field in which this run is not the one that is here."""
-        now = dataclasses.asdict(config)
-        other = [name for name in SAME_RUN if self._config.get(name, now[name]) != now[name]]
+        now, before = dataclasses.asdict(config), as_recorded(self._config)
+        other = [name for name in SAME_RUN if before.get(name, now[name]) != now[name]]
         if other:
-            values = "; ".join(f"{flag(name)} was {self._config[name]} and is {now[name]}" for name in other)
+            values = "; ".join(f"{flag(name)} was {before[name]} and is {now[name]}" for name in other)
             raise UserError(
                 f"--workdir is {self.path}, where another run is to be gone on with: {values}."
                 " Give the values that it had, or choose another folder."

@@ -58,12 +58,15 @@ class Dense(_Layer):
 class VGG(nn.Module):
     """Five blocks of 3 x 3 convolutions, each followed by a 2 x 2 max-pooling, then three dense layers; ReLU between.
 
-    Glorot-uniform kernels and zero biases (Keras' defaults, as in the published runs); no normalisation, no dropout.
+    Glorot-uniform kernels and zero biases (Keras' defaults, as in the published runs); no dropout. With `norm` "group",
+    a GroupNorm (arXiv 1803.08494) before each ReLU: it keeps no running statistics, so training and evaluation are the
+    same function of the parameters.
     """
 
     model: str  # a key of CONVOLUTIONS
     num_classes: int
     width: float = 1.0  # multiplies CHANNELS and DENSE, at least 1 each
+    norm: str = "none"  # or "group"
     dtype: jnp.dtype = jnp.float32  # of activations and products; parameters are float32
     precision: jax.lax.Precision | None = None
 
@@ -77,23 +80,36 @@ class VGG(nn.Module):
         settings: dict[str, Any] = {"dtype": self.dtype, "precision": self.precision, "kernel_init": glorot_uniform}
         for count, features in zip(CONVOLUTIONS[self.model], CHANNELS, strict=True):
             for _ in range(count):
-                x = nn.relu(Conv3x3(self.scaled(features), **settings)(x))
+                x = nn.relu(self.normalized(Conv3x3(self.scaled(features), **settings)(x)))
             x = layers.max_pool2x2(x)
         x = x.reshape(n, -1)
         for _ in range(2):
-            x = nn.relu(Dense(self.scaled(DENSE), **settings)(x))
+            x = nn.relu(self.normalized(Dense(self.scaled(DENSE), **settings)(x)))
         return Dense(self.num_classes, **settings)(x).astype(jnp.float32)
 
     def scaled(self, features: int) -> int:
         return max(1, round(self.width * features))
 
+    def normalized(self, x: jax.Array) -> jax.Array:
+        if self.norm == "none":
+            return x
+        # In float32, as the statistics are anyway.
+        return nn.GroupNorm(groups(x.shape[-1]))(x.astype(jnp.float32)).astype(self.dtype)
 
-def build(model: str, width: float, num_classes: int, precision: str) -> VGG:
-    """The model in one of the trainer's three precisions (`Config.precision`)."""
+
+def groups(channels: int) -> int:
+    """How many groups GroupNorm makes of so many channels: 32, or the largest smaller power of two that leaves each at
+    least two channels (a dense layer's lone channel would be normalised to 0), or 1."""
+    return next((n for n in (32, 16, 8, 4, 2) if channels % n == 0 and channels >= 2 * n), 1)
+
+
+def build(model: str, width: float, num_classes: int, precision: str, norm: str = "none") -> VGG:
+    """The model in one of the trainer's three precisions (`Config.precision`), without or with GroupNorm."""
     return VGG(
         model=model,
         num_classes=num_classes,
         width=width,
+        norm=norm,
         dtype=jnp.bfloat16 if precision == "bfloat16" else jnp.float32,
         precision=jax.lax.Precision.HIGHEST if precision == "float32" else None,
     )
