@@ -8,6 +8,7 @@ import sys
 
 from trainer.config import Config, UsageError, UserError, resolve
 from trainer.flags import parse
+from trainer.jaxlib_fault import work_around
 from trainer.preemption import StopRequest
 
 log = logging.getLogger("train")
@@ -43,6 +44,8 @@ def main() -> int:
 
 def _run(config: Config, notice: StopRequest) -> int:
     """Trains; the exit code."""
+    if line := work_around():  # before jax is imported
+        log.info(line)
     from trainer import devices, loop, progress
 
     try:

@@ -13,6 +13,7 @@ import importlib.metadata
 import importlib.util
 import os
 import pickle
+import platform
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -24,7 +25,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
-from trainer import steps
+from trainer import jaxlib_fault, steps
 from trainer.config import Config, RunAgain, UserError, brief
 
 LOST = "another process of this run has ended or cannot be reached; start all of them again, with --resume"
@@ -225,6 +226,6 @@ def check_arithmetic() -> None:
         jaxlib = importlib.metadata.version("jaxlib")
         raise UserError(
             f"jax {jax.__version__} with jaxlib {jaxlib} computes wrong results on this machine (the largest"
-            f" entry of a product is {got}, not 784); install another, for instance:"
-            " pip install 'jax!=0.10.2,!=0.11.0' 'jaxlib!=0.10.2,!=0.11.0'"
+            f" entry of a product is {got}, not 784); on Python {platform.python_version()} this one is right:"
+            f" pip install 'jax=={jaxlib_fault.RIGHT}' 'jaxlib=={jaxlib_fault.RIGHT}'"
         )
