@@ -1,0 +1,57 @@
+"""Compares optimizers, each at its best learning rate: `python train/compare.py --workdir FOLDER`."""
+
+import logging
+import pathlib
+import sys
+
+import tyro
+
+from comparison import ledger
+from comparison.driver import Driver, listing
+from comparison.options import Options, comparisons
+from trainer.config import UsageError, UserError
+
+log = logging.getLogger("train")
+
+
+def main() -> int:
+    """The exit code.
+
+    0; 1 if a dataset cannot be had or nothing can be written; 2 for invalid flags; 75 for SIGTERM (the same command
+    goes on from there); 130 for Ctrl-C.
+    """
+    log.addHandler(logging.StreamHandler(sys.stdout))
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    try:
+        options = tyro.cli(Options, prog="train/compare.py", config=(tyro.conf.FlagCreatePairsOff,))
+        return compare(options)
+    except UserError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return error.exit_code
+
+
+def compare(options: Options) -> int:
+    """Makes the runs and writes the report; or only lists the runs; or only reports."""
+    folder = pathlib.Path(options.workdir)
+    wanted = comparisons(options)
+    if options.list_only:
+        sys.stdout.write(listing(wanted, ledger.read(folder / "runs.csv")))
+        return 0
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "runs.csv").touch()
+    except OSError as error:
+        raise UserError(f"--workdir is {folder}, where nothing can be written ({error.strerror}).") from error
+    code = 0 if options.report_only else Driver(folder, wanted).run()
+    if outcomes := ledger.read(folder / "runs.csv"):
+        from comparison import writeup
+
+        log.info(f"the report is {writeup.write(folder, outcomes)}")
+    elif options.report_only:
+        raise UsageError(f"--workdir is {folder}, where runs.csv has no run to report on yet: leave --report out.")
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Optimizers compared, each at its best learning rate: options -> search -> trials -> ledger -> evidence -> writeup."""

@@ -1,0 +1,149 @@
+"""The file of all runs: a line for each, written when it ends.
+
+Nothing heavy is imported here.
+"""
+
+import csv
+import dataclasses
+import io
+import os
+import pathlib
+from typing import Any, Literal, NamedTuple
+
+from trainer.config import UserError
+
+Part = Literal["search", "final"]
+
+
+class Trial(NamedTuple):
+    """What makes a run what it is; the first columns of the file."""
+
+    dataset: str
+    model: str
+    optimizer: str  # the entrant's name
+    learning_rate: float
+    seed: int
+    part: Part
+    epochs: int
+    width: float
+    batch_size: int
+    limit: int | None  # None: all
+    settings: str  # of all entrants, "" if none
+
+    @property
+    def setup(self) -> "Setup":
+        """What is the same for all runs that are compared."""
+        return Setup(self.dataset, self.model, self.epochs, self.width, self.batch_size, self.limit, self.settings)
+
+
+class Setup(NamedTuple):
+    """A dataset and network, trained for so long: what a comparison holds fixed."""
+
+    dataset: str
+    model: str
+    epochs: int
+    width: float
+    batch_size: int
+    limit: int | None
+    settings: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """How a run went; the other columns."""
+
+    classes: int
+    training_pictures: int
+    validation_pictures: int  # held out of the training set
+    test_pictures: int
+    loss_by_epoch: tuple[float, ...]  # means over the epoch's training pictures; not finite from divergence on
+    accuracy_by_epoch: tuple[float, ...]  # on the validation part, after each epoch
+    test_accuracy: float | None  # after the last epoch, of a final run; None for one of the search
+    seconds: float | None = None  # that the run took, for the time left; None where that was not kept
+
+    @property
+    def validation_accuracy(self) -> float:
+        """On the validation part, after the last epoch."""
+        return self.accuracy_by_epoch[-1]
+
+
+Outcomes = dict[Trial, Outcome]
+COLUMNS = (*Trial._fields, *(field.name for field in dataclasses.fields(Outcome)))
+
+
+def read(path: pathlib.Path) -> Outcomes:
+    """All runs in the file, none if there is none. A last line that was not written to its end does not count.
+
+    UserError for a file that is not one of ours.
+    """
+    try:
+        text = path.read_text()
+    except FileNotFoundError:
+        return {}
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read ({error}).") from error
+    outcomes: Outcomes = {}
+    for number, row in enumerate(csv.DictReader(text[: text.rfind("\n") + 1].splitlines()), start=2):
+        try:
+            trial, outcome = _parsed(row)
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{path}, line {number} is no run ({error!r}); mend it or take it out.") from error
+        outcomes[trial] = outcome
+    return outcomes
+
+
+def append(path: pathlib.Path, trial: Trial, outcome: Outcome) -> None:
+    """Adds a line, and waits until it is on the disk. What is left of an unfinished line before it goes."""
+    values = (*trial, *(getattr(outcome, field.name) for field in dataclasses.fields(outcome)))
+    lines = io.StringIO()
+    writer = csv.writer(lines, lineterminator="\n")
+    with path.open("a+b") as file:
+        file.seek(0)
+        file.truncate(file.read().rfind(b"\n") + 1)
+        if file.seek(0, os.SEEK_END) == 0:
+            writer.writerow(COLUMNS)
+        writer.writerow(map(_text, values))
+        file.write(lines.getvalue().encode())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, tuple):
+        return " ".join(map(_text, value))
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return "" if value is None else str(value)
+
+
+def _parsed(row: dict[str, str]) -> tuple[Trial, Outcome]:
+    numbers = lambda text: tuple(map(float, text.split()))
+    optional = lambda kind, text: kind(text) if text else None
+    if row["part"] not in ("search", "final"):
+        raise ValueError(f"part is {row['part']}")
+    trial = Trial(
+        dataset=row["dataset"],
+        model=row["model"],
+        optimizer=row["optimizer"],
+        learning_rate=float(row["learning_rate"]),
+        seed=int(row["seed"]),
+        part="final" if row["part"] == "final" else "search",
+        epochs=int(row["epochs"]),
+        width=float(row["width"]),
+        batch_size=int(row["batch_size"]),
+        limit=optional(int, row["limit"]),
+        settings=row["settings"],
+    )
+    outcome = Outcome(
+        classes=int(row["classes"]),
+        training_pictures=int(row["training_pictures"]),
+        validation_pictures=int(row["validation_pictures"]),
+        test_pictures=int(row["test_pictures"]),
+        loss_by_epoch=numbers(row["loss_by_epoch"]),
+        accuracy_by_epoch=numbers(row["accuracy_by_epoch"]),
+        test_accuracy=optional(float, row["test_accuracy"]),
+        seconds=optional(float, row.get("seconds", "")),
+    )
+    if len(outcome.accuracy_by_epoch) != trial.epochs or (outcome.test_accuracy is None) != (trial.part == "search"):
+        raise ValueError("accuracies are missing")
+    return trial, outcome

@@ -1,0 +1,164 @@
+"""Makes the runs of a comparison, in this process: a program for each entrant, and the rate is its argument.
+
+A run is what the trainer makes of the same settings: its data, network, initial weights, optimizer and steps, and its
+order of the pictures, but for the tenth of the training set that is held out. Training and test pictures lie on the
+devices as one array, so that training part, validation part and test set are row numbers in it.
+"""
+
+import dataclasses
+import functools
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from comparison.ledger import Outcome, Trial
+from comparison.options import Comparison
+from trainer import data, devices, optimizers, steps, vgg
+from trainer.config import Config
+
+# How many steps a device is handed at once. The batches of an epoch need not divide by it: only those that are there
+# are trained on; in an evaluation, the others are computed and not counted.
+_STEPS, _EVALUATION_STEPS = 64, 8
+
+
+class Stopped(Exception):
+    """Somebody asked to stop; the run was left."""
+
+
+def split(size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Row numbers of the training part and the validation part, a fixed random tenth, of `size` training pictures."""
+    order = np.random.default_rng(0).permutation(size)
+    held_out = max(1, size // 10)
+    return np.sort(order[held_out:]), np.sort(order[:held_out])
+
+
+class Laboratory:
+    """The pictures of one comparison on the devices, and the programs of its entrants, compiled when first needed."""
+
+    def __init__(self, comparison: Comparison, replicas: devices.Replicas | None = None):
+        """Reads the dataset; DataError where it cannot be had."""
+        self.comparison = comparison
+        config = comparison.config
+        self.dataset = data.load(config.dataset, config.data_dir, config.limit)
+        self.training, self.validation = split(len(self.dataset.train_labels))
+        self.test = len(self.dataset.train_labels) + np.arange(len(self.dataset.test_labels))
+        self._replicas = replicas or devices.Replicas()
+        images = np.concatenate([self.dataset.train_images, self.dataset.test_images])
+        labels = np.concatenate([self.dataset.train_labels, self.dataset.test_labels])
+        self._pictures = self._replicas.replicate(steps.Split(steps.flat(images), labels))
+        self._image_shape = images.shape[1:]
+        self._model = vgg.build(config.model, config.width, self.dataset.num_classes, config.precision)
+        self._apply = steps.on_flat(self._model.apply, self._image_shape)
+        self._programs: dict[str, Callable] = {}
+        self._evaluation: Callable | None = None
+        self._compiling = 0.0  # seconds, in the run that is being made
+
+    def run(
+        self,
+        trial: Trial,
+        stop: Callable[[], bool] = lambda: False,
+        progress: Callable[[int], object] = lambda epochs: None,
+    ) -> Outcome:
+        """Makes the run. `Stopped` if `stop` says so between two chunks; calls `progress` with 1 after each epoch.
+
+        After a loss that is not finite it ends, with what the broken weights score for the epochs that are left.
+        """
+        config = dataclasses.replace(
+            self.comparison.entrants[trial.optimizer], learning_rate=trial.learning_rate, seed=trial.seed
+        )
+        state = self._start(config)
+        started, self._compiling = time.perf_counter(), 0.0
+        losses: list[float] = []
+        accuracies: list[float] = []
+        for epoch in range(1, trial.epochs + 1):
+            if not losses or math.isfinite(losses[-1]):
+                state, loss = self._train_epoch(trial.optimizer, config, state, epoch, stop)
+                losses.append(loss)
+                accuracies.append(self._accuracy(state, self.validation))
+            else:
+                losses.append(losses[-1])
+                accuracies.append(accuracies[-1])
+            progress(1)
+        test_accuracy = self._accuracy(state, self.test) if trial.part == "final" else None
+        return Outcome(
+            classes=self.dataset.num_classes,
+            training_pictures=len(self.training),
+            validation_pictures=len(self.validation),
+            test_pictures=len(self.test),
+            loss_by_epoch=tuple(losses),
+            accuracy_by_epoch=tuple(accuracies),
+            test_accuracy=test_accuracy,
+            seconds=time.perf_counter() - started - self._compiling,
+        )
+
+    def _start(self, config: Config) -> steps.TrainState:
+        """Initial weights and velocity, as the trainer draws them from the seed."""
+        params_key, velocity_key = jax.random.split(jax.random.key(config.seed))
+        params = vgg.init(self._model, params_key, self._image_shape)
+        return self._replicas.replicate(steps.TrainState(params, optimizers.build(config, velocity_key).init(params)))
+
+    def _train_epoch(
+        self, entrant: str, config: Config, state: steps.TrainState, epoch: int, stop: Callable[[], bool]
+    ) -> tuple[steps.TrainState, float]:
+        """The state after an epoch, and the mean loss over its pictures; an epoch is cut short where that breaks."""
+        order = self.training[np.random.default_rng([config.seed, epoch]).permutation(len(self.training))]
+        loss = 0.0
+        for count, batches in self._chunks(order, _STEPS):
+            if stop():
+                raise Stopped
+            arguments = ((state, np.float32(config.learning_rate), np.int32(count)), self._pictures, batches)
+            if entrant not in self._programs:
+                chunk = functools.partial(_train_some, self._apply, config)
+                self._programs[entrant] = self._compiled(chunk, arguments, donate_first=True)
+            state, sums = self._programs[entrant](*arguments)
+            loss += float(sums.loss)
+            if not math.isfinite(loss):
+                break
+        return state, loss / len(order)
+
+    def _accuracy(self, state: steps.TrainState, rows: np.ndarray) -> float:
+        """The share of these pictures that are classified rightly."""
+        correct = 0
+        for _, batches in self._chunks(rows, _EVALUATION_STEPS):
+            arguments = (state.params, self._pictures, batches)
+            if self._evaluation is None:
+                self._evaluation = self._compiled(functools.partial(steps.evaluate, self._apply), arguments)
+            correct += int(self._evaluation(*arguments).correct)
+        return correct / len(rows)
+
+    def _compiled(self, function: Callable, arguments: Any, donate_first: bool = False) -> Callable:
+        """The program of `function` of (tree, pictures, batches) on all devices."""
+        started = time.perf_counter()
+        program = self._replicas.run_everywhere(function, donate_first)(*arguments)()
+        devices.release_memory()
+        self._compiling += time.perf_counter() - started
+        return program
+
+    def _chunks(self, rows: np.ndarray, length: int) -> list[tuple[int, np.ndarray]]:
+        """The batches of these row numbers, `length` at a time as a program takes them, and how many are there."""
+        size = self.comparison.config.batch_size
+        count = -(-len(rows) // size)
+        filled = np.full(-(-count // length) * length * size, -1, np.int32)
+        filled[: len(rows)] = rows
+        batches = filled.reshape(-1, length, size)
+        return [(min(length, count - i * length), self._replicas.split(chunk)) for i, chunk in enumerate(batches)]
+
+
+def _train_some(apply: steps.Apply, config: Config, tree: Any, pictures: steps.Split, batches: jax.Array) -> Any:
+    """On the device: as many steps as `tree` = (state, learning rate, count) says, and their sums."""
+    state, learning_rate, count = tree
+    # The key draws an initial velocity, which the state has already.
+    tx = optimizers.build(dataclasses.replace(config, learning_rate=learning_rate), jax.random.key(0))
+
+    def step(i, carry):
+        state, total = carry
+        state, sums = steps.train_step(apply, tx, state, pictures, batches[i])
+        return state, jax.tree.map(jnp.add, total, sums)
+
+    zero = steps.Sums(jnp.float32(0), jnp.int32(0), jnp.int32(0))
+    return jax.lax.fori_loop(0, count, step, (state, zero))
