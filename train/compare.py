@@ -4,12 +4,11 @@ import logging
 import pathlib
 import sys
 
-import tyro
-
 from comparison import ledger
 from comparison.driver import Driver, listing
 from comparison.options import Options, comparisons
 from trainer.config import UsageError, UserError
+from trainer.flags import parse_command
 
 log = logging.getLogger("train")
 
@@ -24,8 +23,7 @@ def main() -> int:
     log.setLevel(logging.INFO)
     log.propagate = False
     try:
-        options = tyro.cli(Options, prog="train/compare.py", config=(tyro.conf.FlagCreatePairsOff,))
-        return compare(options)
+        return compare(parse_command(Options, "train/compare.py", sys.argv[1:]))
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
         return error.exit_code

@@ -128,11 +128,27 @@ def start(*flags):
     )
 
 
-def test_the_command_answers_an_invalid_flag_in_one_line(tmp_path):
-    done = start("--workdir", tmp_path, "--rates", 4)
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("--rates", 4), "error: --rates is 4"),
+        (("--rates", "x"), "error: Error parsing --rates: invalid literal for int() with base 10: 'x'"),
+        (("--ratse", 5), "error: Unrecognized options: --ratse"),
+        (("--datasets", "digit"), "error: invalid choice 'digit' for argument '--datasets'"),
+    ],
+)
+def test_the_command_answers_an_invalid_flag_in_one_line(tmp_path, flags, said):
+    done = start("--workdir", tmp_path, *flags)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert done.stderr.startswith("error: --rates is 4")
+    assert done.stderr.startswith(said)
     assert not list(tmp_path.iterdir())
+
+
+def test_help_takes_no_time_and_nothing_heavy():
+    command = f"import sys; sys.path.insert(0, {str(SCRIPT.parent)!r}); import compare; print('jax' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "False\n"
+    assert "Compares optimizers" in start("--help").stdout
 
 
 def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
@@ -362,9 +378,13 @@ def test_the_list_says_what_is_done_and_to_do(tmp_path, stand, capsys):
 
 def test_the_time_left_is_at_the_pace_of_the_same_dataset():
     digits, mnist = comparisons(Options("unused", datasets=("digits", "mnist"), optimizers=("adam",), widen=0))
-    outcomes = {search.known(digits, {})[0]: outcome(*[0.5] * digits.config.epochs, seconds=10.0)}
+    epochs = digits.config.epochs
+    outcomes = {search.known(digits, {})[0]: outcome(*[0.5] * epochs, seconds=10.0 * epochs)}
     count = len(search.known(digits, {})) + len(digits.seeds) - 1
-    assert driver.time_left([digits], outcomes) == f"about {driver.duration(10.0 * count)}"
+    left = 10.0 * epochs * count
+    assert driver.time_left([digits], outcomes) == f"about {driver.duration(left)}"
+    others = len(search.known(mnist, {})) + len(mnist.seeds)
+    more = 10.0 * mnist.config.epochs * others  # at the digits' pace, as long as there is no other
+    assert driver.time_left([digits, mnist], outcomes) == f"about {driver.duration(left + more)}"
     outcomes[search.known(mnist, {})[0]] = outcome(*[0.5] * mnist.config.epochs, seconds=100.0)
-    others = len(search.known(mnist, {})) + len(mnist.seeds) - 1
-    assert driver.time_left([digits, mnist], outcomes) == f"about {driver.duration(10.0 * count + 100.0 * others)}"
+    assert driver.time_left([digits, mnist], outcomes) == f"about {driver.duration(left + 100.0 * (others - 1))}"

@@ -51,7 +51,7 @@ def listing(comparisons: Sequence[Comparison], outcomes: Outcomes) -> str:
 
 
 def summary(comparisons: Sequence[Comparison], outcomes: Outcomes) -> str:
-    """How many runs are done and to do, and the time left, in a line."""
+    """How many runs are done and to do, and the time that those will take, in a line."""
     trials = [trial for comparison in comparisons for trial in search.known(comparison, outcomes)]
     later = [search.unknown(comparison, outcomes) for comparison in comparisons]
     done, total = sum(trial in outcomes for trial in trials), len(trials) + sum(finals for finals, _ in later)
@@ -62,11 +62,11 @@ def summary(comparisons: Sequence[Comparison], outcomes: Outcomes) -> str:
 
 
 def time_left(comparisons: Sequence[Comparison], outcomes: Outcomes) -> str:
-    """At the pace of the same comparison's runs, else of all; without what widening may add."""
+    """At the pace of the same comparison's epochs, else of all; without what widening may add."""
     pace: dict[ledger.Setup, list[float]] = {}
     for trial, outcome in outcomes.items():
         if outcome.seconds is not None:
-            pace.setdefault(trial.setup, []).append(outcome.seconds)
+            pace.setdefault(trial.setup, []).append(outcome.seconds / trial.epochs)
     if not pace:
         return "not measured yet"
     every = [seconds for of_setup in pace.values() for seconds in of_setup]
@@ -74,7 +74,7 @@ def time_left(comparisons: Sequence[Comparison], outcomes: Outcomes) -> str:
     for comparison in comparisons:
         trials = search.known(comparison, outcomes)
         count = sum(trial not in outcomes for trial in trials) + search.unknown(comparison, outcomes)[0]
-        seconds += count * statistics.fmean(pace.get(trials[0].setup, every))
+        seconds += count * comparison.config.epochs * statistics.fmean(pace.get(trials[0].setup, every))
     return f"about {duration(seconds)}"
 
 
@@ -146,7 +146,7 @@ class Driver:
         text += f"validation accuracy {outcome.validation_accuracy:.4f}"
         if outcome.test_accuracy is not None:
             text += f", test accuracy {outcome.test_accuracy:.4f}"
-        log.info(f"{text}; {summary(self.comparisons, self.outcomes)}")
+        log.info(f"{text}; time left: {time_left(self.comparisons, self.outcomes)}")
 
     def _bar(self, trial: Trial) -> tqdm:
         options: dict[str, Any] = {

@@ -27,6 +27,7 @@ _SOURCES = {
     "cifar100_coarse": "CIFAR-10 and CIFAR-100 are by Krizhevsky (2009).",
     "cifar100_fine": "CIFAR-10 and CIFAR-100 are by Krizhevsky (2009).",
 }
+_DASHES: tuple[Any, ...] = ("--", ":", "-.", (0, (1, 1)), (0, (6, 2, 1, 2, 1, 2)))
 _TITLES = {
     "standings": "Test accuracy at the best learning rate",
     "leads": "Gravity's lead, by the number of classes",
@@ -144,8 +145,10 @@ def draw(outcomes: Outcomes) -> Figure:
 
 
 def _style(name: str) -> dict[str, Any]:
-    marker, line = palette.marker(name), palette.line_style(name)
-    return {"color": palette.colour(name), "marker": marker, "linestyle": line, "markersize": 5}
+    """Colour and marker of the optimizer; where it has settings of its own, a dash pattern that they decide."""
+    settings = name.partition(", ")[2]
+    line = _DASHES[sum(settings.encode()) % len(_DASHES)] if settings else "-"
+    return {"color": palette.colour(name), "marker": palette.marker(name), "linestyle": line, "markersize": 5}
 
 
 def _draw_rates(axes: Any, outcomes: Outcomes, setup: Setup) -> None:

@@ -9,6 +9,9 @@ import tyro
 
 from trainer.config import Config, UsageError, flag
 
+Flags = typing.TypeVar("Flags")
+_BOX = dict.fromkeys(map(ord, "╭╮╰╯│─"), " ")
+
 
 def parse(arguments: list[str]) -> Config:
     """The Config of these arguments; UsageError, or SystemExit after `--help`."""
@@ -20,6 +23,19 @@ def parse(arguments: list[str]) -> Config:
         if not leaving.code:
             raise
         raise UsageError(_explain(arguments) or " ".join(complaint.getvalue().split())) from None
+
+
+def parse_command(kind: type[Flags], program: str, arguments: list[str]) -> Flags:
+    """The flags of another command, a dataclass; UsageError, or SystemExit after `--help`."""
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            return tyro.cli(kind, prog=program, args=arguments, config=(tyro.conf.FlagCreatePairsOff,))
+    except SystemExit as leaving:
+        if not leaving.code:
+            raise
+        words = complaint.getvalue().partition("For full helptext")[0].split("\n", 1)[-1]  # a box, without its title
+        raise UsageError(f"{' '.join(words.translate(_BOX).split())} --help says more.") from None
 
 
 def _explain(arguments: list[str]) -> str | None:
