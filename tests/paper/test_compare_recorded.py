@@ -1,0 +1,76 @@
+"""The recorded comparison in notebooks/comparison, and what READMEs say about it."""
+
+import dataclasses
+import pathlib
+import re
+import shlex
+
+import numpy as np
+
+from comparison import evidence, ledger, search
+from comparison.options import Options, comparisons
+from trainer.config import flag
+from trainer.flags import parse_command
+
+ROOT = pathlib.Path(__file__).parents[2]
+RUNS = ledger.read(ROOT / "notebooks" / "comparison" / "runs.csv")
+README = (ROOT / "train" / "comparison" / "README.md").read_text()
+# The entrants of the digits, and their names in README.md.
+ENTRANTS = {
+    "gravity": "Gravity, the paper's alpha and beta",
+    "gravity:beta=0.99": "Gravity, beta 0.99",
+    "gravity:alpha=0.1,beta=0.5": "Gravity, alpha 0.1, beta 0.5",
+    "adam": "Adam",
+    "rmsprop": "RMSProp",
+    "momentum": "SGD with momentum",
+}
+
+
+def test_the_recorded_comparison_of_the_digits_is_whole():
+    (digits,) = comparisons(Options("unused", optimizers=tuple(ENTRANTS)))
+    trials = search.known(digits, RUNS)
+    assert set(trials) <= set(RUNS) and search.unknown(digits, RUNS) == (0, 0)
+    assert {trial for trial in RUNS if trial.dataset == "digits"} == set(trials)
+
+
+def test_recorded_runs_hold_no_times():
+    assert {outcome.seconds for outcome in RUNS.values()} == {None}
+
+
+def test_the_commands_and_flags_of_the_readme_are_the_programs():
+    commands = re.findall(r"^python train/compare\.py (.*)$", README, re.MULTILINE)
+    assert len(commands) >= 3
+    for command in commands:
+        assert comparisons(parse_command(Options, "compare.py", shlex.split(command)))
+    names = {name.removesuffix("_only") for name in (field.name for field in dataclasses.fields(Options))}
+    table = "".join(line for line in README.splitlines() if line.startswith("|"))
+    told = {"--workdir", "--list", "--data-dir", *re.findall(r"--[a-z-]+[a-z]", table)}
+    assert told == {flag(name) for name in names}
+
+
+def test_the_readmes_table_is_the_recorded_search():
+    readme = (ROOT / "README.md").read_text()
+    (digits,) = comparisons(Options("unused", optimizers=tuple(ENTRANTS)))
+    for name, label in zip(digits.entrants, ENTRANTS.values(), strict=True):
+        scores = search.search(digits, name, RUNS).scores
+        cells = [f"{scores[step]:.2f}" for step in (-2, -1, 0, 1, 2)]
+        tested = evidence.test_accuracies(evidence.finals(RUNS, evidence.setups(RUNS)[0], name))
+        cells.append(f"{np.mean(tested):.3f} ± {np.std(tested, ddof=1):.3f}")
+        assert f"| {label} | " + " | ".join(cells) + " |" in readme
+
+
+def test_the_readmes_hints_are_the_numbers():
+    (digits,) = comparisons(Options("unused", optimizers=tuple(ENTRANTS)))
+    scores = {name: search.search(digits, name, RUNS).scores for name in digits.entrants}
+    gravity, adam, rmsprop = scores["gravity"], scores["adam"], scores["rmsprop"]
+    assert max(gravity[-1], gravity[1]) < gravity[0] / 3
+    assert min(scores["gravity, beta 0.99"][step] for step in (-1, 0, 1)) > 0.8
+    assert max(max(scores[name].values()) for name in scores if name.startswith("gravity")) == max(
+        scores["gravity, alpha 0.1, beta 0.5"].values()
+    )
+    assert abs(adam[1] - adam[0]) < 0.05
+    assert search.best(rmsprop) == 2 and 3 in rmsprop
+    at_chance = {(row.optimizer, row.learning_rate): row.at_chance for row in evidence.rate_scores(RUNS)}
+    assert at_chance["adam", 0.0025] == 2
+    momentum = scores["momentum"]
+    assert min(momentum[0], momentum[1]) > 0.5 > 0.1 > max(momentum[step] for step in (-2, -1, 2))
