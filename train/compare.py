@@ -9,6 +9,7 @@ from comparison.driver import Driver, listing
 from comparison.options import Options, comparisons
 from trainer.config import UsageError, UserError
 from trainer.flags import parse_command
+from trainer.jaxlib_fault import work_around
 
 log = logging.getLogger("train")
 
@@ -41,6 +42,8 @@ def compare(options: Options) -> int:
         (folder / "runs.csv").touch()
     except OSError as error:
         raise UserError(f"--workdir is {folder}, where nothing can be written ({error.strerror}).") from error
+    if line := work_around():
+        log.info(line)
     code = 0 if options.report_only else Driver(folder, wanted).run()
     if outcomes := ledger.read(folder / "runs.csv"):
         from comparison import writeup
