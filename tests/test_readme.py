@@ -1,29 +1,185 @@
-"""The README's example runs and does what its comment says."""
+"""What the READMEs say is so: their commands run, their examples end as they say, their flags, paths and links exist.
 
+A command that is in no README yet must be added to one of the groups below, or `test_every_command_is_run` fails.
+"""
+
+import dataclasses
+import os
 import pathlib
 import re
+import shlex
+import subprocess
+import sys
+import tomllib
 
 import jax
 import numpy as np
+import pytest
+from matplotlib.mathtext import MathTextParser
 
-README = (pathlib.Path(__file__).parent.parent / "README.md").read_text()
+from paper.plan import Options
+from trainer.config import Config, flag
+
+ROOT = pathlib.Path(__file__).parents[1]
+PAGES = {
+    str(path.relative_to(ROOT)): path.read_text()
+    for pattern in ("*.md", ".github/*.md", "*/*.md", "*/*/*.md")
+    for path in sorted(ROOT.glob(pattern))
+    if not path.relative_to(ROOT).parts[0].startswith(".") or pattern.startswith(".github")
+}
+README = PAGES["README.md"]
+
+# Commands that .ci/run runs, and how they read there.
+IN_CI = {command: command for command in ("ruff check .", "mypy", "pytest -m peers", "pytest -m slow -n 0")} | {
+    ".ci/run": "passed",
+    "pytest": "$test_command",
+    "python3 -m venv .venv": "python3 -m venv",
+    ". .venv/bin/activate": ". .venv/bin/activate",
+    "ruff format .": "ruff format --check .",
+    "pytest tests/library": "pytest tests/library",
+    "pytest -n 0 -m tpu_compile tests/trainer/test_tpu_compile.py": 'pytest -n 0 -m "${target}_compile"',
+    "pytest -n 0 -m gpu_compile tests/trainer/test_gpu_compile.py": 'pytest -n 0 -m "${target}_compile"',
+}
+TINY = "--epochs 1 --limit 64 --width 0.05"
+COMPARED = f"{TINY} --optimizers gravity adam --rates 1 --widen 0 --search-seeds 1 --seeds 2"
+# Run here, one after another, with these flags added.
+TRAINING = {
+    "python train/main.py --help": "",
+    "python train/main.py": TINY,
+    "python train/main.py --dataset cifar10 --data-dir DATA": TINY,
+    "python train/benchmark.py --workdir RESULTS --data-dir DATA --list": "",
+    "python train/benchmark.py --workdir RESULTS --data-dir DATA": "--datasets digits --models vgg11 --epochs 1",
+    "python train/report.py RESULTS": "",
+    "python train/compare.py --workdir FOLDER --list": "",
+    "python train/compare.py --workdir FOLDER": COMPARED,
+    "python train/compare.py --workdir FOLDER --datasets cifar10 cifar100_fine --data-dir DATA": COMPARED,
+}
+# They time things for minutes, or need a compiler of their own: asked for their help here.
+SCRIPTS = re.compile(r"python tests/(speed|robustness)/\w+\.py")
+# They need an account, a TPU or a GPU, or change the machine: the page says that no test runs them.
+NOT_RUN = re.compile(r"gcloud |sudo |python3\.11 |python train/main\.py .* ~/|(pip install )?pre-commit")
 
 
-def test_the_example_ends_where_its_comment_says():
-    (example,) = re.findall(r"## Use\n\n```python\n(.*?)```", README, re.DOTALL)
+def commands(page):
+    """Those of a page's code blocks without a language, and those in backticks; `a && b` is two."""
+    fenced = re.compile(r"^ *```(\w*)\n(.*?)^ *```$", re.DOTALL | re.MULTILINE)
+    blocks = [code for language, code in fenced.findall(page) if not language and not code.startswith("@")]
+    lines = [line for code in blocks for line in re.findall(r'(?:[^\n"]|"[^"]*")+', code)]
+    starts = r"(python\S* [-\w]|pip install |pre-commit |sudo |gcloud |ruff |pytest( |$)|mypy$|\.ci/run$)"
+    inline = [" ".join(code.split()) for code in re.findall(r"`([^`]+)`", fenced.sub("", page))]
+    lines += [code for code in inline if re.match(starts, code)]
+    return [command for line in lines for command in re.split(r' && (?=(?:[^"]*"[^"]*")*[^"]*$)', line)]
+
+
+ALL = [(name, command) for name, page in PAGES.items() for command in commands(page)]
+
+
+@pytest.mark.parametrize(("name", "command"), ALL)
+def test_every_command_is_run(name, command):
+    if NOT_RUN.match(command):
+        assert re.search(r"no\s+test\s+runs", PAGES[name], re.IGNORECASE)
+    elif command in IN_CI:
+        assert IN_CI[command] in (ROOT / ".ci" / "run").read_text()
+    elif install := re.match(r'pip install (?:-e "\.\[(.*?)\]"|\.$)', command):
+        extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+        assert set((install[1] or "test").split(",")) <= extras.keys()
+    else:
+        assert command in TRAINING or SCRIPTS.match(command)
+
+
+def test_the_groups_hold_nothing_that_no_page_has():
+    assert IN_CI.keys() | TRAINING.keys() <= {command for _, command in ALL}
+
+
+def run(command, cwd, **places):
+    """In `cwd`, with the scripts of this checkout."""
+    words = [places.get(word, word) for word in shlex.split(command)][1:]
+    environment = {**os.environ, "XLA_FLAGS": "", "JAX_NUMPY_DTYPE_PROMOTION": "standard"}
+    done = subprocess.run(
+        [sys.executable, ROOT / words[0], *words[1:]],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env=environment,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_the_commands_train_and_report(tmp_path, tiny_tfds):
+    for command, more in TRAINING.items():
+        run(f"{command} {more}", tmp_path, DATA=tiny_tfds)
+    assert len(list((tmp_path / "runs").iterdir())) == 2
+    assert (tmp_path / "RESULTS" / "report.html").stat().st_size > 0
+    assert (tmp_path / "FOLDER" / "report.md").stat().st_size > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", sorted({SCRIPTS.match(command)[0] for _, command in ALL if SCRIPTS.match(command)}))
+def test_the_scripts_start(script, tmp_path):
+    assert "usage:" in run(f"{script} --help", tmp_path)
+
+
+@pytest.mark.slow
+def test_the_library_installs_alone(tmp_path):
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(tmp_path), str(ROOT)]
+    subprocess.run(pip, check=True, timeout=300)
+    assert {path.name for path in tmp_path.iterdir() if path.suffix != ".dist-info"} == {"gravity_optax"}
+
+
+def test_both_set_up_commands_stand_alone():
+    lines = re.findall(r"```\n(python3 -m venv .*)\n```", README)
+    assert [line.rsplit("&& ", 1)[1] for line in lines] == ["python train/main.py", "pytest"]
+    assert all(line.startswith("python3 -m venv .venv && . .venv/bin/activate && pip install -e") for line in lines)
+
+
+def test_the_readme_is_short():
+    assert len(README.splitlines()) <= 150
+
+
+@pytest.mark.parametrize("equation", re.findall(r"\$\$(.+?)\$\$|\$([^$\n]+)\$", README))
+def test_the_readmes_equations_render(equation):
+    MathTextParser("path").parse("$" + "".join(equation) + "$")
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_links_and_paths_lead_somewhere(name):
+    page, folder = PAGES[name], (ROOT / name).parent
+    links = [link for link in re.findall(r"\]\(([^)#\s]+)", page) if not link.startswith("http")]
+    assert [link for link in links if not (folder / link).exists()] == []
+    paths = re.findall(r"(?<!`)`((?:tests|train|notebooks|gravity_optax|trainer|helpers)/[\w./]*)`", page)
+    assert [path for path in paths if not ((folder / path).exists() or (ROOT / path).exists())] == []
+
+
+def table_flags(page):
+    """The flags in the first column of a page's tables."""
+    return {
+        name
+        for line in page.splitlines()
+        if line.startswith("| `--")
+        for name in re.findall(r"--[a-z-]+", line.split("|")[1])
+    }
+
+
+def test_the_tables_of_flags_are_whole():
+    assert table_flags(PAGES["train/README.md"]) == {flag(field.name) for field in dataclasses.fields(Config)}
+    names = {field.name.removesuffix("_only") for field in dataclasses.fields(Options)}
+    assert table_flags(PAGES["train/paper/README.md"]) | {"--workdir", "--data-dir", "--list"} == set(map(flag, names))
+
+
+def test_the_first_example_ends_where_its_comment_says():
+    (example,) = re.findall(r"```python\n(import jax\n.*?)```", README, re.DOTALL)
     namespace = {}
     exec(example.replace("print(w)", "w"), namespace)
     np.testing.assert_allclose(namespace["w"], [0.5, -0.25], atol=0.01)
     assert len([line for line in example.splitlines() if line and not line.startswith("import")]) <= 15
 
 
-def test_both_set_up_commands_stand_alone():
-    commands = re.findall(r"```\n(python3 -m venv .*)\n```", README)
-    assert [command.rsplit("&& ", 1)[1] for command in commands] == ["python train/main.py", "pytest"]
-
-
 def test_the_example_of_minimize_converges_and_draws(monkeypatch, tmp_path):
-    (example,) = re.findall(r"```python\n(import jax.numpy as jnp, optax\nfrom helpers.*?)```", README, re.DOTALL)
+    page = PAGES["notebooks/README.md"]
+    (example,) = re.findall(r"```python\n(import jax.numpy as jnp, optax\nfrom helpers.*?)```", page, re.DOTALL)
     monkeypatch.chdir(tmp_path)
     namespace = {}
     with jax.numpy_dtype_promotion("standard"):  # Adam raises a float to an int32

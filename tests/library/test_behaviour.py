@@ -1,4 +1,4 @@
-"""What Gravity does to a gradient: the numbers of the README's section of that name, measured again."""
+"""What Gravity does to a gradient: the numbers of Section 6 of how_gravity_works.ipynb, measured again."""
 
 import functools
 

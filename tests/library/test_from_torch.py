@@ -15,7 +15,7 @@ from gravity_optax import gravity
 
 pytestmark = pytest.mark.peers
 
-README = (pathlib.Path(__file__).parents[2] / "README.md").read_text()
+README = (pathlib.Path(__file__).parents[2] / "gravity_optax" / "README.md").read_text()
 # The README's own lines; `model` is a torch module, `theirs` its optimizer.
 (RECIPE,) = re.findall(r"From the authors' PyTorch optimizer.*?```python\n(.*?)```", README, re.DOTALL)
 

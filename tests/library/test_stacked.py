@@ -1,6 +1,9 @@
 """Leaves that hold many weight matrices: with `stacked_axes` each is updated as it would be alone, bit for bit."""
 
 import itertools
+import pathlib
+import re
+import textwrap
 
 import jax
 import jax.numpy as jnp
@@ -119,15 +122,12 @@ class Network(nn.Module):
 
 
 def partition_recipe(learning_rate, key):
-    """As README.md has it."""
-    keys = jax.random.split(key)
-    return optax.partition(
-        {
-            "stacked": gravity(learning_rate, key=keys[0], stacked_axes=1),
-            "plain": gravity(learning_rate, key=keys[1]),
-        },
-        lambda params: {name: "stacked" if name == "layers" else "plain" for name in params},
-    )
+    """The lines of gravity_optax/README.md."""
+    page = (pathlib.Path(__file__).parents[2] / "gravity_optax" / "README.md").read_text()
+    (recipe,) = re.findall(r"^  ```python\n(.*?)^  ```", page, re.DOTALL | re.MULTILINE)
+    names = {"jax": jax, "optax": optax, "gravity": gravity, "learning_rate": learning_rate, "key": key}
+    exec(textwrap.dedent(recipe), names)
+    return names["tx"]
 
 
 def test_a_scanned_model_trains_with_the_recipe_and_each_layer_has_its_own_m():
