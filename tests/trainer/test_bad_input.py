@@ -174,6 +174,7 @@ def test_a_workdir_that_cannot_be_used(command, tmp_path, where):
 
 
 def no_config(workdir):
+    empty_checkpoint(workdir)
     (workdir / "config.json").unlink()
 
 

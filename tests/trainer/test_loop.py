@@ -167,6 +167,6 @@ def test_every_dataset_trains(tiny_tfds, tmp_path, dataset):
 def test_a_profile_is_written_and_leaves_the_state_as_it_was(digits, tmp_path):
     trainer = loop.Trainer(resolve(SMALL), subset(digits, 40), jax.devices()[:2])
     before = jax.tree.map(np.array, trainer.state)
-    trainer.trace(str(tmp_path))
+    trainer.profile(jax.profiler.trace(str(tmp_path)))
     assert list(tmp_path.glob("plugins/profile/*/*.xplane.pb"))
     jax.tree.map(np.testing.assert_array_equal, before, trainer.state)

@@ -6,7 +6,6 @@ is starting Python and JAX for each cell: seconds, where a cell takes minutes to
 """
 
 import dataclasses
-import fcntl
 import logging
 import pathlib
 import shutil
@@ -85,18 +84,12 @@ class Runner:
         cell = self.cells[i]
         folder = pathlib.Path(cell.workdir)
         folder.mkdir(parents=True, exist_ok=True)
-        with open(folder / "lock", "w") as lock, open(folder / "output.txt", "a") as output:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                self.states[i] = state(cell)
-                return None
-            if (now := state(cell)).kind == "done":  # by another process, meanwhile
-                bar.update(cell.epochs - self.states[i].epochs)
-                self.states[i] = now
-                return None
+        if (now := state(cell)).kind in ("done", "running"):  # another process's work, meanwhile
+            bar.update(min(now.epochs, cell.epochs) - self.states[i].epochs)
+            self.states[i] = now
+            return None
+        with open(folder / "output.txt", "a") as output:
             (folder / "failed.txt").unlink(missing_ok=True)
-            # The lock goes with the process, so that it holds even where this one is killed and that one is not.
             # A session of its own: Ctrl-C on the terminal comes here alone and is passed on.
             self.process = subprocess.Popen(
                 command(cell),
@@ -104,17 +97,17 @@ class Runner:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                pass_fds=[lock.fileno()],
             )
             if self.signal:  # it came before there was a process to pass it on to
                 self.process.send_signal(self.signal)
             code = self._watch(i, bar)
-        if code not in (0, PREEMPTED) and not self.signal:
+        self.states[i] = state(cell)
+        if code not in (0, PREEMPTED) and not self.signal and self.states[i].kind != "running":
             why = _last_words(folder / "output.txt", code)
             (folder / "failed.txt").write_text(why + "\n")
             self.failed[i] = why
             log.error(f"{'/'.join(labels(cell))} failed: {why}")
-        self.states[i] = state(cell)
+            self.states[i] = state(cell)
         return code
 
     def _watch(self, i: int, bar: tqdm) -> int:

@@ -5,13 +5,13 @@ Nothing heavy is imported here.
 
 import csv
 import dataclasses
-import fcntl
 import json
 import pathlib
 from collections.abc import Sequence
 from typing import Literal
 
 from trainer.config import SAME_RUN, Config, as_recorded, flag
+from trainer.ownership import is_owned
 
 Pace = dict[tuple[str, ...], tuple[float, int]]  # (dataset, model, optimizer) -> seconds that so many epochs took
 
@@ -41,7 +41,7 @@ def state(cell: Config) -> State:
         )
     if epochs >= cell.epochs:
         return State("done", epochs, f"done: {epochs} epochs")
-    if is_locked(folder):
+    if is_owned(folder):
         return State("running", epochs, f"under way: {progress}, running now")
     if (folder / "failed.txt").exists():
         return State("failed", epochs, f"failed after {progress}: {(folder / 'failed.txt').read_text().strip()}")
@@ -139,15 +139,3 @@ def duration(seconds: float) -> str:
         if whole >= size:
             return f"{whole // size} {unit} {whole % size // smaller_size} {smaller}"
     return f"{whole} s"
-
-
-def is_locked(folder: pathlib.Path) -> bool:
-    """Whether a benchmark, or a run that one started, is running here."""
-    try:
-        with open(folder / "lock") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except BlockingIOError:
-        return True
-    return False

@@ -11,8 +11,10 @@ import functools
 import glob
 import importlib.metadata
 import importlib.util
+import json
+import logging
+import math
 import os
-import pickle
 import platform
 import signal
 import sys
@@ -20,6 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
@@ -130,8 +133,41 @@ def join_processes(config: Config) -> None:
             ) from error
         mend = "with --num-processes 1 this host trains alone"
         raise UserError(f"the other hosts of this Cloud TPU were not found ({brief(error)}); {mend}.") from error
+    find_devices()
     if jax.process_count() > 1:
         _explain_abort()
+
+
+def find_devices() -> None:
+    """UserError for a platform that JAX_PLATFORMS names and that is not there, and for a plugin that does not start."""
+    failures: list[str] = []
+
+    def keep(record: logging.LogRecord) -> bool:
+        """Jax logs the exception of a plugin, with its traceback, and goes on without it."""
+        if record.exc_info and record.exc_info[1]:
+            failures.append(brief(record.exc_info[1]))
+        return not record.exc_info
+
+    wanted = os.environ.get("JAX_PLATFORMS")
+    logger = logging.getLogger("jax._src.xla_bridge")
+    logger.addFilter(keep)
+    try:
+        jax.devices()
+        if wanted or not failures:
+            return
+    except Exception as error:  # RuntimeError, AssertionError for cuda without its plugin, whatever a driver raises
+        failures.append(brief(error) if str(error) else "its plugin for jax is not installed")
+        jax.config.update("jax_platforms", None if wanted else "cpu")
+    finally:
+        logger.removeFilter(keep)
+    there = ", ".join(sorted(jax.extend.backend.backends()))
+    raise UserError(
+        f"JAX_PLATFORMS is {wanted}, which cannot be had here ({failures[0]}); the platforms that are there: {there};"
+        " set it to one of them or unset it, or install what it needs."
+        if wanted
+        else f"JAX_PLATFORMS is not set, and a platform that is installed does not start ({failures[0]}); the platforms"
+        f" that are there: {there}; repair or uninstall its plugin, or set JAX_PLATFORMS to one of them."
+    )
 
 
 def primary() -> bool:
@@ -139,15 +175,26 @@ def primary() -> bool:
     return jax.process_index() == 0
 
 
-def from_primary(value: Any) -> Any:
-    """The primary's `value` in every process; the others' own is ignored. It must go through pickle."""
+def from_primary(value: Any, arrays: dict[str, np.ndarray]) -> tuple[Any, dict[str, np.ndarray]]:
+    """The primary's `value` (what JSON can say) and arrays in every process; the others' own are ignored."""
     if jax.process_count() == 1:
-        return value
-    # As bytes: the broadcast is a sum, which would turn -0.0 into 0.0.
-    sent = np.frombuffer(pickle.dumps(value) if primary() else b"", np.uint8)
-    length = int(multihost_utils.broadcast_one_to_all(np.int32(len(sent))))
-    sent = sent if primary() else np.zeros(length, np.uint8)
-    return pickle.loads(multihost_utils.broadcast_one_to_all(sent).tobytes())
+        return value, arrays
+    # All as bytes: the broadcast is a sum, which would turn -0.0 into 0.0.
+    shapes = {name: (array.dtype.name, array.shape) for name, array in arrays.items()}
+    text = np.frombuffer(json.dumps([value, shapes]).encode(), np.uint8)
+    length = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
+    value, shapes = json.loads(_broadcast(text, length).tobytes())
+    received = {}
+    for name, (dtype, shape) in shapes.items():
+        own = np.ascontiguousarray(arrays[name]).reshape(-1).view(np.uint8) if primary() else np.empty(0, np.uint8)
+        size = math.prod(shape) * np.dtype(dtype).itemsize
+        received[name] = _broadcast(own, size).view(dtype).reshape(shape)
+    return value, received
+
+
+def _broadcast(sent: np.ndarray, size: int) -> np.ndarray:
+    """The primary's uint8 (size,) in every process."""
+    return np.asarray(multihost_utils.broadcast_one_to_all(sent if primary() else np.zeros(size, np.uint8)))
 
 
 def asked_to_stop(asked: bool, count: int) -> bool:

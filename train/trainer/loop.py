@@ -3,7 +3,7 @@
 import concurrent.futures
 import contextlib
 import functools
-import importlib.metadata
+import importlib
 import logging
 import math
 import platform
@@ -132,13 +132,13 @@ class Trainer:
         loss, correct, pictures = totals.tolist()
         return Partial(chunk, loss, correct, pictures, done.seconds + time.perf_counter() - start)
 
-    def trace(self, folder: str | None) -> None:
-        """Writes a profile of a chunk of steps (the second of two) to `folder`, if any. The state stays as it is."""
+    def profile(self, profiling: contextlib.AbstractContextManager) -> None:
+        """Runs two chunks of steps, the second one in `profiling`. The state stays as it is."""
         length = min(self._chunks)
         batches = self._batches(np.arange(self.train_size), length)
         state = jax.tree.map(jnp.copy, self.state)
         state, _ = jax.block_until_ready(self._chunks[length](state, self.train_set, batches))
-        with jax.profiler.trace(folder) if folder else contextlib.nullcontext():
+        with profiling:
             jax.block_until_ready(self._chunks[length](state, self.train_set, batches))
 
     def evaluate(self) -> tuple[float, float]:
@@ -179,7 +179,7 @@ def train(
             log.info(f"all {len(run.rows)} epochs of this run are done")
         else:
             _train(run, devices, notice or StopRequest())
-        run.end()
+        run.recorder.end(run.rows)
     return run.rows
 
 
@@ -189,7 +189,7 @@ def _train(run: Progress, devices: Sequence[jax.Device] | None, notice: StopRequ
     dataset = data.load(config.dataset, config.data_dir, config.limit)
     started = time.perf_counter()
     trainer = Trainer(config, dataset, devices)
-    if run.arrays is not None:
+    if run.arrays:
         trainer.state = trainer.replicas.replicate(run.state(trainer.state))
     what = facts(trainer, dataset)
     run.begin(what, trainer.state)
@@ -200,7 +200,7 @@ def _train(run: Progress, devices: Sequence[jax.Device] | None, notice: StopRequ
         f" compiled in {time.perf_counter() - started:.1f} s"
     )
     if config.profile:
-        trainer.trace(str(run.workdir.profile) if run.workdir else None)
+        trainer.profile(run.recorder.profiling())
     log.info(HEADER)
     notice.watched = True
     with logging_redirect_tqdm([log]):
@@ -235,7 +235,7 @@ def _epoch(trainer: Trainer, run: Progress, notice: StopRequest) -> Epoch:
         run.partial = done
         where = f"epoch {epoch}, step {steps_of(done.chunks)} of {trainer.steps_per_epoch}"
         run.save(trainer.state, chunks, where)
-        run.wait()
+        run.recorder.wait()
         raise Preempted(f"stopped on SIGTERM after {where}; a checkpoint is written: go on with --resume.")
     loss, accuracy = trainer.means(done)
     start = time.perf_counter()
@@ -246,7 +246,7 @@ def _epoch(trainer: Trainer, run: Progress, notice: StopRequest) -> Epoch:
 
 def facts(trainer: Trainer, dataset: data.Dataset) -> dict:
     """What config.json says beside the flags."""
-    packages = ("gravity-optax", "jax", "jaxlib", "optax", "flax", "numpy")
+    packages = ("gravity_optax", "jax", "jaxlib", "optax", "flax", "numpy")
     return {
         "train_examples": trainer.train_size,
         "test_examples": trainer.test_size,
@@ -254,5 +254,6 @@ def facts(trainer: Trainer, dataset: data.Dataset) -> dict:
         "parameters": sum(x.size for x in jax.tree.leaves(trainer.state.params)),
         "steps_per_epoch": trainer.steps_per_epoch,
         "devices": [str(d.device_kind) for d in trainer.replicas.devices],
-        "versions": {"python": platform.python_version()} | {p: importlib.metadata.version(p) for p in packages},
+        "versions": {"python": platform.python_version()}
+        | {name.replace("_", "-"): importlib.import_module(name).__version__ for name in packages},
     }

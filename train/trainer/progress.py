@@ -1,5 +1,7 @@
 """A run beyond its process: how far it is, what of it is kept while it trains, and what it goes on from."""
 
+import contextlib
+import dataclasses
 import logging
 from typing import Any, NamedTuple
 
@@ -32,21 +34,100 @@ class Partial(NamedTuple):
     seconds: float = 0.0
 
 
-class Progress:
-    """The rows so far, the epoch under way, and what keeps them: the workdir and the checkpoints (primary only)."""
+class Recorder:
+    """What the primary keeps of a run: the workdir and the checkpoints."""
 
     def __init__(self, config: Config):
-        """Opens the workdir; with `config.resume`, reads the newest checkpoint that is whole."""
+        """Claims the workdir."""
+        self._config = config
+        self._workdir = Workdir(config)
+        try:
+            self._checkpoints = Checkpoints(self._workdir.checkpoints, config.keep)
+        except BaseException:
+            self._workdir.close()
+            raise
+
+    def restore(self) -> tuple[Arrays, dict[str, Any]] | None:
+        """With `config.resume`, the newest checkpoint that is whole, if there is one."""
+        return self._checkpoints.restore() if self._config.resume else None
+
+    def begin(self, facts: dict, state: Any, rows: list[Epoch]) -> None:
+        """Before the first step: is there room, and what will be trained."""
+        self._checkpoints.check_space(sum(leaf.nbytes for leaf in jax.tree.leaves(state)))
+        self._workdir.begin(self._config, facts)
+        if self._config.resume:  # it may hold rows of epochs that come again
+            self._workdir.write_history(rows)
+
+    def profiling(self) -> contextlib.AbstractContextManager:
+        """What runs in it is profiled."""
+        return jax.profiler.trace(str(self._workdir.profile))
+
+    def write_history(self, rows: list[Epoch]) -> None:
+        self._workdir.write_history(rows)
+
+    def save(self, number: int, arrays: Arrays, progress: dict[str, Any]) -> None:
+        """Begins to write a checkpoint, unless it is there."""
+        if self._checkpoints.newest != number:
+            self._checkpoints.save(number, arrays, progress)
+
+    def wait(self) -> None:
+        """Until all checkpoints are on disk."""
+        self._checkpoints.wait()
+
+    def end(self, rows: list[Epoch]) -> None:
+        """Draws the figure, when all checkpoints are on disk."""
+        self.wait()
+        self._workdir.write_figure(self._config, rows)
+        log.info(f"results are in {self._workdir.path}")
+
+    def close(self) -> None:
+        """Ends the threads that write, and leaves the workdir to others."""
+        self._checkpoints.close()
+        self._workdir.close()
+
+
+class NoRecorder(Recorder):
+    """The same in the other processes, which keep nothing."""
+
+    def __init__(self, config: Config): ...
+
+    def restore(self) -> None: ...
+
+    def begin(self, facts: dict, state: Any, rows: list[Epoch]) -> None: ...
+
+    def profiling(self) -> contextlib.AbstractContextManager:
+        return contextlib.nullcontext()
+
+    def write_history(self, rows: list[Epoch]) -> None: ...
+
+    def save(self, number: int, arrays: Arrays, progress: dict[str, Any]) -> None: ...
+
+    def wait(self) -> None: ...
+
+    def end(self, rows: list[Epoch]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Progress:
+    """The rows so far, the epoch under way, and the recorder that keeps them."""
+
+    def __init__(self, config: Config):
+        """Claims the workdir; with `config.resume`, reads the newest checkpoint that is whole."""
         self.config = config
-        self.workdir = Workdir(config) if devices.primary() else None
-        self._checkpoints = Checkpoints(self.workdir.checkpoints, config.keep) if self.workdir else None
-        found = self._checkpoints.restore() if self._checkpoints and config.resume else None
-        shared_config, found = devices.from_primary((config, found))
+        self.recorder = Recorder(config) if devices.primary() else NoRecorder(config)
+        try:
+            self._restore()
+        except BaseException:
+            self.close()
+            raise
+
+    def _restore(self) -> None:
+        arrays, progress = self.recorder.restore() or ({}, {"rows": [], "partial": []})
+        (shared, progress), self.arrays = devices.from_primary((dataclasses.asdict(self.config), progress), arrays)
         for name in SAME_RUN:
-            if getattr(shared_config, name) != (value := getattr(config, name)):
-                raise UserError(f"{flag(name)} is {value}, but process 0 has {getattr(shared_config, name)}.")
-        self.arrays: Arrays | None = found[0] if found else None
-        progress = found[1] if found else {"rows": [], "partial": ()}
+            if shared[name] != (value := getattr(self.config, name)):
+                raise UserError(f"{flag(name)} is {value}, but process 0 has {shared[name]}.")
         self.rows = [Epoch(*row) for row in progress["rows"]]
         self.partial = Partial(*progress["partial"])
 
@@ -67,12 +148,8 @@ class Progress:
         return jax.tree.unflatten(treedef, [self.arrays[name] for name in expected])
 
     def begin(self, facts: dict, state: Any) -> None:
-        """Before the first step: is there room, and what will be trained."""
-        if self.workdir:
-            self._checkpoints.check_space(sum(leaf.nbytes for leaf in jax.tree.leaves(state)))
-            self.workdir.write_config(self.config, facts)
-            if self.config.resume:  # it may hold rows of epochs that come again
-                self.workdir.write_history(self.rows)
+        """Before the first step."""
+        self.recorder.begin(facts, state, self.rows)
         if self.rows or self.partial.chunks:
             more = f" and {self.partial.chunks} chunks of the next" if self.partial.chunks else ""
             log.info(f"going on after epoch {len(self.rows)}{more}")
@@ -81,8 +158,7 @@ class Progress:
         """Records an epoch that has ended."""
         self.rows.append(row)
         self.partial = Partial()
-        if self.workdir:
-            self.workdir.write_history(self.rows)
+        self.recorder.write_history(self.rows)
 
     def due(self) -> bool:
         """Whether the epoch that has ended is to have a checkpoint."""
@@ -93,35 +169,18 @@ class Progress:
 
         `where` says for the error how far the run is.
         """
-        number = len(self.rows) * chunks_per_epoch + self.partial.chunks
-        if self._checkpoints and self._checkpoints.newest == number:
-            return
         leaves = jax.tree.leaves_with_path(state)
         arrays: Arrays = {jax.tree_util.keystr(path): np.array(leaf) for path, leaf in leaves}
         for name, array in arrays.items():
             if not np.all(np.isfinite(array)):
                 raise Diverged(f"{name} is not finite after {where}; {advice(self.config)}")
-        if not self._checkpoints:
-            return
         rows = [list(vars(row).values()) for row in self.rows]
-        self._checkpoints.save(number, arrays, {"rows": rows, "partial": list(self.partial)})
-
-    def wait(self) -> None:
-        """Until all checkpoints are on disk."""
-        if self._checkpoints:
-            self._checkpoints.wait()
-
-    def end(self) -> None:
-        """Draws the figure, when all checkpoints are on disk."""
-        self.wait()
-        if self.workdir:
-            self.workdir.write_figure(self.config, self.rows)
-            log.info(f"results are in {self.workdir.path}")
+        number = len(self.rows) * chunks_per_epoch + self.partial.chunks
+        self.recorder.save(number, arrays, {"rows": rows, "partial": list(self.partial)})
 
     def close(self) -> None:
-        """Ends the threads that write."""
-        if self._checkpoints:
-            self._checkpoints.close()
+        """Leaves the workdir to others."""
+        self.recorder.close()
 
 
 def advice(config: Config) -> str:

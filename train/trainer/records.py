@@ -3,9 +3,11 @@
 The folder may be on any path that `etils.epath` takes, such as gs://. Each file is replaced as a whole.
 """
 
+import contextlib
 import dataclasses
 import datetime
 import io
+import itertools
 import json
 import logging
 import pathlib
@@ -13,6 +15,7 @@ import pathlib
 from etils import epath
 
 from trainer.config import SAME_RUN, Config, UserError, as_recorded, brief, flag
+from trainer.ownership import Ownership
 
 log = logging.getLogger("train")
 
@@ -32,31 +35,52 @@ class Epoch:
 
 
 class Workdir:
-    """The folder of one run. One that already holds a run is refused, unless that run is to go on."""
+    """The folder of one run, which this process owns until `close`."""
 
     def __init__(self, config: Config):
-        """Makes the folder, and sees that it can be written to; with `config.resume`, that its run is this one."""
-        self.path = epath.Path(config.workdir or _fresh_name(config))
+        """Makes the folder and claims it; it may hold a run only with `config.resume`, and only this one."""
         try:
-            taken = any((self.path / name).exists() for name in ("config.json", "history.csv"))
-            if taken and not config.resume:
-                raise UserError(
-                    f"--workdir is {self.path}, which holds the results of a run already;"
-                    " choose another folder, or go on with that run with --resume."
-                )
+            self.path = epath.Path(config.workdir) if config.workdir else _make_fresh(config)
             self.path.mkdir(parents=True, exist_ok=True)
-            (self.path / ".writable").write_text("")
-            (self.path / ".writable").unlink()
+            self._ownership = None if "://" in str(self.path) else Ownership(pathlib.Path(self.path))
         except UserError:
             raise
         except Exception as error:  # OSError, or whatever the driver of another file system raises
             why = getattr(error, "strerror", None) or brief(error)
             raise UserError(
-                f"--workdir is {self.path}, where nothing can be written ({why}); choose another folder."
+                f"--workdir is {config.workdir or 'runs'}, where nothing can be written ({why}); choose another folder."
             ) from error
         self._history: list[str] = []  # its lines, each formatted once
-        self._config = self._read_config() if config.resume else {}
+        self._before: dict = {}  # config.json as it was found
+        self._unbegun = False  # whether this run has written config.json and nothing else yet
+        try:
+            self._claim(config)
+        except BaseException:
+            self._release()
+            raise
+
+    def _claim(self, config: Config) -> None:
+        """Says in config.json what run this is, before anything that may fail."""
+        if not config.resume and any((self.path / name).exists() for name in ("config.json", "history.csv")):
+            raise UserError(
+                f"--workdir is {self.path}, which holds the results of a run already;"
+                " choose another folder, or go on with that run with --resume."
+            )
+        self._before = self._read_config()
         self._check_same(config)
+        if not (self.path / "config.json").exists():
+            self._write_config(config, {})
+            self._unbegun = True
+
+    def close(self) -> None:
+        """Leaves the folder to others. A run that failed before it began, in a folder that held none, leaves none."""
+        if self._unbegun:
+            (self.path / "config.json").unlink(missing_ok=True)
+        self._release()
+
+    def _release(self) -> None:
+        if self._ownership:
+            self._ownership.release()
 
     @property
     def checkpoints(self) -> epath.Path:
@@ -68,12 +92,12 @@ class Workdir:
         """The folder of what --profile writes, for TensorBoard, XProf or Perfetto."""
         return self.path / "profile"
 
-    def write_config(self, config: Config, facts: dict) -> None:
-        """config.json: the resolved values, and facts such as versions and devices.
+    def begin(self, config: Config, facts: dict) -> None:
+        """Adds facts such as versions and devices to config.json.
 
         For a run that goes on, other versions and devices are mentioned, and other data are a UserError.
         """
-        before = self._config
+        before = self._before
         for name in ("train_examples", "test_examples", "num_classes"):
             if before.get(name, facts[name]) != facts[name]:
                 raise UserError(
@@ -85,6 +109,10 @@ class Workdir:
         for package, version in facts["versions"].items():
             if (old := before.get("versions", {}).get(package, version)) != version:
                 log.info(f"going on with {package} {version}; before it was {old}")
+        self._write_config(config, facts)
+        self._unbegun = False
+
+    def _write_config(self, config: Config, facts: dict) -> None:
         text = json.dumps(dataclasses.asdict(config) | {"workdir": str(self.path)} | facts, indent=2)
         self._write("config.json", f"{text}\n".encode())
 
@@ -134,7 +162,7 @@ class Workdir:
         """What config.json says; nothing if the run did not come that far."""
         path = self.path / "config.json"
         if not path.exists():
-            if self.checkpoints.exists():
+            if any(self.checkpoints.glob("[0-9]*")):
                 raise UserError(f"--workdir is {self.path}, which has checkpoints but no config.json; put it back.")
             return {}
         try:
@@ -144,7 +172,7 @@ class Workdir:
 
     def _check_same(self, config: Config) -> None:
         """UserError with each field in which this run is not the one that is here."""
-        now, before = dataclasses.asdict(config), as_recorded(self._config)
+        now, before = dataclasses.asdict(config), as_recorded(self._before)
         other = [name for name in SAME_RUN if before.get(name, now[name]) != now[name]]
         if other:
             values = "; ".join(f"{flag(name)} was {before[name]} and is {now[name]}" for name in other)
@@ -154,11 +182,16 @@ class Workdir:
             )
 
 
-def _fresh_name(config: Config) -> pathlib.Path:
+def _make_fresh(config: Config) -> epath.Path:
+    """A folder under runs/ that nobody else has."""
     now = datetime.datetime.now()
     stem = f"{now:%Y%m%d-%H%M%S}-{config.dataset}-{config.model}-{config.optimizer}-seed{config.seed}"
-    candidates = (pathlib.Path("runs") / f"{stem}{suffix}" for suffix in ("", *(f"-{i}" for i in range(2, 1000))))
-    return next(path for path in candidates if not path.exists())
+    for number in itertools.count(1):
+        path = epath.Path("runs") / (stem if number == 1 else f"{stem}-{number}")
+        with contextlib.suppress(FileExistsError):
+            path.mkdir(parents=True)
+            break
+    return path
 
 
 def _counted(kinds: list[str]) -> str:

@@ -1,0 +1,115 @@
+"""One run owns its folder as long as its process lives; folders under runs/ are made, not found, to be free."""
+
+import multiprocessing
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+
+import pytest
+
+import processes
+from trainer import records
+from trainer.config import Config, UserError, resolve
+from trainer.ownership import Ownership, is_owned
+
+
+def test_the_owner_is_named_and_nothing_is_touched(tmp_path):
+    owner = Ownership(tmp_path)
+    before = (tmp_path / "lock").read_bytes()
+    message = (
+        f"--workdir is {tmp_path}, where another run is at work .host {re.escape(socket.gethostname())},"
+        rf" process {os.getpid()}, since \d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d .*another folder"
+    )
+    for resume in (False, True):
+        with pytest.raises(UserError, match=message):
+            records.Workdir(resolve(Config(workdir=str(tmp_path), resume=resume)))
+    assert [path.name for path in tmp_path.iterdir()] == ["lock"] and (tmp_path / "lock").read_bytes() == before
+    assert is_owned(tmp_path)
+    owner.release()
+    assert not is_owned(tmp_path) and list(tmp_path.iterdir()) == []
+    Ownership(tmp_path).release()
+
+
+def test_it_ends_with_the_process_and_asking_does_not_take_it(tmp_path):
+    code = "import pathlib, sys; from trainer.ownership import Ownership; o = Ownership(pathlib.Path(sys.argv[1]))"
+    command = [sys.executable, "-c", code + "; print('owned', flush=True); input()", str(tmp_path)]
+    options = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "cwd": processes.MAIN.parent}
+    with subprocess.Popen(command, text=True, **options) as owner:
+        assert owner.stdout.readline() == "owned\n"
+        assert is_owned(tmp_path)
+        with pytest.raises(UserError, match=f"process {owner.pid},"):
+            Ownership(tmp_path)
+        owner.kill()
+        owner.wait(10)
+    assert (tmp_path / "lock").exists() and not is_owned(tmp_path)
+    Ownership(tmp_path).release()
+
+
+def test_a_file_system_without_locks_is_warned_about(tmp_path, monkeypatch, caplog):
+    def flock(file, how):
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    Ownership(tmp_path).release()
+    assert "this file system has no locks (Function not implemented)" in caplog.text
+    assert not is_owned(tmp_path)
+
+
+def begin(folder, barrier, queue):
+    os.chdir(folder)
+    config = resolve(Config())
+    barrier.wait(60)
+    try:
+        queue.put(str(records.Workdir(config).path))
+    except UserError as error:
+        queue.put(f"refused: {error}")
+
+
+def test_runs_that_start_at_the_same_moment_have_a_folder_each(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    barrier, queue = context.Barrier(8), context.Queue()
+    starts = [context.Process(target=begin, args=(tmp_path, barrier, queue)) for _ in range(8)]
+    for process in starts:
+        process.start()
+    paths = [queue.get(timeout=120) for _ in starts]
+    for process in starts:
+        process.join(60)
+    assert len(set(paths)) == 8 and all((tmp_path / path / "config.json").exists() for path in paths), paths
+
+
+def test_a_run_that_fails_before_it_begins_leaves_nothing_behind(tmp_path):
+    config = resolve(Config(workdir=str(tmp_path)))
+    workdir = records.Workdir(config)
+    assert (tmp_path / "config.json").exists()
+    workdir.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+SMALL = ("--width", 0.05, "--limit", 64, "--batch-size", 16, "--epochs", 1, "--resume")
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 75), (signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)]
+)
+def test_a_run_that_is_stopped_before_its_first_step_can_be_resumed(tmp_path, number, code):
+    flags = (*SMALL, "--workdir", tmp_path / "run")
+    process = processes.start(*flags)
+    assert processes.wait_for(process, (tmp_path / "run" / "checkpoints").exists)
+    process.send_signal(number)
+    out = processes.finish(process, code=code)
+    assert not processes.rows(tmp_path / "run"), out
+    assert "results are in" in processes.finish(processes.start(*flags))
+
+
+def test_of_two_runs_in_one_folder_the_second_is_refused(tmp_path):
+    flags = ("--width", 0.05, "--limit", 64, "--epochs", 200, "--resume", "--workdir", tmp_path)
+    owner = processes.start(*flags)
+    assert processes.wait_for(owner, (tmp_path / "config.json").exists)
+    other = processes.finish(processes.start(*flags), code=1, seconds=60)
+    assert other.splitlines()[-1].startswith(f"error: --workdir is {tmp_path}, where another run is at work (host ")
+    assert f"process {owner.pid}, since" in other and len(other.splitlines()) == 1
+    owner.kill()
+    owner.communicate(timeout=60)
