@@ -96,7 +96,7 @@ class Program:
     def copies(self, computation: str) -> dict[str, int]:
         """The arrays that a computation copies as they are, as in {"f32[3,3,512,512]": 7}."""
         copies = [i for i in self._kernels(computation) if i.opcode == "copy"]
-        return dict(collections.Counter(i.text.split("{")[0] for i in copies))
+        return dict(collections.Counter(re.match(r"[^{ ]*", i.text)[0] for i in copies))
 
     def collectives(self) -> list[dict]:
         """Each collective: its kind, the bytes that a device puts in, and whether it is in the loop."""
