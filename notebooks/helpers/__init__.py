@@ -1,6 +1,6 @@
-"""What the notebooks share: minimising functions of two variables, plots and animations, the paper's figures.
+"""What the notebooks share: minimizing functions of two variables, plots and animations, the paper's figures.
 
-Importing it takes the trainer's way around a fault of jaxlib (`trainer.jaxlib_fault`).
+Importing it works around a fault of jaxlib, as the trainer does (`trainer.jaxlib_fault`).
 """
 
 from trainer.jaxlib_fault import work_around

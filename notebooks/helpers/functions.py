@@ -1,4 +1,4 @@
-"""Functions of two variables to minimize: the two of the source documents, and three that are hard in known ways."""
+"""Functions of two variables to minimize: two easy ones, and three that are hard in known ways."""
 
 import dataclasses
 from collections.abc import Callable
@@ -9,9 +9,9 @@ import jax.numpy as jnp
 
 @dataclasses.dataclass(frozen=True)
 class TestFunction:
-    """A scalar function of a point (..., 2), with what a picture of it needs to know."""
+    """A scalar function of a point (..., 2), with what is needed to draw it."""
 
-    __test__ = False  # no test case, whatever pytest makes of the name
+    __test__ = False  # not a test case, whatever pytest makes of the name
 
     name: str
     formula: str  # for titles, in TeX
@@ -28,7 +28,7 @@ class TestFunction:
 
 
 BOWL = TestFunction(
-    name="bowl",  # the article's
+    name="bowl",
     formula="x^2 + y^2",
     value=lambda x, y: x**2 + y**2,
     start=(-4.0, 3.0),
@@ -37,7 +37,7 @@ BOWL = TestFunction(
     y_range=(-5.0, 5.0),
 )
 TILTED = TestFunction(
-    name="tilted bowl",  # the notebook's
+    name="tilted bowl",
     formula="x^2 + y^2 + xy - 4x - 8y",
     value=lambda x, y: x**2 + y**2 + x * y - 4 * x - 8 * y,
     start=(0.0, 0.0),

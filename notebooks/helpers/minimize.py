@@ -37,7 +37,7 @@ def minimize(
     """Follows `tx` over `function` from `start`.
 
     `jax.vmap` over `start`, or over hyperparameters of a `tx` that is built inside the mapped function, gives
-    trajectories with a leading axis. Step sizes that change are optax schedules, given to `tx` as its learning rate:
+    trajectories with a leading axis. Step sizes that change are optax schedules, passed to `tx` as its learning rate:
     `optax.constant_schedule`, `optax.exponential_decay` (with `staircase=True` a step decay),
     `optax.piecewise_constant_schedule`, or `power_law_decay` below.
 
@@ -47,9 +47,9 @@ def minimize(
       function: from a tree of floats like `start` to a scalar.
       start: an array, or a tree of arrays, of floats.
       tx: any optax optimizer, those with a line search (`optax.lbfgs`) included.
-      steps: how many steps to make at most; the shapes of the result do not depend on the tolerance.
+      steps: the number of steps, at most; the shapes of the result do not depend on the tolerance.
       tolerance: stop where the gradient's norm is below it; 0 never stops.
-      maximize: climb instead, by minimizing -function; `values` are of `function` itself.
+      maximize: climb, by minimizing -function; `values` are of `function` itself.
 
     Returns:
       The `Trajectory`. A path that diverges goes on to inf and NaN and is not converged.
@@ -69,13 +69,13 @@ def minimize(
         position, state = carry
         value, gradient = jax.value_and_grad(objective)(position)
         norm = optax.tree.norm(gradient)
-        # A line search needs to know the function; other optimizers are not handed what they do not take.
+        # A line search needs the function; optimizers that take no extra arguments do not get them.
         update, state = tx.update(gradient, state, position, value=value, grad=gradient, value_fn=objective)
         stop = norm < tolerance
         update = jax.tree.map(lambda u: jnp.where(stop, jnp.zeros_like(u), u), update)
         return (optax.apply_updates(position, update), state), (position, sign * value, norm, update)
 
-    # One round more than steps, which only looks at the last point: its update leads nowhere.
+    # One iteration more than steps evaluates the last point; its update is dropped.
     _, (positions, values, norms, updates) = jax.lax.scan(step, (start, tx.init(start)), length=steps + 1)
     stopped = norms < tolerance  # once true it stays true, as the point stays
     return Trajectory(
@@ -95,7 +95,7 @@ def power_law_decay(
 
     Args:
       init_value: the value at count 0.
-      power: how fast it falls; 0.5 is the inverse square root, 0 a constant.
-      transition_steps: after so many steps it has fallen by a factor of 2 ** power.
+      power: how fast it decays; 0.5 is the inverse square root, 0 a constant.
+      transition_steps: the number of steps after which it has decayed by a factor of 2 ** power.
     """
     return lambda count: init_value / (1.0 + jnp.asarray(count, jnp.float32) / transition_steps) ** power

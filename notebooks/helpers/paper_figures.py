@@ -1,8 +1,8 @@
 """The figures of the paper's Section 2 and its Table 2, drawn from what the library computes.
 
 Nothing here repeats a formula of the optimizer: steps come from `gravity_term` and `scale_by_gravity`, plain
-exponential averaging (Eqs. 22 and 25) from `optax.ema`. Figure 6 is another author's in the paper; Figure 7's task is
-not stated there: here it is logistic regression on scikit-learn's digits.
+exponential averaging (Eqs. 22 and 25) from `optax.ema`. The paper took Figure 6 from another source and does not state
+the task of Figure 7; here it is logistic regression on scikit-learn's digits.
 """
 
 import functools
@@ -34,7 +34,7 @@ def gravity_step(gradient: jax.Array, learning_rate: float, max_step_grad: float
 
 
 def beta_hat(beta: jax.typing.ArrayLike, t: jax.typing.ArrayLike) -> jax.Array:
-    """Eq. 26, as the update has it: what is left of V = 1 after step t with a gradient of 0."""
+    """Eq. 26, measured: the fraction of V = 1 that remains after step t with a gradient of 0."""
     tx = scale_by_gravity(0.0, beta, key=0, first_step=0)
     state = tx.init(jnp.float32(0))._replace(count=jnp.asarray(t, jnp.int32), velocity=jnp.float32(1))
     return tx.update(jnp.float32(0), state)[0]
@@ -56,7 +56,7 @@ def table_2(steps: int = 16) -> list[tuple[int, float, int, float]]:
 
 
 def averaged_gravity(learning_rate: float, beta: jax.typing.ArrayLike) -> optax.GradientTransformation:
-    """Gravity before Section 2.4's mends: Eqs. 20 to 23, the velocity from rest."""
+    """Gravity without the corrections of Section 2.4: Eqs. 20 to 23, the velocity from rest."""
     zeta = optax.stateless(lambda grads, _: jax.tree.map(lambda g: gravity_term(g, 1 / jnp.max(jnp.abs(g))), grads))
     return optax.chain(zeta, optax.ema(beta, debias=False), optax.scale_by_learning_rate(learning_rate))
 
@@ -171,7 +171,7 @@ def figure_8(betas: Sequence[float] = (0.5, 0.9, 0.99, 1.0), steps: int = 100) -
 
 
 def figure_9(alpha: float = 0.01, learning_rate: float = 0.1, parameters: int = 100_000) -> Figure:
-    """V_0 as the library draws it: how many of its entries lie within one, two and three standard deviations."""
+    """V_0 as the library draws it, and the share of its entries within one, two and three standard deviations."""
     figure, axes = _axes(7.0, 3.8)
     state = gravity(learning_rate, alpha, key=0).init(jnp.zeros(parameters))
     velocity = np.asarray(optax.tree.get(state, "velocity"))

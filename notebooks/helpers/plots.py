@@ -1,4 +1,4 @@
-"""Where optimizers go on functions of two variables and on the two circles: figures and animations, one call each.
+"""Where optimizers go on functions of two variables: figures and animations, one call each.
 
 `optimizers` is always a mapping from labels to optax optimizers. A label is a name of `palette.COLOURS`, which gives
 its colour, or "name, remark", drawn dashed.
@@ -10,16 +10,14 @@ import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
-import jax
 import jax.numpy as jnp
-import matplotlib
 import numpy as np
 import optax
 from matplotlib.animation import FuncAnimation, PillowWriter
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from helpers import circles, functions
+from helpers import functions
 from helpers.minimize import minimize
 from paper import palette
 
@@ -57,7 +55,7 @@ def animate_paths(
     view: View = "contour",
     frames: int = 40,
 ) -> FuncAnimation:
-    """The same picture as `paths`, growing from the start to the last step in `frames` frames."""
+    """The figure of `paths`, growing from the start to the last step in `frames` frames."""
     figure, axes = _landscape(function, view)
     lines = _lines(axes, optimizers)
     figure.legend(handles=list(lines.values()), loc="outside right upper", frameon=False)
@@ -69,42 +67,26 @@ def animate_paths(
         for label, points in followed.items():
             _set(lines[label], points[: step + 1])
 
-    return _animation(figure, show, _frame_steps(steps, frames))
+    return animate(figure, show, steps=steps, frames=frames)
 
 
-def animate_boundaries(optimizers: Optimizers, *, steps: int = 200, seed: int = 0, frames: int = 40) -> FuncAnimation:
-    """A panel per optimizer: the classifier of `circles` as it learns, with the decision boundary and test accuracy."""
-    figure = _figure(2.6 * len(optimizers), 3.0)
-    colours = matplotlib.colormaps["RdBu"].resampled(10)  # ten steps of 0.1, which also keeps a GIF small
-    ticks = np.linspace(-1.6, 1.6, 81, dtype=np.float32)
-    grid = np.stack(np.meshgrid(ticks, ticks), -1)
-    runs = {label: circles.train(tx, steps, seed).positions for label, tx in optimizers.items()}
-    panels = dict(zip(runs, figure.subplots(1, len(runs), sharey=True, squeeze=False)[0], strict=True))
-    train, _ = circles.points()
-    images = {}
-    for label, axes in panels.items():
-        extent = (ticks[0], ticks[-1], ticks[0], ticks[-1])
-        images[label] = axes.imshow(np.zeros(grid.shape[:2]), colours, vmin=0, vmax=1, origin="lower", extent=extent)
-        for value, mark in enumerate("ox"):
-            axes.plot(*train.x[train.label == value].T, mark, color="0.15", markersize=2, markeredgewidth=0.5)
-        axes.set_xlabel("$x$")
-        axes.spines[:].set(color=palette.colour(label), linewidth=2)
-    next(iter(panels.values())).set_ylabel("$y$")
-    boundaries: list[Any] = []
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure of that size in inches, whose layout follows what is drawn."""
+    figure = Figure(figsize=(width, height), dpi=80, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
 
-    def show(step: int) -> None:
-        while boundaries:
-            boundaries.pop().remove()
-        figure.suptitle(f"probability of the inner circle, step {step}", fontsize="medium")
-        for label, axes in panels.items():
-            params = jax.tree.map(lambda leaf: leaf[step], runs[label])
-            probability = np.asarray(circles.inside(params, grid))
-            images[label].set_data(probability)
-            if probability.min() < 0.5 < probability.max():
-                boundaries.append(axes.contour(ticks, ticks, probability, levels=[0.5], colors="0", linewidths=1.5))
-            axes.set_title(f"{label}: {circles.accuracy(params):.3f}", fontsize="medium")
 
-    return _animation(figure, show, _frame_steps(steps, frames))
+def animate(figure: Figure, show: Callable[[int], None], *, steps: int = 100, frames: int = 40) -> FuncAnimation:
+    """An animation of at most `frames` frames; `show` draws one of the steps 0 to `steps` in the figure.
+
+    The layout is that of the last step: finding it takes longer than drawing.
+    """
+    show(steps)
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    shown = sorted({round(steps * i / (frames - 1)) for i in range(frames)})
+    return FuncAnimation(figure, show, frames=shown, interval=120, init_func=lambda: None)
 
 
 def gif(animation: FuncAnimation, dpi: int = 60) -> bytes:
@@ -116,27 +98,13 @@ def gif(animation: FuncAnimation, dpi: int = 60) -> bytes:
 
 
 def html(animation: FuncAnimation, alt: str, dpi: int = 60) -> str:
-    """An HTML element that holds the animation as a GIF, for notebooks; `alt` says what it shows."""
+    """An HTML element that holds the animation as a GIF, for notebooks; `alt` describes what it shows."""
     return f'<img alt="{alt}" src="data:image/gif;base64,{base64.b64encode(gif(animation, dpi)).decode()}">'
-
-
-def _figure(width: float, height: float) -> Figure:
-    figure = Figure(figsize=(width, height), dpi=80, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def _animation(figure: Figure, show: Callable[[int], None], steps: list[int]) -> FuncAnimation:
-    """Calls `show` for each of `steps`. The layout is that of the last one: finding it takes longer than drawing."""
-    show(steps[-1])
-    figure.draw_without_rendering()
-    figure.set_layout_engine("none")
-    return FuncAnimation(figure, show, frames=steps, interval=120, init_func=lambda: None)
 
 
 def _landscape(function: functions.TestFunction, view: View) -> tuple[Figure, Any]:
     """The function's contours or surface, with its minima, and labelled axes."""
-    figure = _figure(7.0, 4.6)
+    figure = new_figure(7.0, 4.6)
     x, y, values = (np.asarray(a) for a in functions.grid(function))
     heights, height_label = _heights(function, values)
     minima = np.array([*function.minima], np.float32)
@@ -172,15 +140,11 @@ def _follow(
         points, values = np.asarray(path.positions, np.float64), np.asarray(path.values, np.float64)
         if view == "surface":
             points = np.column_stack([points, _heights(function, values)[0]])
-            outside = [(a < low) | (a > high) for a, (low, high) in zip(points.T, _ranges(function), strict=False)]
-            points[np.any(outside, axis=0)] = np.nan
-        points[~np.all(np.abs(points) < 1e6, axis=1)] = np.nan  # far beyond any picture, or not finite
+            low, high = np.transpose([function.x_range, function.y_range])
+            points[np.any((points[:, :2] < low) | (points[:, :2] > high), axis=1)] = np.nan
+        points[~np.all(np.abs(points) < 1e6, axis=1)] = np.nan  # far outside the axes, or not finite
         followed[label] = points
     return followed
-
-
-def _ranges(function: functions.TestFunction) -> tuple[tuple[float, float], tuple[float, float]]:
-    return function.x_range, function.y_range
 
 
 def _lines(axes: Any, labels: Iterable[str]) -> dict[str, Any]:
@@ -207,8 +171,3 @@ def _set(line: Any, points: np.ndarray) -> None:
         line.set_data_3d(*points.T)
     else:
         line.set_data(*points.T)
-
-
-def _frame_steps(steps: int, frames: int) -> list[int]:
-    """The steps to show: 0 and the last one, and evenly between; at most `frames` of them."""
-    return sorted({round(steps * i / (frames - 1)) for i in range(frames)})

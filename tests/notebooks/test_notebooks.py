@@ -43,14 +43,17 @@ def test_it_opens_with_what_it_shows_and_how_long_it_takes(path):
     assert text.startswith("# ") and re.search(r"take[s]? about .* (seconds|minutes?)", text)
 
 
+# Their functions are what they show: the quickstart's training steps, and the one animation that is of no path.
+DEFINE_FUNCTIONS = {"quickstart": 2, "optimizer_trajectories": 1}
+
+
 @every_notebook
 def test_it_defines_no_helper_that_belongs_in_a_module(path):
     lengths = [len("".join(cell["source"]).splitlines()) for cell in code_cells(path)]
     assert max(lengths) <= 25
     source = "\n".join("".join(cell["source"]) for cell in code_cells(path))
     assert not re.search(r"^class ", source, re.MULTILINE)
-    if path.stem != "quickstart":  # whose training steps are what it shows
-        assert not re.search(r"^def ", source, re.MULTILINE)
+    assert len(re.findall(r"^ *def ", source, re.MULTILINE)) == DEFINE_FUNCTIONS.get(path.stem, 0)
 
 
 def test_the_quickstart_is_under_40_lines():
