@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from paper import published, work_queue
-from trainer.config import UserError
+from trainer.config import RECIPE, Config, UserError
 
 EPOCHS = 100  # of a published run
 DATASET_NAMES = {
@@ -27,7 +27,8 @@ DATASET_NAMES = {
 }
 MODEL_NAMES = {"vgg11": "VGG11", "vgg16": "VGG16", "vgg19": "VGG19"}
 # The settings of the published runs, as config.json has them; the learning rate and the sizes come on top.
-_PROTOCOL = {"width": 1.0, "batch_size": 128, "limit": None, "precision": "float32", "norm": "none"}
+_PLAIN = {field.name: field.default for field in dataclasses.fields(Config) if field.name in RECIPE}
+_PROTOCOL = {"width": 1.0, "batch_size": 128, "limit": None, "precision": "float32", **_PLAIN}
 _GRAVITY = {"alpha": 0.01, "beta": 0.9, "first_step": 0, "max_step_grad": "inverse_max_abs", "velocity": "normal"}
 _TRAIN_EXAMPLES = {"mnist": 60_000, "fashion_mnist": 60_000}  # else 50,000
 

@@ -10,7 +10,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import Literal
 
-from trainer.config import SAME_RUN, Config, as_recorded, flag
+from trainer.config import Config, as_recorded, flag, same_run
 from trainer.ownership import is_owned
 
 Pace = dict[tuple[str, ...], tuple[float, int]]  # (dataset, model, optimizer) -> seconds that so many epochs took
@@ -67,7 +67,7 @@ def _differences(cell: Config, folder: pathlib.Path) -> list[str]:
         return []
     return [
         f"{flag(name)} was {stored[name]}, now {getattr(cell, name)}"
-        for name in SAME_RUN
+        for name in same_run(cell)
         if name in stored and stored[name] != getattr(cell, name)
     ]
 

@@ -43,10 +43,15 @@ OTHER_LEARNING_RATES = {
     **dict.fromkeys(("adagrad", "adadelta", "adamax", "nadam", "amsgrad"), 0.001),
 }
 
-# What makes a run what it is: `--resume` refuses another value. The other flags may differ.
+# What the paper's runs do without; the defaults change nothing.
+RECIPE = (
+    *("norm", "schedule", "warmup_epochs", "final_learning_rate", "weight_decay", "clip_norm", "clip_value"),
+    "accumulate",
+)
+# What makes a run what it is: `--resume` refuses another value (see `same_run`). The other flags may differ.
 SAME_RUN = (
-    *("dataset", "model", "width", "norm", "optimizer", "learning_rate", "alpha", "beta", "first_step"),
-    *("max_step_grad", "velocity", "batch_size", "seed", "limit", "precision"),
+    *("dataset", "model", "width", "optimizer", "learning_rate", "alpha", "beta", "first_step"),
+    *("max_step_grad", "velocity", "batch_size", "seed", "limit", "precision", *RECIPE),
 )
 
 
@@ -95,6 +100,24 @@ class Config:
     velocity: VelocityName | None = None
     """What Gravity's initial velocity is drawn from; all but the default are Keras initialisers, of the authors' tuning
     study, and take no --alpha. Default: normal, of standard deviation alpha / learning rate (Eq. 27)."""
+    schedule: Literal["constant", "cosine", "linear", "step"] = "constant"
+    """How the learning rate falls to --final-learning-rate by the last update: along half a cosine, linearly, or in two
+    equal factors after 1/2 and 3/4 of the epochs (step)."""
+    warmup_epochs: float = 0.0
+    """Epochs, perhaps a fraction, over which the learning rate first rises from 0. Gravity's initial velocity is that
+    of --learning-rate, the peak."""
+    final_learning_rate: float | None = None
+    """Where the schedule ends. Default: 0, and a hundredth of --learning-rate for step."""
+    weight_decay: float | None = None
+    """Decoupled, as in AdamW: each update also takes learning rate x this x weights away, of kernels alone (not of
+    biases, nor of GroupNorm's scales)."""
+    clip_norm: float | None = None
+    """Scales the gradient of all weights together down to at most this Euclidean norm."""
+    clip_value: float | None = None
+    """Clips each entry of the gradient to [-this, this]."""
+    accumulate: int = 1
+    """Steps whose mean gradient makes one update: a batch so many times as large, with one maximum in Gravity's rule.
+    What is left over at an epoch's end counts in the next; at the end of the run it is dropped."""
     epochs: int | None = None
     """Passes over the training set. Default: 25 for the digits, 100 elsewhere."""
     batch_size: int | None = None
@@ -163,10 +186,16 @@ def resolve(config: Config) -> Config:
     missing = {name: value for name, value in defaults.items() if getattr(config, name) is None}
     resolved = dataclasses.replace(config, **missing)
     _check_ranges(resolved)
+    resolved = _with_schedule(resolved)
     _check_processes(resolved)
     if resolved.resume and resolved.workdir is None:
         raise UsageError("--resume needs --workdir, the folder of the run to go on with.")
     return resolved
+
+
+def same_run(config: Config) -> tuple[str, ...]:
+    """The fields that must not change on `--resume`: SAME_RUN, and the epochs if the learning rate falls with them."""
+    return SAME_RUN if config.schedule == "constant" else (*SAME_RUN, "epochs")
 
 
 def as_recorded(config: dict[str, Any]) -> dict[str, Any]:
@@ -195,15 +224,22 @@ def brief(error: BaseException) -> str:
 
 def _check_ranges(config: Config) -> None:
     positive = "a finite number above 0", lambda x: math.isfinite(x) and x > 0
+    nonnegative = "a finite number of at least 0", lambda x: math.isfinite(x) and x >= 0
     whole = "between 1 and 1000000", lambda x: 1 <= x <= 10**6
     ranges = {
         "width": ("a finite number above 0 and at most 16", lambda x: 0 < x <= 16),
         "learning_rate": positive,
-        "alpha": ("a finite number of at least 0", lambda x: math.isfinite(x) and x >= 0),
+        "alpha": nonnegative,
         "beta": ("between 0 and 1", lambda x: 0 <= x <= 1),
         "first_step": ("between 0 and 1000000000", lambda x: 0 <= x <= 10**9),
         "epochs": whole,
         "batch_size": ("between 1 and 65536", lambda x: 1 <= x <= 2**16),
+        "warmup_epochs": nonnegative,
+        "final_learning_rate": nonnegative,
+        "weight_decay": nonnegative,
+        "clip_norm": positive,
+        "clip_value": positive,
+        "accumulate": whole,
         "limit": ("at least 1", lambda x: x >= 1),
         "seed": ("between 0 and 2**32 - 1", lambda x: 0 <= x < 2**32),
         "checkpoint_every": whole,
@@ -215,6 +251,32 @@ def _check_ranges(config: Config) -> None:
         value = getattr(config, name)
         if value is not None and not valid(value):
             raise UsageError(f"{flag(name)} is {value}; it must be {text}.")
+
+
+def _with_schedule(config: Config) -> Config:
+    """With the default of `final_learning_rate`; UsageError for flags that do not go together."""
+    if config.clip_norm is not None and config.clip_value is not None:
+        raise UsageError(
+            f"--clip-norm is {config.clip_norm} and --clip-value is {config.clip_value}: leave one of them out."
+        )
+    limit, share = (config.epochs / 2, "half of --epochs") if config.schedule == "step" else (config.epochs, "--epochs")
+    if config.warmup_epochs >= limit:
+        raise UsageError(f"--warmup-epochs is {config.warmup_epochs:g}; it must be below {share}, {limit:g}.")
+    rate, final = config.learning_rate, config.final_learning_rate
+    if config.schedule == "constant":
+        if final is not None:
+            raise UsageError(
+                f"--final-learning-rate is {final}, but --schedule is constant: choose cosine, linear or step, or leave"
+                " it out."
+            )
+        return config
+    if final is None:
+        return dataclasses.replace(config, final_learning_rate=rate / 100 if config.schedule == "step" else 0.0)
+    if final > rate:
+        raise UsageError(f"--final-learning-rate is {final}; it must be at most --learning-rate, {rate:g}.")
+    if final == 0 and config.schedule == "step":
+        raise UsageError("--final-learning-rate is 0; with --schedule step it must be above 0.")
+    return config
 
 
 def _check_processes(config: Config) -> None:

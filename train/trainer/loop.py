@@ -43,7 +43,7 @@ class Trainer:
         self.replicas = Replicas(devices)
         model = vgg.build(config.model, config.width, dataset.num_classes, config.precision, config.norm)
         params_key, velocity_key = jax.random.split(jax.random.key(config.seed))
-        tx = optimizers.build(config, velocity_key)
+        tx = optimizers.build(config, velocity_key, -(-len(dataset.train_labels) // config.batch_size))
 
         def initial_state():
             params = vgg.init(model, params_key, dataset.train_images.shape[1:])
@@ -74,6 +74,11 @@ class Trainer:
     def steps_per_epoch(self) -> int:
         """The last, partial batch counts."""
         return -(-self.train_size // self.config.batch_size)
+
+    def learning_rate(self, epoch: int) -> float:
+        """At the end of `epoch` (from 1)."""
+        updates = epoch * self.steps_per_epoch // self.config.accumulate
+        return float(optimizers.schedule(self.config, self.steps_per_epoch)(updates))
 
     @property
     def chunks_per_epoch(self) -> int:
@@ -241,7 +246,8 @@ def _epoch(trainer: Trainer, run: Progress, notice: StopRequest) -> Epoch:
     start = time.perf_counter()
     val_loss, val_accuracy = trainer.evaluate()
     speed = trainer.train_size / done.seconds
-    return Epoch(epoch, loss, accuracy, val_loss, val_accuracy, done.seconds, speed, time.perf_counter() - start)
+    val_seconds, rate = time.perf_counter() - start, trainer.learning_rate(epoch)
+    return Epoch(epoch, loss, accuracy, val_loss, val_accuracy, done.seconds, speed, val_seconds, rate)
 
 
 def facts(trainer: Trainer, dataset: data.Dataset) -> dict:

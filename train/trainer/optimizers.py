@@ -21,6 +21,7 @@ the same values:
 
 import dataclasses
 import inspect
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -29,7 +30,7 @@ import optax
 
 from gravity_optax import gravity
 from trainer import gravity_options
-from trainer.config import Config
+from trainer.config import Config, UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,8 +83,61 @@ def make(name: str, learning_rate: optax.ScalarOrSchedule, **hyperparameters: An
     return entry.function(learning_rate, **entry.defaults | hyperparameters | entry.fixed)
 
 
-def build(config: Config, key: jax.Array) -> optax.GradientTransformation:
-    """The optimizer of a resolved configuration; `key` draws Gravity's initial velocity."""
+def build(config: Config, key: jax.Array, steps_per_epoch: int | None = None) -> optax.GradientTransformation:
+    """The optimizer of a resolved configuration, with its recipe; `key` draws Gravity's initial velocity.
+
+    In this order: clipping, the optimizer at the peak learning rate (which Gravity's initial velocity depends on),
+    weight decay, the schedule; all on the mean gradient of `config.accumulate` steps. What a configuration does not ask
+    for adds nothing. `steps_per_epoch` is needed for a schedule and for accumulation.
+    """
+    tx = _alone(config, key)
+    parts = [*clipping(config), tx]
+    if config.weight_decay:
+        # Decoupled: after the optimizer, whose updates bear the sign and the learning rate already.
+        rate = -config.learning_rate * config.weight_decay
+        parts.append(optax.add_decayed_weights(rate, lambda params: jax.tree.map(lambda w: w.ndim > 1, params)))
+    if config.schedule != "constant" or config.warmup_epochs:
+        rates = schedule(config, steps_per_epoch)
+        parts.append(optax.scale_by_schedule(lambda count: rates(count) / config.learning_rate))
+    if len(parts) > 1:
+        tx = optax.chain(*parts)
+    if config.accumulate == 1:
+        return tx
+    if config.accumulate > (steps := config.epochs * steps_per_epoch):
+        raise UserError(f"--accumulate is {config.accumulate}; this run has only {steps} steps: choose a smaller one.")
+    return optax.MultiSteps(tx, config.accumulate).gradient_transformation()
+
+
+def clipping(config: Config) -> list[optax.GradientTransformation]:
+    """What clips the gradient, without state: one transformation or none."""
+    if config.clip_norm is not None:
+        return [optax.clip_by_global_norm(config.clip_norm)]
+    return [] if config.clip_value is None else [optax.clip(config.clip_value)]
+
+
+def schedule(config: Config, steps_per_epoch: int) -> optax.Schedule:
+    """The learning rate by the number of updates done, which `config.accumulate` steps make one of."""
+    updates = lambda epochs: round(epochs * steps_per_epoch / config.accumulate)
+    peak, final = config.learning_rate, config.final_learning_rate
+    warmup, end = updates(config.warmup_epochs), updates(config.epochs)
+    constant, length = optax.constant_schedule, max(1, end - warmup)
+    if config.schedule == "step":
+        parts = [constant(peak), constant(math.sqrt(peak * final)), constant(final)]
+        boundaries = [updates(config.epochs / 2), updates(config.epochs * 3 / 4)]
+    else:
+        after = {
+            "constant": lambda: constant(peak),
+            "cosine": lambda: optax.cosine_decay_schedule(peak, length, final / peak),
+            "linear": lambda: optax.linear_schedule(peak, final, length),
+        }
+        parts, boundaries = [after[config.schedule]()], []
+    if warmup:
+        parts, boundaries = [optax.linear_schedule(0.0, peak, warmup), *parts], [warmup, *boundaries]
+    return optax.join_schedules(parts, boundaries) if boundaries else parts[0]
+
+
+def _alone(config: Config, key: jax.Array) -> optax.GradientTransformation:
+    """The optimizer without what `config` puts before and after it."""
     if config.optimizer != "gravity":
         return make(config.optimizer, config.learning_rate)
     tx = make(

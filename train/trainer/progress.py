@@ -10,7 +10,7 @@ import numpy as np
 
 from trainer import devices
 from trainer.checkpoints import Arrays, Checkpoints
-from trainer.config import SAME_RUN, Config, RunAgain, UserError, flag
+from trainer.config import Config, RunAgain, UserError, flag, same_run
 from trainer.records import Epoch, Workdir
 
 log = logging.getLogger("train")
@@ -125,10 +125,11 @@ class Progress:
     def _restore(self) -> None:
         arrays, progress = self.recorder.restore() or ({}, {"rows": [], "partial": []})
         (shared, progress), self.arrays = devices.from_primary((dataclasses.asdict(self.config), progress), arrays)
-        for name in SAME_RUN:
+        for name in same_run(self.config):
             if shared[name] != (value := getattr(self.config, name)):
                 raise UserError(f"{flag(name)} is {value}, but process 0 has {shared[name]}.")
-        self.rows = [Epoch(*row) for row in progress["rows"]]
+        # Rows of before there were schedules lack the learning rate.
+        self.rows = [Epoch(*[*row, self.config.learning_rate][:9]) for row in progress["rows"]]
         self.partial = Partial(*progress["partial"])
 
     @property

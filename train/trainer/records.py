@@ -14,7 +14,7 @@ import pathlib
 
 from etils import epath
 
-from trainer.config import SAME_RUN, Config, UserError, as_recorded, brief, flag
+from trainer.config import Config, UserError, as_recorded, brief, flag, same_run
 from trainer.ownership import Ownership
 
 log = logging.getLogger("train")
@@ -32,6 +32,7 @@ class Epoch:
     seconds: float  # training alone, without compilation and evaluation
     images_per_second: float  # likewise
     val_seconds: float
+    learning_rate: float  # the schedule's at the epoch's end, with which the next epoch begins
 
 
 class Workdir:
@@ -173,7 +174,7 @@ class Workdir:
     def _check_same(self, config: Config) -> None:
         """UserError with each field in which this run is not the one that is here."""
         now, before = dataclasses.asdict(config), as_recorded(self._before)
-        other = [name for name in SAME_RUN if before.get(name, now[name]) != now[name]]
+        other = [name for name in same_run(config) if before.get(name, now[name]) != now[name]]
         if other:
             values = "; ".join(f"{flag(name)} was {before[name]} and is {now[name]}" for name in other)
             raise UserError(

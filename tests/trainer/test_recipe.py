@@ -1,0 +1,230 @@
+"""Clipping, weight decay, schedules and accumulation: against the chains written out, and through a whole run."""
+
+import csv
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from gravity_optax import gravity, scale_by_gravity
+from processes import differences, result
+from trainer import loop, optimizers
+from trainer.config import Config, UsageError, UserError, resolve
+from trainer.preemption import StopRequest
+from trainer.progress import Preempted
+
+KEY = jax.random.key(3)
+PARAMS = {"kernel": jnp.linspace(-1.0, 2.0, 12).reshape(3, 4), "bias": jnp.linspace(0.5, 1.0, 4)}
+GRADIENTS = [jax.tree.map(lambda w, i=i: jnp.sin(3 * w + i) * 4, PARAMS) for i in range(6)]
+
+
+def updates(tx, gradients=GRADIENTS):
+    """What `tx` makes of them, one after another; the parameters stay."""
+    with jax.numpy_dtype_promotion("standard"):  # optax's own code promotes
+        state, out = tx.init(PARAMS), []
+        for g in gradients:
+            update, state = tx.update(g, state, PARAMS)
+            out.append(update)
+    return out
+
+
+def build(steps_per_epoch=10, **flags):
+    return optimizers.build(resolve(Config(**flags)), KEY, steps_per_epoch)
+
+
+def assert_close(some, others, rtol=1e-5):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=1e-7), some, others)
+
+
+def test_without_flags_the_chain_is_gravity_alone_bit_for_bit():
+    plain = gravity(0.1, alpha=0.01, beta=0.9, key=KEY)
+    jax.tree.map(np.testing.assert_array_equal, updates(build()), updates(plain))
+    assert jax.tree.structure(build().init(PARAMS)) == jax.tree.structure(plain.init(PARAMS))
+
+
+@pytest.mark.parametrize(
+    ("flags", "clip"),
+    [
+        ({"clip_norm": 2.0}, lambda g: jax.tree.map(lambda x: x * min(1, 2.0 / float(optax.tree.norm(g))), g)),
+        ({"clip_value": 1.5}, lambda g: jax.tree.map(lambda x: np.clip(x, -1.5, 1.5), g)),
+    ],
+)
+@pytest.mark.parametrize("optimizer", ["gravity", "momentum"])
+def test_what_is_clipped_is_the_gradient_that_the_optimizer_sees(flags, clip, optimizer):
+    clipped = [clip(g) for g in GRADIENTS]
+    assert all(not np.allclose(a["kernel"], b["kernel"]) for a, b in zip(clipped, GRADIENTS, strict=True))
+    assert_close(updates(build(optimizer=optimizer, **flags)), updates(build(optimizer=optimizer), clipped))
+
+
+def test_weight_decay_is_decoupled_and_of_kernels_alone():
+    mask = {"kernel": True, "bias": False}
+    chain = optax.chain(
+        scale_by_gravity(beta=0.9, velocity_stddev=0.1, key=KEY),
+        optax.add_decayed_weights(0.2, mask),
+        optax.scale_by_learning_rate(0.1),
+    )
+    decayed = updates(build(weight_decay=0.2))
+    assert_close(decayed, updates(chain))
+    for with_decay, without in zip(decayed, updates(build()), strict=True):
+        np.testing.assert_array_equal(with_decay["bias"], without["bias"])
+    adamw = optax.adamw(0.01, eps=1e-7, weight_decay=0.2, mask=mask)
+    assert_close(updates(build(optimizer="adam", learning_rate=0.01, weight_decay=0.2)), updates(adamw))
+
+
+def expected_rate(schedule, part, peak, final):
+    """`part` of the way from the end of the warm-up to the end; for step, of the whole run."""
+    if schedule == "constant":
+        return peak
+    if schedule == "linear":
+        return peak + (final - peak) * part
+    if schedule == "cosine":
+        return final + (peak - final) * (1 + np.cos(np.pi * part)) / 2
+    return peak * (final / peak) ** ((part >= 1 / 2) / 2 + (part >= 3 / 4) / 2)
+
+
+@pytest.mark.parametrize("warmup", [0.0, 1.5])
+@pytest.mark.parametrize(
+    ("name", "final"), [("constant", None), ("linear", 0.02), ("cosine", None), ("cosine", 0.05), ("step", None)]
+)
+def test_the_learning_rate_rises_from_zero_and_falls_to_its_final_value(name, final, warmup):
+    flags = {"schedule": name, "final_learning_rate": final, "warmup_epochs": warmup, "epochs": 8}
+    config = resolve(Config(learning_rate=0.2, **flags))
+    rate = optimizers.schedule(config, 10)
+    final = config.final_learning_rate
+    assert final == {"constant": None, "step": 0.002}.get(name, flags["final_learning_rate"] or 0.0)
+    for count in range(81):
+        part = count / 80 if name == "step" else (count - 10 * warmup) / (80 - 10 * warmup)
+        expected = 0.2 * count / 15 if count < 10 * warmup else expected_rate(name, part, 0.2, final)
+        np.testing.assert_allclose(rate(count), expected, rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize("optimizer", ["gravity", "adam", "nesterov"])
+def test_the_schedule_scales_the_updates(optimizer):
+    flags = {"optimizer": optimizer, "learning_rate": 0.5}
+    tx = build(2, schedule="linear", epochs=3, **flags)
+    expected = [jax.tree.map(lambda u, i=i: u * (1 - i / 6), u) for i, u in enumerate(updates(build(**flags)))]
+    assert_close(updates(tx), expected)
+
+
+def test_a_warm_up_from_zero_starts_from_the_peaks_velocity():
+    tx, plain = build(4, warmup_epochs=1.0), build()
+    starts = [optax.tree.get(t.init(PARAMS), "velocity") for t in (tx, plain)]
+    jax.tree.map(np.testing.assert_array_equal, *starts)
+    warm = updates(tx)
+    assert all(np.all(x == 0) for x in jax.tree.leaves(warm[0]))
+    assert_close(warm[4:], updates(plain)[4:])
+
+
+def test_accumulation_takes_one_maximum_over_the_mean_gradient():
+    means = [jax.tree.map(lambda *x: sum(x) / 3, *GRADIENTS[i : i + 3]) for i in (0, 3)]
+    accumulated = updates(build(accumulate=3))
+    assert_close([accumulated[2], accumulated[5]], updates(build(), means))
+    assert all(np.all(x == 0) for i in (0, 1, 3, 4) for x in jax.tree.leaves(accumulated[i]))
+
+
+def test_under_accumulation_the_schedule_counts_updates():
+    rate = optimizers.schedule(resolve(Config(schedule="linear", epochs=4, accumulate=2, learning_rate=0.4)), 5)
+    np.testing.assert_allclose([rate(count) for count in (0, 5, 10)], [0.4, 0.2, 0], atol=1e-8)
+
+
+def test_more_accumulation_than_steps_is_refused():
+    with pytest.raises(UserError, match="--accumulate is 21; this run has only 20 steps"):
+        build(10, accumulate=21, epochs=2)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"clip_norm": 1.0, "clip_value": 1.0}, "--clip-norm is 1.0 and --clip-value is 1.0: leave one"),
+        ({"clip_norm": 0.0}, "--clip-norm is 0.0; it must be a finite number above 0"),
+        ({"clip_value": float("nan")}, "--clip-value is nan; it must be"),
+        ({"weight_decay": -0.1}, "--weight-decay is -0.1; it must be"),
+        ({"final_learning_rate": 0.01}, "--final-learning-rate is 0.01, but --schedule is constant"),
+        ({"schedule": "cosine", "final_learning_rate": 0.2}, "--final-learning-rate is 0.2; it must be at most"),
+        ({"schedule": "step", "final_learning_rate": 0.0}, "--final-learning-rate is 0; with --schedule step"),
+        ({"warmup_epochs": 25.0}, "--warmup-epochs is 25; it must be below --epochs, 25"),
+        ({"warmup_epochs": 1.0, "epochs": 2, "schedule": "step"}, "--warmup-epochs is 1; it must be below half of"),
+        ({"warmup_epochs": -1.0}, "--warmup-epochs is -1.0; it must be"),
+        ({"accumulate": 0}, "--accumulate is 0; it must be between 1 and"),
+    ],
+)
+def test_flags_that_do_not_go_together_are_refused(flags, message):
+    with pytest.raises(UsageError, match=f"^{message}") as caught:
+        resolve(Config(**flags))
+    assert "\n" not in str(caught.value)
+
+
+class StopAfter(StopRequest):
+    """SIGTERM after so many chunks."""
+
+    def __init__(self, chunks):
+        self.left = chunks
+
+    @property
+    def given(self):
+        self.left -= 1
+        return self.left < 0
+
+
+# 16 steps an epoch, 8 chunks: neither the epoch's end nor the stop falls on the end of an accumulation.
+RUN = Config(
+    width=0.05,
+    limit=128,
+    batch_size=8,
+    epochs=2,
+    norm="group",
+    schedule="cosine",
+    warmup_epochs=0.5,
+    final_learning_rate=0.01,
+    weight_decay=0.01,
+    clip_norm=0.5,
+    accumulate=3,
+)
+
+
+def train(workdir, chunks=None, **flags):
+    config = resolve(dataclasses.replace(RUN, workdir=str(workdir), **flags))
+    with jax.numpy_dtype_promotion("standard"):  # optax's own code promotes
+        return loop.train(config, jax.devices()[:2], None if chunks is None else StopAfter(chunks))
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """The same run at one go, and stopped in the middle of the first epoch and gone on with."""
+    whole, stopped = (tmp_path_factory.mktemp(name) for name in ("whole", "stopped"))
+    train(whole)
+    with pytest.raises(Preempted):
+        train(stopped, chunks=2)
+    train(stopped, resume=True)
+    return whole, stopped
+
+
+def test_a_stopped_run_with_every_flag_goes_on_bit_for_bit(runs):
+    assert differences(*(result(workdir) for workdir in runs)) == []
+
+
+def test_the_flags_are_recorded_and_the_learning_rate_is_the_last_column(runs):
+    config = json.loads((runs[0] / "config.json").read_text())
+    assert {name: config[name] for name in ("schedule", "clip_norm", "accumulate", "norm")} == {
+        "schedule": "cosine",
+        "clip_norm": 0.5,
+        "accumulate": 3,
+        "norm": "group",
+    }
+    with open(runs[0] / "history.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0])[-1] == "learning_rate"
+    # 10 updates in all, 3 of them warm-up; 5 are done after the first epoch.
+    middle = 0.01 + 0.09 * (1 + np.cos(np.pi * 2 / 8)) / 2
+    np.testing.assert_allclose([float(row["learning_rate"]) for row in rows], [middle, 0.01], rtol=1e-5)
+
+
+@pytest.mark.parametrize("flags", [{"clip_norm": 1.0}, {"accumulate": 2}, {"warmup_epochs": 0.0}, {"epochs": 3}])
+def test_another_recipe_is_another_run(runs, flags):
+    ((name, value),) = flags.items()
+    with pytest.raises(UserError, match=f"--{name.replace('_', '-')} was .* and is {value}"):
+        train(runs[0], resume=True, **flags)
