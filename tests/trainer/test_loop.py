@@ -116,7 +116,17 @@ def test_a_run_records_what_it_was_and_what_came_of_it(finished):
     assert config["versions"]["jax"] == jax.__version__
     with open(workdir / "history.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    columns = ["epoch", "loss", "accuracy", "val_loss", "val_accuracy", "seconds", "images_per_second", "val_seconds"]
+    columns = [
+        "epoch",
+        "loss",
+        "accuracy",
+        "val_loss",
+        "val_accuracy",
+        "seconds",
+        "images_per_second",
+        "val_seconds",
+        "learning_rate",
+    ]
     assert list(rows[0]) == columns
     assert [row["epoch"] for row in rows] == ["1", "2"]
     for row, epoch in zip(rows, history, strict=True):

@@ -218,8 +218,8 @@ def test_the_flags_are_recorded_and_the_learning_rate_is_the_last_column(runs):
     with open(runs[0] / "history.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert list(rows[0])[-1] == "learning_rate"
-    # 10 updates in all, 3 of them warm-up; 5 are done after the first epoch.
-    middle = 0.01 + 0.09 * (1 + np.cos(np.pi * 2 / 8)) / 2
+    # 10 updates in all, 2 of them warm-up; 5 are done after the first epoch.
+    middle = 0.01 + 0.09 * (1 + np.cos(np.pi * 3 / 8)) / 2
     np.testing.assert_allclose([float(row["learning_rate"]) for row in rows], [middle, 0.01], rtol=1e-5)
 
 

@@ -117,7 +117,7 @@ def clipping(config: Config) -> list[optax.GradientTransformation]:
 
 def schedule(config: Config, steps_per_epoch: int) -> optax.Schedule:
     """The learning rate by the number of updates done, which `config.accumulate` steps make one of."""
-    updates = lambda epochs: round(epochs * steps_per_epoch / config.accumulate)
+    updates = lambda epochs: int(epochs * steps_per_epoch // config.accumulate)
     peak, final = config.learning_rate, config.final_learning_rate
     warmup, end = updates(config.warmup_epochs), updates(config.epochs)
     constant, length = optax.constant_schedule, max(1, end - warmup)
