@@ -6,7 +6,7 @@ import sys
 
 from comparison import ledger
 from comparison.driver import Driver, listing
-from comparison.options import Options, comparisons
+from comparison.options import CompareOptions, comparisons
 from trainer.config import UsageError, UserError
 from trainer.flags import parse_command
 from trainer.jaxlib_fault import work_around
@@ -24,13 +24,13 @@ def main() -> int:
     log.setLevel(logging.INFO)
     log.propagate = False
     try:
-        return compare(parse_command(Options, "train/compare.py", sys.argv[1:]))
+        return compare(parse_command(CompareOptions, "train/compare.py", sys.argv[1:]))
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
         return error.exit_code
 
 
-def compare(options: Options) -> int:
+def compare(options: CompareOptions) -> int:
     """Makes the runs and writes the report; or only lists the runs; or only reports."""
     folder = pathlib.Path(options.workdir)
     wanted = comparisons(options)

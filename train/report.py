@@ -11,7 +11,7 @@ from trainer.config import UserError
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class ReportOptions:
     """Shows the results of train/benchmark.py beside the published runs: RESULTS/report.html."""
 
     results: Annotated[str, tyro.conf.Positional]
@@ -20,7 +20,7 @@ class Options:
 
 def main() -> int:
     """The exit code: 0, or 2 if the results cannot be read."""
-    options = tyro.cli(Options, prog="train/report.py")
+    options = tyro.cli(ReportOptions, prog="train/report.py")
     try:
         written = page.write(results.load(options.results))
     except UserError as error:

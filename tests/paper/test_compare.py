@@ -18,7 +18,7 @@ import pytest
 import compare
 from comparison import driver, ledger, search, trials
 from comparison.ledger import Outcome, Trial
-from comparison.options import Options, comparisons
+from comparison.options import CompareOptions, comparisons
 from comparison.rules import RULES
 from trainer.config import TABLE_5, UsageError, UserError
 from trainer.data import DATASETS
@@ -32,7 +32,7 @@ def outcome(*accuracies, test=None, losses=None, seconds=1.0):
 
 def only(**flags):
     """The comparison that these flags make."""
-    (one,) = comparisons(Options("unused", **flags))
+    (one,) = comparisons(CompareOptions("unused", **flags))
     return one
 
 
@@ -67,7 +67,7 @@ def test_without_flags_it_is_the_four_optimizers_on_the_digits():
 
 def test_every_dataset_has_a_rule_and_is_centred_on_the_papers_learning_rates():
     assert set(RULES) == set(DATASETS)
-    for one in comparisons(Options("unused", datasets=tuple(TABLE_5))):
+    for one in comparisons(CompareOptions("unused", datasets=tuple(TABLE_5))):
         dataset = one.config.dataset
         assert one.config.model == "vgg16"
         assert [one.entrants[name].learning_rate for name in ("adam", "rmsprop")] == list(TABLE_5[dataset][:2])
@@ -118,7 +118,7 @@ def test_an_entrant_may_have_settings_of_its_own_and_all_may_share_some():
 )
 def test_an_invalid_flag_is_named(flags, named):
     with pytest.raises(UsageError, match=named):
-        comparisons(Options("unused", **flags))
+        comparisons(CompareOptions("unused", **flags))
 
 
 def start(*flags):
@@ -320,7 +320,7 @@ def stand(monkeypatch):
 
 
 def options(tmp_path, **flags):
-    return Options(str(tmp_path), **{"optimizers": ("gravity", "adam"), "search_seeds": 1, "seeds": 2} | flags)
+    return CompareOptions(str(tmp_path), **{"optimizers": ("gravity", "adam"), "search_seeds": 1, "seeds": 2} | flags)
 
 
 def test_all_runs_are_made_once_and_reported(tmp_path, stand):
@@ -377,7 +377,7 @@ def test_the_list_says_what_is_done_and_to_do(tmp_path, stand, capsys):
 
 
 def test_the_time_left_is_at_the_pace_of_the_same_dataset():
-    digits, mnist = comparisons(Options("unused", datasets=("digits", "mnist"), optimizers=("adam",), widen=0))
+    digits, mnist = comparisons(CompareOptions("unused", datasets=("digits", "mnist"), optimizers=("adam",), widen=0))
     epochs = digits.config.epochs
     outcomes = {search.known(digits, {})[0]: outcome(*[0.5] * epochs, seconds=10.0 * epochs)}
     count = len(search.known(digits, {})) + len(digits.seeds) - 1

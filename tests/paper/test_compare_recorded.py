@@ -8,7 +8,7 @@ import shlex
 import numpy as np
 
 from comparison import evidence, ledger, search
-from comparison.options import Options, comparisons
+from comparison.options import CompareOptions, comparisons
 from trainer.config import flag
 from trainer.flags import parse_command
 
@@ -27,7 +27,7 @@ ENTRANTS = {
 
 
 def test_the_recorded_comparison_of_the_digits_is_whole():
-    (digits,) = comparisons(Options("unused", optimizers=tuple(ENTRANTS)))
+    (digits,) = comparisons(CompareOptions("unused", optimizers=tuple(ENTRANTS)))
     trials = search.known(digits, RUNS)
     assert set(trials) <= set(RUNS) and search.unknown(digits, RUNS) == (0, 0)
     assert {trial for trial in RUNS if trial.dataset == "digits"} == set(trials)
@@ -41,8 +41,8 @@ def test_the_commands_and_flags_of_the_readme_are_the_programs():
     commands = re.findall(r"^python train/compare\.py (.*)$", README, re.MULTILINE)
     assert len(commands) >= 3
     for command in commands:
-        assert comparisons(parse_command(Options, "compare.py", shlex.split(command)))
-    names = {name.removesuffix("_only") for name in (field.name for field in dataclasses.fields(Options))}
+        assert comparisons(parse_command(CompareOptions, "compare.py", shlex.split(command)))
+    names = {name.removesuffix("_only") for name in (field.name for field in dataclasses.fields(CompareOptions))}
     table = "".join(line for line in README.splitlines() if line.startswith("|"))
     told = {"--workdir", "--list", "--data-dir", *re.findall(r"--[a-z-]+[a-z]", table)}
     assert told == {flag(name) for name in names}
@@ -50,7 +50,7 @@ def test_the_commands_and_flags_of_the_readme_are_the_programs():
 
 def test_the_readmes_table_is_the_recorded_search():
     readme = (ROOT / "README.md").read_text()
-    (digits,) = comparisons(Options("unused", optimizers=tuple(ENTRANTS)))
+    (digits,) = comparisons(CompareOptions("unused", optimizers=tuple(ENTRANTS)))
     for name, label in zip(digits.entrants, ENTRANTS.values(), strict=True):
         scores = search.search(digits, name, RUNS).scores
         cells = [f"{scores[step]:.2f}" for step in (-2, -1, 0, 1, 2)]
@@ -60,7 +60,7 @@ def test_the_readmes_table_is_the_recorded_search():
 
 
 def test_the_readmes_hints_are_the_numbers():
-    (digits,) = comparisons(Options("unused", optimizers=tuple(ENTRANTS)))
+    (digits,) = comparisons(CompareOptions("unused", optimizers=tuple(ENTRANTS)))
     scores = {name: search.search(digits, name, RUNS).scores for name in digits.entrants}
     gravity, adam, rmsprop = scores["gravity"], scores["adam"], scores["rmsprop"]
     assert max(gravity[-1], gravity[1]) < gravity[0] / 3

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from comparison import search, trials
-from comparison.options import Options, comparisons
+from comparison.options import CompareOptions, comparisons
 from comparison.trials import Laboratory, Stopped, split
 from trainer import data, steps
 from trainer.devices import Replicas
@@ -18,7 +18,7 @@ FLAGS = {"width": 0.05, "limit": 96, "epochs": 2, "search_seeds": 1, "seeds": 1}
 
 
 def laboratory(devices=1, **flags):
-    (comparison,) = comparisons(Options("unused", **FLAGS | flags))
+    (comparison,) = comparisons(CompareOptions("unused", **FLAGS | flags))
     return Laboratory(comparison, Replicas(jax.devices()[:devices]))
 
 
@@ -134,7 +134,7 @@ def test_a_step_count_below_the_chunks_trains_on_what_is_there_alone():
     batches = np.full((1, 4, 1), -1, np.int32)
     batches[0, :2, 0] = [2, 1]
     replicas = Replicas(jax.devices()[:1])
-    (comparison,) = comparisons(Options("unused", **FLAGS, optimizers=("sgd",)))
+    (comparison,) = comparisons(CompareOptions("unused", **FLAGS, optimizers=("sgd",)))
     params = {"w": np.zeros((2, 2), np.float32)}
     state = steps.TrainState(params, optax.sgd(0.5).init(params))
     arguments = ((state, np.float32(0.5), np.int32(2)), pictures, batches)

@@ -25,7 +25,7 @@ MOST_RATES = 21
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class CompareOptions:
     """Compares optimizers, each at its best learning rate, found with the same budget. Without more: the digits.
 
     A search over learning rates half a decade apart, centred on the trainer's, on training pictures that are held out;
@@ -88,13 +88,13 @@ class Comparison:
         return next(iter(self.entrants.values()))
 
 
-def comparisons(options: Options) -> list[Comparison]:
+def comparisons(options: CompareOptions) -> list[Comparison]:
     """One for each dataset, in their order. UsageError for invalid flags."""
     _check(options)
     return [_comparison(options, dataset) for dataset in dict.fromkeys(options.datasets)]
 
 
-def _comparison(options: Options, dataset: DatasetName) -> Comparison:
+def _comparison(options: CompareOptions, dataset: DatasetName) -> Comparison:
     rule = RULES[dataset]
     shared: dict[str, Any] = {
         "dataset": dataset,
@@ -132,7 +132,7 @@ def label(optimizer: str, settings: dict[str, Any]) -> str:
     return ", ".join([optimizer, *(f"{key} {value}" for key, value in sorted(settings.items()))])
 
 
-def _check(options: Options) -> None:
+def _check(options: CompareOptions) -> None:
     if not options.datasets or not options.optimizers:
         raise UsageError("--datasets and --optimizers need at least one name each.")
     if options.rates % 2 == 0 or not 3 <= options.rates <= MOST_RATES:

@@ -1,0 +1,79 @@
+"""The layout holds: who may import whom, a name of its own for every module and class, and no sys.path by hand.
+
+Arrows go helpers -> paper and comparison -> trainer -> library, never back; nobody imports a command.
+"""
+
+import ast
+import json
+import pathlib
+import re
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+# Each may import itself and what stands before it.
+LAYERS = {
+    "gravity_optax": ROOT / "gravity_optax",
+    "trainer": ROOT / "train" / "trainer",
+    "paper": ROOT / "train" / "paper",
+    "comparison": ROOT / "train" / "comparison",
+    "helpers": ROOT / "notebooks" / "helpers",
+}
+COMMANDS = sorted((ROOT / "train").glob("*.py"))
+MODULES = [path for folder in LAYERS.values() for path in sorted(folder.rglob("*.py"))] + COMMANDS
+OURS = {*LAYERS, *(path.stem for path in COMMANDS)}
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+
+
+def imported(source):
+    """The top-level packages that it imports, wherever in the file."""
+    nodes = [*ast.walk(ast.parse(source))]
+    names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    names += [node.module for node in nodes if isinstance(node, ast.ImportFrom) if node.module]
+    return {name.split(".")[0] for name in names}
+
+
+def code(notebook):
+    cells = [cell for cell in json.loads(notebook.read_text())["cells"] if cell["cell_type"] == "code"]
+    lines = [line for cell in cells for line in "".join(cell["source"]).splitlines()]
+    return "\n".join(line for line in lines if not line.startswith("%"))
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_a_layer_imports_itself_and_those_below(layer):
+    below = [*LAYERS][: [*LAYERS].index(layer) + 1]
+    paths = sorted(LAYERS[layer].rglob("*.py"))
+    assert len(paths) > 1
+    for path in paths:
+        assert imported(path.read_text()) & OURS <= {*below}, path
+
+
+def test_no_module_of_the_layers_is_imported_past_its_package():
+    """As `import config`, which only works for those who put train/trainer on the path."""
+    inside = {path.stem for path in MODULES if path not in COMMANDS} - {"__init__"}
+    for path in [*MODULES, *sorted((ROOT / "tests").rglob("*.py"))]:
+        assert not imported(path.read_text()) & inside, path
+
+
+def test_notebooks_use_the_layers_and_no_command():
+    for path in NOTEBOOKS:
+        assert imported(code(path)) & OURS <= {*LAYERS}, path
+
+
+def test_every_module_has_a_name_of_its_own():
+    names = [path.stem for path in MODULES if path.name not in ("__init__.py", "__main__.py")]
+    assert sorted(names) == sorted({*names})
+
+
+def test_every_class_has_a_name_of_its_own():
+    nodes = [node for path in MODULES for node in ast.walk(ast.parse(path.read_text()))]
+    names = [node.name for node in nodes if isinstance(node, ast.ClassDef)]
+    assert len(names) > 20
+    assert sorted(names) == sorted({*names})
+
+
+def test_no_notebook_and_no_readme_touches_sys_path():
+    readmes = [path for pattern in ("README.md", "*/README.md", "*/*/README.md") for path in ROOT.glob(pattern)]
+    assert len(readmes) > 3
+    for path in [*NOTEBOOKS, *readmes]:
+        assert not re.search(r"sys\.path|PYTHONPATH", path.read_text()), path
