@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from sklearn.datasets import load_digits
 
 from gravity_optax import gravity
 
@@ -68,6 +67,8 @@ class Run(NamedTuple):
 @functools.cache
 def recorded_run(first_step):
     """Trains a small network on scikit-learn's digits with `gravity`, one jitted loop, and keeps what each step saw."""
+    from sklearn.datasets import load_digits  # here, because tests/speed/accelerator.py does without
+
     images, labels = load_digits(return_X_y=True)
     images, labels = jnp.asarray(images / 16, jnp.float32), jnp.asarray(labels, jnp.int32)
     widths = (64, 32, 24, 10)

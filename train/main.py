@@ -58,6 +58,8 @@ def _run(config: Config, notice: StopRequest) -> int:
         log.setLevel(logging.WARNING)
     try:
         devices.use_compilation_cache(config.compilation_cache)
+        for hint in devices.hints(config.precision):
+            log.info(hint)
         devices.check_arithmetic()
         with devices.lost_peers():
             loop.train(config, notice=notice)

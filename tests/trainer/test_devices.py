@@ -58,3 +58,27 @@ def test_compiled_programs_are_kept_on_accelerators_or_when_asked_for(monkeypatc
     monkeypatch.setattr(jax.config, "update", settings.__setitem__)
     devices.use_compilation_cache(setting)
     assert ("jax_compilation_cache_dir" in settings) == used
+
+
+@pytest.mark.parametrize(
+    "flags, slow", [("fma avx2 avx512f", True), ("avx2 avx512_bf16", False), ("asimd bf16", False)]
+)
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_cpu_without_bfloat16_instructions_says_so(flags, slow, precision, tmp_path):
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc" / "cpuinfo").write_text(f"processor : 0\nflags : fpu {flags}\n")
+    lines = list(devices.hints(precision, tmp_path))
+    assert len(lines) == (slow and precision == "bfloat16")
+    assert all(line.startswith("--precision bfloat16 is far slower than float32") for line in lines)
+
+
+@pytest.mark.parametrize("file", ["proc/driver/nvidia/version", "dev/nvidia0"])
+def test_a_gpu_that_jax_does_not_see_is_named_unless_the_platform_was_chosen(file, tmp_path, monkeypatch):
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    assert list(devices.hints("float32", tmp_path)) == []
+    (tmp_path / file).parent.mkdir(parents=True)
+    (tmp_path / file).touch()
+    (line,) = devices.hints("float32", tmp_path)
+    assert "NVIDIA GPU" in line and "cuda12" in line
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    assert list(devices.hints("float32", tmp_path)) == []

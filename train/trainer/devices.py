@@ -250,6 +250,23 @@ def _explain_abort() -> None:
     ctypes.CDLL(None).signal(signal.SIGABRT, c_handler)
 
 
+def hints(precision: str, root: str = "/") -> Iterator[str]:
+    """What a run on the CPU of this machine should know at the start, a line each; `root` is of /proc and /dev."""
+    if jax.default_backend() != "cpu":
+        return
+    cards = [path for path in ("proc/driver/nvidia/version", "dev/nvidia0") if os.path.exists(os.path.join(root, path))]
+    if cards and "JAX_PLATFORMS" not in os.environ:
+        yield (
+            "an NVIDIA GPU is in this machine, but jax does not see it; to train on it, install jax for it:"
+            ' pip install -e ".[cuda12]" (or cuda13, for a driver of CUDA 13)'
+        )
+    flags: set[str] = set()
+    with contextlib.suppress(OSError), open(os.path.join(root, "proc/cpuinfo")) as file:  # Linux has it
+        flags = set(file.read().split())
+    if precision == "bfloat16" and "avx2" in flags and not flags & {"avx512_bf16", "amx_bf16"}:
+        yield "--precision bfloat16 is far slower than float32 on this CPU, which has no bfloat16 instructions"
+
+
 def use_compilation_cache(setting: str) -> None:
     """Turns JAX's persistent compilation cache on, as `Config.compilation_cache` says; before anything is compiled."""
     if setting == "off" or (setting == "auto" and jax.default_backend() == "cpu"):

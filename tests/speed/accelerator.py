@@ -1,0 +1,400 @@
+"""The library and the trainer on a GPU or TPU host: correctness, speed, and how long the paper's evaluation would take.
+
+    python tests/speed/accelerator.py --out FOLDER
+
+It needs jax (with its plugin for the accelerator), optax, flax and NumPy, and compares with PyTorch where that is
+installed. It ends within ten minutes: what there is no time left for is named and left out. FOLDER gets
+`accelerator.json` and `accelerator.txt`, the tables. Times are medians of runs that end with the device idle. `--tiny`
+goes through everything with small networks, on any machine, in a minute; its numbers say nothing.
+"""
+
+import argparse
+import contextlib
+import functools
+import math
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # or PyTorch, and runs side by side, find no memory
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import timing
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))  # the library need not be installed
+sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / "train"))
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
+import oracle
+from gravity_optax import gravity
+from trainer import steps, vgg
+from trainer.devices import Replicas
+
+# Dense products in bfloat16 a second, by a part of the device's name: the makers' data sheets.
+PEAKS = {"H100 PCIe": 756e12, "H100": 989e12, "H200": 989e12, "A100": 312e12, "L4": 121e12, "V5 lite": 197e12}
+PEAKS |= {"v5e": 197e12, "v5p": 459e12, "v4": 275e12, "v6": 918e12, "B200": 2250e12}
+TRAIN_SIZES = (60_000, 60_000, 50_000, 50_000, 50_000)  # the paper's five datasets; each has 10,000 test pictures
+SECONDS = 520  # after which nothing more is begun; a row takes up to a minute
+SHAPE, CLASSES = (32, 32, 3), 10
+
+
+class Setting:
+    """What `--tiny` changes."""
+
+    def __init__(self, tiny: bool):
+        self.tiny = tiny
+        self.models = {"vgg11": 1 / 16} if tiny else {"vgg16": 1.0, "vgg19": 1.0}  # name: width
+        self.batch, self.chunk = (8, 2) if tiny else (128, 23)
+        self.train, self.test = (64, 20) if tiny else (50_000, 10_000)
+        self.repeats = 2 if tiny else 5
+        self.trees = {"1 x 10K": [(10_000,)]} if tiny else {"VGG16": vgg16_leaves(), "1 x 100M": [(100_000_000,)]}
+        self.beside = (1, 2) if tiny else (1, 2, 4)
+        self.deadline = time.monotonic() + SECONDS
+
+
+def vgg16_leaves() -> list[tuple[int, ...]]:
+    shapes = jax.eval_shape(lambda: vgg.init(vgg.build("vgg16", 1.0, CLASSES, "float32"), jax.random.key(0), SHAPE))
+    return [leaf.shape for leaf in jax.tree.leaves(shapes)]
+
+
+def blocked(run: Callable[[], object], repeats: int, inner: int = 1) -> float:
+    """Median seconds of `run`, in blocks of `inner`, each block until the device is done; one block warms up."""
+    seconds = []
+    for _ in range(repeats + 1):
+        start = time.perf_counter()
+        for _ in range(inner):
+            result = run()
+        jax.block_until_ready(result)
+        seconds.append((time.perf_counter() - start) / inner)
+    return statistics.median(seconds[1:])
+
+
+def correctness(setting: Setting, figures: dict) -> Iterator[dict]:
+    """Gravity's 20 first updates beside float64 NumPy, on the device: the largest error over the largest parameter."""
+    for dtype in ("float32", "bfloat16", "float16"):
+        rng = np.random.default_rng(0)
+        gradients = [jnp.asarray(rng.normal(size=(300, 70)), dtype) for _ in range(20)]
+        params = jnp.zeros((300, 70), dtype)
+        tx = gravity(0.1, key=0)
+        state = tx.init(params)
+        start = state[0].velocity
+        update = jax.jit(lambda g, s, p, tx=tx: (lambda u, s: (optax.apply_updates(p, u), s))(*tx.update(g, s, p)))
+        for g in gradients:
+            params, state = update(g, state, params)
+        _, exact = oracle.trajectory([np.float64(g) for g in gradients], np.float64(start), np.zeros((300, 70)), 0.1, 1)
+        error = np.abs(np.float64(params) - exact[-1]).max() / np.abs(exact[-1]).max()
+        bound = 40 * float(jnp.finfo(dtype).eps)
+        yield {"dtype": dtype, "error": float(error), "bound": bound, "right": bool(error <= bound)}
+
+
+def optimizer(setting: Setting, figures: dict) -> Iterator[dict]:
+    """The optimizer step: milliseconds, and the arrays that it must move over the time."""
+    for tree, shapes in setting.trees.items():
+        size = 4 * sum(map(math.prod, shapes))
+        candidates = {name: functools.partial(jax_step, tx, shapes) for name, tx in OPTIMIZERS.items()}
+        if torch_device():
+            candidates |= {
+                f"PyTorch {name}, fused": functools.partial(torch_step, name, shapes) for name in ("Adam", "SGD")
+            }
+        for name, make in candidates.items():
+            seconds = blocked(make(), setting.repeats, inner=20)
+            arrays = next(count for word, count in ARRAYS.items() if word in name)
+            yield {"optimizer step": name, "leaves": tree, "ms": 1e3 * seconds, "GB/s": arrays * size / seconds / 1e9}
+
+
+OPTIMIZERS = {
+    "a pass in place": optax.stateless(lambda updates, params: jax.tree.map(lambda p: p + 1e-3, params)),
+    "gravity": gravity(0.1, key=0),
+    "optax.adam": optax.adam(1e-3),
+    "optax.sgd, momentum": optax.sgd(0.1, momentum=0.9),
+}
+# How many arrays of the parameters' size a step reads and writes at least.
+ARRAYS = {"pass": 2, "gravity": 6, "adam": 7, "Adam": 7, "momentum": 5, "SGD": 5}
+
+
+def jax_step(tx: optax.GradientTransformation, shapes: list[tuple[int, ...]]) -> Callable[[], object]:
+    gradients = [0.01 * jax.random.normal(jax.random.key(i), shape) for i, shape in enumerate(shapes)]
+    params = [jnp.zeros_like(g) for g in gradients]
+
+    @functools.partial(jax.jit, donate_argnums=(0, 1))
+    def step(params, state, gradients):
+        updates, state = tx.update(gradients, state, params)
+        return optax.apply_updates(params, updates), state
+
+    state = [params, tx.init(params)]
+
+    def run():
+        state[:] = step(*state, gradients)
+        return state
+
+    return run
+
+
+def torch_device() -> str | None:
+    """Where PyTorch runs beside jax, if it is installed and sees the same kind of device."""
+    with contextlib.suppress(ImportError):
+        import torch
+
+        if jax.default_backend() == "gpu":
+            return "cuda" if torch.cuda.is_available() else None
+        return "cpu" if jax.default_backend() == "cpu" else None
+    return None
+
+
+def torch_done(result: object = None) -> object:
+    import torch
+
+    if torch_device() == "cuda":
+        torch.cuda.synchronize()
+    return result
+
+
+def torch_step(name: str, shapes: list[tuple[int, ...]]) -> Callable[[], object]:
+    import torch
+
+    params = [torch.zeros(shape, device=torch_device(), requires_grad=True) for shape in shapes]
+    for p in params:
+        p.grad = 0.01 * torch.randn_like(p)
+    options = {"lr": 1e-3, "fused": True} | ({"momentum": 0.9} if name == "SGD" else {})
+    optimizer = getattr(torch.optim, name)(params, **options)
+    calls = iter(range(10**9))
+
+    def run():
+        optimizer.step()
+        if next(calls) % 20 == 19:  # a block of `optimizer`
+            torch_done()
+
+    return run
+
+
+class Training:
+    """A run of the trainer on random pictures that lie on the devices, with its own compiled programs."""
+
+    def __init__(self, setting: Setting, model: str, precision: str):
+        self.setting, self.replicas = setting, Replicas()
+        network = vgg.build(model, setting.models[model], CLASSES, precision)
+        tx = gravity(0.1, key=0)
+        params = vgg.init(network, jax.random.key(0), SHAPE)
+        self.state = self.replicas.replicate(steps.TrainState(params, tx.init(params)))
+        rng = np.random.default_rng(0)
+        self.train_set, self.test_set = (
+            self.replicas.replicate(
+                steps.Split(
+                    rng.integers(0, 256, (n, math.prod(SHAPE)), np.uint8), np.arange(n, dtype=np.int32) % CLASSES
+                )
+            )
+            for n in (setting.train, setting.test)
+        )
+        apply = steps.on_flat(network.apply, SHAPE)
+        train = self.replicas.run_everywhere(functools.partial(steps.train_chunk, apply, tx), donate_first=True)
+        evaluate = self.replicas.run_everywhere(functools.partial(steps.evaluate, apply))
+        self.test_batches = self.batches(np.arange(setting.test), -(-setting.test // setting.batch))
+        start = time.perf_counter()
+        self.chunk = train(self.state, self.train_set, self.batches(np.arange(0), setting.chunk))()
+        self.compile_seconds = time.perf_counter() - start
+        self.evaluate = evaluate(self.state.params, self.test_set, self.test_batches)
+
+    def batches(self, order: np.ndarray, count: int) -> np.ndarray:
+        numbers = np.full(count * self.setting.batch, -1, np.int32)
+        numbers[: len(order)] = order[: len(numbers)]
+        return self.replicas.split(numbers.reshape(count, -1))
+
+    def run(self) -> object:
+        """One chunk of full batches."""
+        batches = self.batches(
+            np.arange(self.setting.chunk * self.setting.batch) % self.setting.train, self.setting.chunk
+        )
+        self.state, sums = self.chunk(self.state, self.train_set, batches)
+        return sums
+
+    def epoch(self, evaluate: Callable) -> object:
+        """All training pictures in a new order, then all test pictures."""
+        order = np.random.default_rng(1).permutation(self.setting.train)
+        pictures = self.setting.chunk * self.setting.batch
+        for start in range(0, self.setting.train, pictures):
+            batches = self.batches(order[start:], self.setting.chunk)
+            self.state, sums = self.chunk(self.state, self.train_set, batches)
+        return sums, evaluate(self.state.params, self.test_set, self.test_batches)
+
+
+def operations(model: str, width: float) -> float:
+    """Of the products that a training step makes for one picture: the forward pass, and twice that backward."""
+    scaled = lambda features: max(1, round(width * features))
+    size, previous, total = SHAPE[0], SHAPE[2], 0
+    for count, features in zip(vgg.CONVOLUTIONS[model], map(scaled, vgg.CHANNELS), strict=True):
+        for _ in range(count):
+            total += 9 * previous * features * size**2
+            previous = features
+        size //= 2
+    for features in (scaled(vgg.DENSE), scaled(vgg.DENSE), CLASSES):
+        total += previous * features
+        previous = features
+    return 3 * 2.0 * total
+
+
+def training(setting: Setting, figures: dict) -> Iterator[dict]:
+    """The training step: images/s, the share of the bfloat16 peak, PyTorch's images/s in turn, an epoch's seconds."""
+    device = jax.devices()[0]
+    peak = next((value for name, value in PEAKS.items() if name.lower() in device.device_kind.lower()), math.nan)
+    for model, width in setting.models.items():
+        for precision in ("float32", "default", "bfloat16"):
+            run = Training(setting, model, precision)
+            seconds = blocked(run.run, setting.repeats)
+            speed = setting.chunk * setting.batch / seconds
+            evaluate = run.evaluate()
+            epoch = blocked(functools.partial(run.epoch, evaluate), 1 if setting.tiny else 2)
+            yield {
+                "training step": f"{model}, {precision}",
+                "images/s": speed,
+                "of the peak": speed * operations(model, width) / (peak * len(jax.devices())),
+                "PyTorch images/s": torch_speed(setting, model, width, precision),
+                "epoch s": epoch,
+                "compile s": run.compile_seconds,
+            }
+
+
+def torch_speed(setting: Setting, model: str, width: float, precision: str) -> float:
+    """PyTorch's images/s for the same network: channels-last, compiled, fused SGD with momentum; nan without it."""
+    if not torch_device():
+        return math.nan
+    import torch
+    from torch import nn
+
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision != "float32"
+    network = torch_vgg(model, width).to(torch_device(), memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9, fused=True)
+    images = torch.randint(0, 256, (setting.batch, 3, 32, 32), device=torch_device(), dtype=torch.uint8)
+    images = images.to(memory_format=torch.channels_last)
+    labels = torch.arange(setting.batch, device=torch_device()) % CLASSES
+    half = precision == "bfloat16"
+
+    def step():
+        with torch.autocast(torch_device(), torch.bfloat16, enabled=half):
+            loss = nn.functional.cross_entropy(network(images.float() / 255), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    if not setting.tiny:  # compiling needs a C compiler, for nothing there
+        network.compile()
+    run = lambda: torch_done([step() for _ in range(setting.chunk)])
+    return setting.chunk * setting.batch / blocked(run, setting.repeats)
+
+
+def torch_vgg(model: str, width: float):
+    from torch import nn
+
+    scaled = lambda features: max(1, round(width * features))
+    layers, previous = [], SHAPE[2]
+    for count, features in zip(vgg.CONVOLUTIONS[model], map(scaled, vgg.CHANNELS), strict=True):
+        for _ in range(count):
+            layers += [nn.Conv2d(previous, features, 3, padding=1), nn.ReLU(inplace=True)]
+            previous = features
+        layers.append(nn.MaxPool2d(2))
+    layers.append(nn.Flatten())
+    for _ in range(2):
+        layers += [nn.Linear(previous, scaled(vgg.DENSE)), nn.ReLU(inplace=True)]
+        previous = scaled(vgg.DENSE)
+    return nn.Sequential(*layers, nn.Linear(previous, CLASSES))
+
+
+def side_by_side(setting: Setting, figures: dict) -> Iterator[dict]:
+    """Processes that train the first model at once on one GPU: images/s of all together."""
+    if jax.default_backend() == "tpu":
+        return  # a TPU belongs to one process
+    for count in setting.beside:
+        command = [sys.executable, __file__, "--child", *(["--tiny"] if setting.tiny else [])]
+        children = [
+            subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(count)
+        ]
+        try:
+            for c in children:
+                if c.stdout.readline().strip() != "ready":
+                    raise RuntimeError("a process side by side did not start; see its message above")
+            for c in children:
+                c.stdin.write("go\n")
+                c.stdin.flush()
+            speeds = [float(c.stdout.readline()) for c in children]
+        finally:
+            for c in children:
+                c.kill()
+                c.communicate()
+        yield {"runs at once": count, "images/s together": sum(speeds)}
+
+
+def child(setting: Setting) -> None:
+    """One of the processes side by side: says that it is ready, waits for a line, trains, says its speed."""
+    run = Training(setting, next(iter(setting.models)), "default")
+    jax.block_until_ready(run.run())
+    sys.stdout.write("ready\n")
+    sys.stdout.flush()
+    sys.stdin.readline()
+    start, images = time.perf_counter(), 0
+    while (elapsed := time.perf_counter() - start) < (0.5 if setting.tiny else 8):
+        jax.block_until_ready(run.run())
+        images += setting.chunk * setting.batch
+    sys.stdout.write(f"{images / elapsed}\n")
+    sys.stdout.flush()
+
+
+def evaluation(setting: Setting, figures: dict) -> Iterator[dict]:
+    """The paper's 30 cells x 100 epochs on this machine, one after another and with the best number of runs at once."""
+    together = {row["runs at once"]: row["images/s together"] for row in figures.get("side_by_side", [])}
+    gain = max(together.values()) / together[1] if 1 in together else 1.0
+    rows = figures.get("training", [])
+    for precision in ("float32", "default", "bfloat16"):
+        epochs = [row["epoch s"] for row in rows if row["training step"].endswith(f", {precision}")]
+        if len(epochs) == len(setting.models):
+            per_picture = statistics.mean(epochs) / setting.train
+            hours = 100 * 3 * 2 * sum(TRAIN_SIZES) * per_picture / 3600  # three optimizers, two models
+            yield {"30 cells x 100 epochs": precision, "hours": hours, "hours, several at once": hours / gain}
+
+
+def measure(setting: Setting, out: pathlib.Path) -> dict:
+    """All parts in turn, each written to `out` and shown as it ends."""
+    figures: dict = {"devices": [d.device_kind for d in jax.devices()]}
+    tables = [", ".join(figures["devices"])]
+    for part in (correctness, optimizer, training, side_by_side, evaluation):
+        figures[part.__name__] = rows = []
+        note = ""
+        for row in part(setting, figures):
+            rows.append(row)
+            if time.monotonic() > setting.deadline and part is not evaluation:
+                note = " (cut short: the ten minutes are nearly over)"
+                break
+        tables.append(f"{part.__doc__}{note}\n{timing.table(rows) if rows else 'nothing measured'}")
+        sys.stdout.write(tables[-1] + "\n\n")
+        sys.stdout.flush()
+        timing.write(out / "accelerator.json", figures)
+        (out / "accelerator.txt").write_text("\n\n".join(tables) + "\n")
+    return figures
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=pathlib.Path, help="folder for accelerator.json and accelerator.txt")
+    parser.add_argument("--tiny", action="store_true", help="small networks, on any machine, to try the script")
+    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    setting = Setting(options.tiny)
+    if options.child:
+        child(setting)
+        return
+    if options.out is None:
+        parser.error("--out FOLDER is missing: where the tables go.")
+    if jax.default_backend() == "cpu" and not options.tiny:
+        parser.error("jax sees no accelerator here; --tiny tries the script without one.")
+    options.out.mkdir(parents=True, exist_ok=True)
+    figures = measure(setting, options.out)
+    if not all(row["right"] for row in figures["correctness"]):
+        sys.exit("error: the library's updates on this device are wrong; see the first table.")
+
+
+if __name__ == "__main__":
+    main()
