@@ -41,7 +41,7 @@ IN_CI = {command: command for command in ("ruff check .", "mypy", "pytest -m pee
     "pytest -n 0 -m gpu_compile tests/trainer/test_gpu_compile.py": 'pytest -n 0 -m "${target}_compile"',
 }
 TINY = "--epochs 1 --limit 64 --width 0.05"
-COMPARED = f"{TINY} --optimizers gravity adam --rates 1 --widen 0 --search-seeds 1 --seeds 2"
+COMPARED = f"{TINY} --optimizers gravity adam --rates 3 --widen 0 --search-seeds 1 --seeds 2"
 # Run here, one after another, with these flags added.
 TRAINING = {
     "python train/main.py --help": "",
