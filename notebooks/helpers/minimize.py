@@ -1,4 +1,11 @@
-"""The path of any optax optimizer over a scalar function, from start to end, as one compiled loop."""
+"""The path of any optax optimizer over a scalar function, from start to end, as one compiled loop.
+
+`jax.vmap` of `minimize` over the start, or over hyperparameters of an optimizer that is built inside the mapped
+function, gives trajectories with a leading axis. Step sizes that change are optax schedules, passed to the optimizer as
+its learning rate: `optax.constant_schedule`, `optax.exponential_decay` (with `staircase=True` a step decay),
+`optax.piecewise_constant_schedule`, or `power_law_decay` below. A call with the same function and optimizer (the same
+objects) and the same shapes is not compiled again.
+"""
 
 import functools
 from collections.abc import Callable
@@ -13,7 +20,7 @@ class Trajectory(NamedTuple):
     """Every step of one minimization: n steps, n + 1 points, the start first.
 
     After convergence the point stays: the rest of `positions`, `values` and `gradient_norms` repeats the last one and
-    the rest of `updates` is 0.
+    the rest of `updates` is 0. A path that diverges continues to inf and NaN and is not converged.
     """
 
     positions: Any  # the tree of the start, each leaf (n + 1, *shape)
@@ -36,13 +43,6 @@ def minimize(
 ) -> Trajectory:
     """Follows `tx` over `function` from `start`.
 
-    `jax.vmap` over `start`, or over hyperparameters of a `tx` that is built inside the mapped function, gives
-    trajectories with a leading axis. Step sizes that change are optax schedules, passed to `tx` as its learning rate:
-    `optax.constant_schedule`, `optax.exponential_decay` (with `staircase=True` a step decay),
-    `optax.piecewise_constant_schedule`, or `power_law_decay` below.
-
-    A call with the same `function` and `tx` (the same objects) and the same shapes is not compiled again.
-
     Args:
       function: from a tree of floats like `start` to a scalar.
       start: an array, or a tree of arrays, of floats.
@@ -51,41 +51,47 @@ def minimize(
       tolerance: stop where the gradient's norm is below it; 0 never stops.
       maximize: climb, by minimizing -function; `values` are of `function` itself.
 
-    Returns:
-      The `Trajectory`. A path that diverges goes on to inf and NaN and is not converged.
-
     Raises:
       ValueError: for fewer than 0 steps.
       TypeError: for a function that is not scalar, or a start that is not of floats.
     """
     if steps < 0:
         raise ValueError(f"steps is {steps}; it must be at least 0.")
-    start = jax.tree.map(jnp.asarray, start)
     sign = -1 if maximize else 1
-    objective = lambda position: sign * function(position)
-    tx = optax.with_extra_args_support(tx)
-
-    def step(carry, _):
-        position, state = carry
-        value, gradient = jax.value_and_grad(objective)(position)
-        norm = optax.tree.norm(gradient)
-        # A line search needs the function; optimizers that take no extra arguments do not get them.
-        update, state = tx.update(gradient, state, position, value=value, grad=gradient, value_fn=objective)
-        stop = norm < tolerance
-        update = jax.tree.map(lambda u: jnp.where(stop, jnp.zeros_like(u), u), update)
-        return (optax.apply_updates(position, update), state), (position, sign * value, norm, update)
-
-    # One iteration more than steps evaluates the last point; its update is dropped.
-    _, (positions, values, norms, updates) = jax.lax.scan(step, (start, tx.init(start)), length=steps + 1)
+    start = jax.tree.map(jnp.asarray, start)
+    positions, values, norms, updates = _follow(lambda w: sign * function(w), start, tx, steps, tolerance)
     stopped = norms < tolerance  # once true it stays true, as the point stays
     return Trajectory(
         positions=positions,
-        values=values,
+        values=sign * values,
         gradient_norms=norms,
         updates=jax.tree.map(lambda u: u[:-1], updates),
         converged=stopped[-1],
         steps_taken=jnp.sum(~stopped[:-1], dtype=jnp.int32),
     )
+
+
+def _follow(
+    function: Callable[[Any], jax.Array],
+    start: Any,
+    tx: optax.GradientTransformation,
+    steps: int,
+    tolerance: jax.typing.ArrayLike,
+) -> tuple[Any, jax.Array, jax.Array, Any]:
+    """Positions, values, gradient norms and updates of steps + 1 iterations; the last update leads nowhere."""
+    tx = optax.with_extra_args_support(tx)
+
+    def step(carry, _):
+        position, state = carry
+        value, gradient = jax.value_and_grad(function)(position)
+        norm = optax.tree.norm(gradient)
+        # A line search needs the function; optimizers that take no extra arguments do not get them.
+        update, state = tx.update(gradient, state, position, value=value, grad=gradient, value_fn=function)
+        stop = norm < tolerance
+        update = jax.tree.map(lambda u: jnp.where(stop, jnp.zeros_like(u), u), update)
+        return (optax.apply_updates(position, update), state), (position, value, norm, update)
+
+    return jax.lax.scan(step, (start, tx.init(start)), length=steps + 1)[1]
 
 
 def power_law_decay(
