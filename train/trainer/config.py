@@ -5,9 +5,13 @@ Nothing heavy is imported here, so that `--help` and a mistyped flag are answere
 
 import dataclasses
 import math
+import re
+import typing
 from typing import Any, Literal
 
 DatasetName = Literal["digits", "mnist", "fashion_mnist", "cifar10", "cifar100_coarse", "cifar100_fine"]
+# Any set of TFDS: its name, perhaps its configuration, perhaps its label.
+TFDS_SET = re.compile(r"tfds:(?P<name>\w+(/[\w.+-]+)?)(:(?P<label>\w+))?")
 ModelName = Literal["vgg11", "vgg16", "vgg19"]
 OptimizerName = Literal[
     "gravity", "sgd", "momentum", "adagrad", "adadelta", "rmsprop", "nesterov", "adam", "adamax", "nadam", "amsgrad"
@@ -77,8 +81,9 @@ class RunAgain(UserError):
 class Config:
     """Trains a VGG with Gravity or another optimizer, data-parallel over all devices. Without flags: the digits."""
 
-    dataset: DatasetName = "digits"
-    """What to train on. The digits come with scikit-learn, the others from tensorflow-datasets (see --data-dir)."""
+    dataset: str = "digits"
+    """digits (they come with scikit-learn), mnist, fashion_mnist, cifar10, cifar100_coarse, cifar100_fine, or another
+    image set of tensorflow-datasets: tfds:NAME or tfds:NAME:LABEL, such as tfds:kmnist (see --data-dir)."""
     model: ModelName | None = None
     """Default: vgg11 for the digits, vgg16 elsewhere."""
     width: float | None = None
@@ -154,6 +159,10 @@ class Config:
 
 def resolve(config: Config) -> Config:
     """The same run with every default filled in, or a UsageError."""
+    if config.dataset not in (names := typing.get_args(DatasetName)) and not TFDS_SET.fullmatch(config.dataset):
+        raise UsageError(
+            f"--dataset is {config.dataset}; it must be one of {', '.join(names)}, or tfds:NAME or tfds:NAME:LABEL."
+        )
     digits = config.dataset == "digits"
     model = config.model or ("vgg11" if digits else "vgg16")
     defaults: dict[str, Any] = {

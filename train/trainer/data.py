@@ -1,4 +1,4 @@
-"""The pictures to train on: scikit-learn's digits, which come with the package, and four sets from TensorFlow Datasets.
+"""The pictures to train on: scikit-learn's digits, which come with the package, and sets from TensorFlow Datasets.
 
 A set from TensorFlow Datasets (TFDS) is prepared once, which downloads it and needs TensorFlow and a network. Reading
 what has been prepared needs neither. Nothing is ever deleted here: a folder that cannot be used is named in the error.
@@ -13,11 +13,12 @@ import os
 import pathlib
 import shlex
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
-from trainer.config import UserError, brief
+from trainer.config import TFDS_SET, UserError, brief
 
 DATASETS = ("digits", "mnist", "fashion_mnist", "cifar10", "cifar100_coarse", "cifar100_fine")
 
@@ -25,6 +26,7 @@ DATASETS = ("digits", "mnist", "fashion_mnist", "cifar10", "cifar100_coarse", "c
 _TFDS_NAMES = {"cifar100_coarse": ("cifar100", "coarse_label"), "cifar100_fine": ("cifar100", "label")}
 _DIGITS_TEST_SIZE = 360
 _BATCH = 1000
+_LARGEST = 256  # height and width
 _PROBE_SECONDS = 5
 
 log = logging.getLogger("train")
@@ -44,16 +46,18 @@ class Dataset:
     test_images: np.ndarray
     test_labels: np.ndarray
     num_classes: int
+    class_names: tuple[str, ...] = ()
 
 
 def load(name: str, data_dir: str | None = None, limit: int | None = None) -> Dataset:
-    """Load one of DATASETS, with at most the first `limit` training and the first `limit` test examples.
+    """Load one of DATASETS, or any image set of TFDS as tfds:NAME or tfds:NAME:LABEL.
 
+    `limit`: at most the first so many training and the first so many test examples.
     `data_dir` is where TFDS keeps its datasets; None means its own default (TFDS_DATA_DIR or ~/tensorflow_datasets).
     Raises DataError for everything that a user can mend.
     """
-    if name not in DATASETS:
-        raise DataError(f"there is no dataset {name!r}; choose one of {', '.join(DATASETS)}.")
+    if name not in DATASETS and not TFDS_SET.fullmatch(name):
+        raise DataError(f"there is no dataset {name!r}; choose one of {', '.join(DATASETS)}, or tfds:NAME.")
     if limit is not None and limit < 1:
         raise DataError(f"{name}: at least 1 example must be asked for, not {limit}.")
     if name == "digits":
@@ -71,22 +75,52 @@ def _load_digits(limit: int | None) -> Dataset:
     labels = bunch.target.astype(np.int32)
     order = np.random.default_rng(0).permutation(len(images))
     test, train = order[:_DIGITS_TEST_SIZE][:limit], order[_DIGITS_TEST_SIZE:][:limit]
-    return Dataset("digits", images[train], labels[train], images[test], labels[test], len(bunch.target_names))
+    return Dataset("digits", images[train], labels[train], images[test], labels[test], 10, tuple("0123456789"))
 
 
 def _load_tfds(name: str, root: pathlib.Path, limit: int | None) -> Dataset:
     """Open the dataset in the folder `root`, preparing it there if need be, and read both splits."""
-    _require(name, ("tensorflow_datasets", "array_record", "PIL"), "train")
-    builder, label = _open(name, root), _tfds_name(name)[1]
-    train_images, train_labels = _read_split(name, builder, "train", label, limit)
-    test_images, test_labels = _read_split(name, builder, "test", label, limit)
-    num_classes = builder.info.features[label].num_classes
-    return Dataset(name, train_images, train_labels, test_images, test_labels, num_classes)
+    any_set = TFDS_SET.fullmatch(name)
+    without_array_record = any_set and importlib.util.find_spec("tensorflow")
+    _require(name, ("tensorflow_datasets", "PIL", *([] if without_array_record else ["array_record"])), "train")
+    builder = _open_any(name, root) if any_set else _open(name, root)
+    image, label = _features(name, builder, any_set["label"]) if any_set else ("image", _tfds_name(name)[1])
+    train_images, train_labels = _read_split(name, builder, "train", image, label, limit)
+    test_images, test_labels = _read_split(name, builder, "test", image, label, limit)
+    classes = builder.info.features[label]
+    names = tuple(classes.names)
+    return Dataset(name, train_images, train_labels, test_images, test_labels, classes.num_classes, names)
 
 
 def _tfds_name(name: str) -> tuple[str, str]:
     """The dataset's name and its label's name in TFDS."""
     return _TFDS_NAMES.get(name, (name, "label"))
+
+
+def _features(name: str, builder: Any, label: str | None) -> tuple[str, str]:
+    """The names of the one image and of the label; DataError if the set has no such features, or not both splits."""
+    import tensorflow_datasets as tfds
+
+    features = dict(getattr(builder.info.features, "items", dict)())
+    images = [key for key, kind in features.items() if isinstance(kind, tfds.features.Image)]
+    labels = [key for key, kind in features.items() if isinstance(kind, tfds.features.ClassLabel)]
+    if len(images) != 1 or not labels:
+        has = f"it has {', '.join(features) or 'no named features'}"
+        raise DataError(f"{name}: one image and a class label are needed, and {has}; choose another set.")
+    if label is None:
+        label = "label" if "label" in labels or len(labels) > 1 else labels[0]
+    if label not in labels:
+        raise DataError(f"{name}: the label must be one of {', '.join(labels)}; say which as tfds:NAME:LABEL.")
+    height, width, channels = features[images[0]].shape
+    fits = height and width and max(height, width) <= _LARGEST and channels in (1, 3)
+    if not fits or features[images[0]].np_dtype != np.uint8:
+        text = " x ".join("any" if size is None else str(size) for size in (height, width, channels))
+        needed = f"one size for all, at most {_LARGEST} x {_LARGEST}, 1 or 3 channels and uint8 are needed"
+        raise DataError(f"{name}: its pictures are {text}, {np.dtype(features[images[0]].np_dtype)}; {needed}.")
+    if absent := [split for split in ("train", "test") if split not in builder.info.splits]:
+        found = ", ".join(builder.info.splits) or "none"
+        raise DataError(f"{name}: it has no {' and no '.join(absent)} split (its splits: {found}); choose another set.")
+    return images[0], label
 
 
 def _default_data_dir() -> str:
@@ -116,7 +150,7 @@ def _open(name: str, root: pathlib.Path) -> Any:
     builder_class = tfds.builder_cls(tfds_name)
     folder = root / tfds_name / str(builder_class.VERSION)
     if not os.path.lexists(folder):
-        _prepare(name, builder_class, root, folder)
+        _prepare(name, builder_class(data_dir=root), root, folder)
     # Without this file TFDS would neither prepare the dataset anew nor find any splits in it.
     if not (folder / "dataset_info.json").is_file():
         raise _unusable(name, folder, "it has no dataset_info.json")
@@ -132,6 +166,33 @@ def _open(name: str, root: pathlib.Path) -> Any:
     return builder
 
 
+def _open_any(name: str, root: pathlib.Path) -> Any:
+    """The TFDS builder of `tfds:NAME`, prepared, in a format that can be read here."""
+    import tensorflow_datasets as tfds
+
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    _check_is_folder(name, root)
+    tfds_name = TFDS_SET.fullmatch(name)["name"]  # type: ignore[index]
+    try:
+        builder = tfds.builder(tfds_name, data_dir=root)
+    except Exception as error:  # DatasetNotFoundError, ValueError for the configuration, ...
+        mend = f"give the name of one of its sets, or copy a prepared {tfds_name} folder into {root}"
+        raise DataError(
+            f"{name}: tensorflow-datasets cannot open {tfds_name} ({brief(error)[:150]}); {mend}."
+        ) from error
+    folder = pathlib.Path(builder.data_dir)
+    if not os.path.lexists(folder):
+        _prepare(name, builder, root, folder)
+        builder = tfds.builder(tfds_name, data_dir=root)
+    file_format = builder.info.file_format
+    if file_format is None or not (folder / "dataset_info.json").is_file():
+        raise _unusable(name, folder, "it has no dataset_info.json, or one without a format")
+    module = "array_record" if file_format.value == "array_record" else "tensorflow"
+    if importlib.util.find_spec(module) is None:
+        raise _unusable(name, folder, f"it was prepared as {file_format.value} and {module} is not installed")
+    return builder
+
+
 def _check_is_folder(name: str, root: pathlib.Path) -> None:
     """Raise DataError if something is there that is no readable folder."""
     try:
@@ -144,7 +205,7 @@ def _check_is_folder(name: str, root: pathlib.Path) -> None:
         raise DataError(f"{name}: --data-dir {root} {why}; choose another.") from error
 
 
-def _prepare(name: str, builder_class: Any, root: pathlib.Path, folder: pathlib.Path) -> None:
+def _prepare(name: str, builder: Any, root: pathlib.Path, folder: pathlib.Path) -> None:
     """Download the dataset and write it to `folder`; DataError at once if TensorFlow or the network is missing."""
     absent = f"{name} is not prepared in {root}{_other_versions(folder)}"
     missing = [m for m in ("tensorflow", "importlib_resources") if importlib.util.find_spec(m) is None]
@@ -155,11 +216,12 @@ def _prepare(name: str, builder_class: Any, root: pathlib.Path, folder: pathlib.
         f'`pip install -e ".[prepare]"` and `python train/main.py --dataset {name} --data-dir {shlex.quote(str(root))}`'
     )
     mend = f"run {command} where there is a network, or copy a prepared {folder.parent.name} folder into {root}"
-    if not _any_download(root, folder.parent.name):
-        _check_network(absent, next(iter(builder_class.url_infos)), mend)
+    urls = list(builder.url_infos or ())  # None for a builder of no package
+    if urls and not _any_download(root, builder.name):
+        _check_network(absent, urls[0], mend)
     log.info("Preparing %s in %s: it is downloaded once and takes a few minutes.", name, root)
     try:
-        _download_and_prepare(builder_class, root)
+        _download_and_prepare(builder)
     except Exception as error:  # network, disk, permissions, a wrong checksum, ...: TFDS documents none of them
         raise DataError(f"{absent}, and preparing it failed ({brief(error)}); mend that, or {mend}.") from error
 
@@ -187,7 +249,7 @@ def _check_network(absent: str, url: str, mend: str) -> None:
         raise DataError(f"{absent}, and {host} cannot be reached ({type(error).__name__}); {mend}.") from error
 
 
-def _download_and_prepare(builder_class: Any, root: pathlib.Path) -> None:
+def _download_and_prepare(builder: Any) -> None:
     """Run TFDS' own preparation, with its progress bars only on a terminal."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # else TensorFlow announces it on stderr
@@ -201,10 +263,13 @@ def _download_and_prepare(builder_class: Any, root: pathlib.Path) -> None:
         if not sys.stderr.isatty():
             tfds.disable_progress_bar()
             stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
-        builder_class(data_dir=root).download_and_prepare(file_format="array_record")
+        has_array_record = importlib.util.find_spec("array_record")
+        builder.download_and_prepare(file_format="array_record" if has_array_record else None)
 
 
-def _read_split(name: str, builder: Any, split: str, label: str, limit: int | None) -> tuple[np.ndarray, np.ndarray]:
+def _read_split(
+    name: str, builder: Any, split: str, image: str, label: str, limit: int | None
+) -> tuple[np.ndarray, np.ndarray]:
     """The first `limit` (None: all) examples of a split, in the order on disk: uint8 (N, h, w, c) and int32 (N,)."""
     folder = pathlib.Path(builder.data_dir)
     available = builder.info.splits[split].num_examples if split in builder.info.splits else 0
@@ -212,24 +277,47 @@ def _read_split(name: str, builder: Any, split: str, label: str, limit: int | No
         raise _unusable(name, folder, f"its {split} split is empty")
     count = available if limit is None else min(limit, available)
     try:
-        return _read(builder, split, label, count)
+        images, labels = _read(builder, split, image, label, count)
     except Exception as error:  # RuntimeError, TypeError, OSError, DecodeError, ...
         files = ", ".join(sorted(os.path.basename(path) for path in builder.info.splits[split].filepaths))
         raise _unusable(name, folder, f"{files} is missing or broken ({brief(error)})") from error
+    if labels.min() < 0:
+        raise DataError(f"{name}: not all labels of its {split} split are known; choose another set.")
+    return images, labels
 
 
-def _read(builder: Any, split: str, label: str, count: int) -> tuple[np.ndarray, np.ndarray]:
+def _read(builder: Any, split: str, image: str, label: str, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Read and decode `count` examples. Decoding the PNGs here takes two thirds of the time that TFDS takes."""
-    import tensorflow_datasets as tfds
     from PIL import Image
 
-    source = builder.as_data_source(split=f"{split}[:{count}]", decoders={"image": tfds.decode.SkipDecoding()})
-    images = np.empty((count, *builder.info.features["image"].shape), np.uint8)
+    images = np.empty((count, *builder.info.features[image].shape), np.uint8)
     labels = np.empty(count, np.int32)
-    for start in range(0, count, _BATCH):
-        keys = range(start, min(start + _BATCH, count))
-        for i, example in zip(keys, source.__getitems__(keys), strict=True):
-            picture = np.asarray(Image.open(io.BytesIO(example["image"])))
-            images[i] = picture if picture.ndim == 3 else picture[..., None]
-            labels[i] = example[label]
+    examples = _from_array_record if builder.info.file_format.value == "array_record" else _through_tensorflow
+    for i, example in enumerate(examples(builder, f"{split}[:{count}]", count, image)):
+        picture = Image.open(io.BytesIO(example[image]))
+        images[i] = np.asarray(picture.convert("L" if images.shape[-1] == 1 else "RGB")).reshape(
+            *picture.size[::-1], -1
+        )
+        labels[i] = example[label]
     return images, labels
+
+
+def _from_array_record(builder: Any, split: str, count: int, image: str) -> Iterator[Any]:
+    """The examples with their pictures as files."""
+    import tensorflow_datasets as tfds
+
+    source = builder.as_data_source(split=split, decoders={image: tfds.decode.SkipDecoding()})
+    for start in range(0, count, _BATCH):
+        yield from source.__getitems__(range(start, min(start + _BATCH, count)))
+
+
+def _through_tensorflow(builder: Any, split: str, count: int, image: str) -> Iterator[Any]:
+    """The same, of TFDS' default format."""
+    import tensorflow as tf
+    import tensorflow_datasets as tfds
+
+    tf.config.set_visible_devices([], "GPU")  # else it takes the memory that JAX needs
+    in_order = tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False)
+    decoders = {image: tfds.decode.SkipDecoding()}
+    dataset = builder.as_dataset(split=split, decoders=decoders, shuffle_files=False, read_config=in_order)
+    yield from tfds.as_numpy(dataset.take(count))

@@ -186,7 +186,8 @@ class Workdir:
 def _make_fresh(config: Config) -> epath.Path:
     """A folder under runs/ that nobody else has."""
     now = datetime.datetime.now()
-    stem = f"{now:%Y%m%d-%H%M%S}-{config.dataset}-{config.model}-{config.optimizer}-seed{config.seed}"
+    dataset = config.dataset.replace("/", "-").replace(":", "-")
+    stem = f"{now:%Y%m%d-%H%M%S}-{dataset}-{config.model}-{config.optimizer}-seed{config.seed}"
     for number in itertools.count(1):
         path = epath.Path("runs") / (stem if number == 1 else f"{stem}-{number}")
         with contextlib.suppress(FileExistsError):
