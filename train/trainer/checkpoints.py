@@ -135,6 +135,38 @@ class Checkpoints:
         )
 
 
+class ReadCheckpoints(Checkpoints):
+    """Those of a folder that may be another process's: read one by one, nothing is made, changed or deleted."""
+
+    def __init__(self, folder: epath.Path):
+        """UserError if there are none."""
+        logging.getLogger("absl").setLevel(logging.CRITICAL)
+        self.folder = epath.Path(folder)
+        options = ocp.CheckpointManagerOptions(read_only=True)
+        numbers = [path.name for path in self.folder.iterdir()] if self.folder.exists() else []
+        if not any(name.isdecimal() for name in numbers):
+            raise UserError(f"WORKDIR is {self.folder.parent}, which has no checkpoint yet.")
+        path = self.folder if "://" in str(folder) else self.folder.absolute()
+        self._manager = ocp.CheckpointManager(path, options=options, item_names=("arrays", "progress"))
+
+    def read(self, number: int | None) -> tuple[int, Arrays, dict[str, Any]]:
+        """Checkpoint `number` (default: the newest), its arrays and progress; UserError if it cannot be read."""
+        _ignore_late_reads()
+        numbers = sorted(self._manager.all_steps())
+        if number is not None and number not in numbers:
+            there = ", ".join(map(str, numbers))
+            raise UserError(f"--checkpoint is {number}, which is not in {self.folder}; choose one of {there}.")
+        number = numbers[-1] if number is None else number
+        try:
+            return number, *self._read(number)
+        except Exception as error:  # whatever a damaged file leads to
+            others = ", ".join(str(other) for other in numbers if other != number)
+            mend = f"choose another with --checkpoint: {others}" if others else "there is no other"
+            raise UserError(
+                f"checkpoint {number} in {self.folder} is damaged ({brief(error)[:150]}); {mend}."
+            ) from error
+
+
 @functools.cache
 def _ignore_late_reads() -> None:
     """Orbax gives up at the first array that cannot be read; the others then complain that its event loop is closed."""

@@ -1,0 +1,159 @@
+"""`train/evaluate.py`: what it says of a finished and of an interrupted run, and the files it writes."""
+
+import csv
+import json
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from trainer import data, evaluation, loop
+from trainer.config import Config, UserError, resolve
+from trainer.preemption import StopRequest
+from trainer.progress import Preempted
+
+RUN = Config(width=0.05, limit=150, batch_size=16, epochs=3, keep=5, norm="group", learning_rate=0.5)
+
+
+class StopAfter(StopRequest):
+    """SIGTERM after so many chunks."""
+
+    def __init__(self, chunks):
+        self.left = chunks
+
+    @property
+    def given(self):
+        self.left -= 1
+        return self.left < 0
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """An interrupted run, in the middle of its third epoch, and the rows of the two before."""
+    workdir = tmp_path_factory.mktemp("run")
+    config = resolve(Config(**vars(RUN) | {"workdir": str(workdir)}))
+    with pytest.raises(Preempted):
+        loop.train(config, jax.devices()[:2], StopAfter(loop.chunk_lengths(10).__len__() * 2 + 3))
+    with open(workdir / "history.csv", newline="") as file:
+        return workdir, list(csv.DictReader(file))
+
+
+def snapshot(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != "confusion.png"}
+
+
+def numbers(workdir):
+    return sorted(int(path.name) for path in (workdir / "checkpoints").iterdir())
+
+
+def test_loss_and_accuracy_are_those_of_the_epochs_row(run, tmp_path):
+    workdir, rows = run
+    before = snapshot(workdir)
+    for number, row in zip(numbers(workdir), rows, strict=False):
+        predictions = tmp_path / "predictions.csv"
+        report = evaluation.evaluate(str(workdir), number, str(predictions), None, None)
+        expected = f"loss {float(row['val_loss']):.4f}, accuracy {float(row['val_accuracy']):.4f} on 150 test pictures"
+        assert expected in report and f"checkpoint {number}, after epoch {row['epoch']}\n" in report
+        with open(predictions, newline="") as file:
+            pictures = list(csv.DictReader(file))
+        labels, predicted = (np.array([int(p[name]) for p in pictures]) for name in ("label", "predicted"))
+        np.testing.assert_array_equal(labels, data.load("digits", None, 150).test_labels)
+        np.testing.assert_allclose(np.mean(labels == predicted), float(row["val_accuracy"]), rtol=1e-5)
+        lines = {line.split()[0]: line.split()[1:] for line in report.splitlines() if len(line.split()) == 4}
+        for label in range(10):
+            count, _, accuracy = lines[str(label)]
+            assert int(count) == np.sum(labels == label)
+            assert accuracy == f"{np.mean(predicted[labels == label] == label):.4f}"
+    assert snapshot(workdir) == before, "evaluation changed the run"
+    assert (workdir / "confusion.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_newest_checkpoint_of_an_interrupted_run_is_in_the_middle_of_an_epoch(run):
+    report = evaluation.evaluate(str(run[0]), None, None, None, None)
+    assert f"checkpoint {numbers(run[0])[-1]}, after epoch 2 and 3 chunks of the next" in report
+
+
+def test_the_weights_load_elsewhere_in_five_lines(run, tmp_path):
+    workdir, rows = run
+    path, number = tmp_path / "weights.safetensors", numbers(workdir)[1]
+    evaluation.evaluate(str(workdir), number, None, str(path), None)
+    digits = data.load("digits", None, 150)
+    images = digits.test_images
+
+    from flax.traverse_util import unflatten_dict
+    from safetensors.flax import load_file
+
+    from trainer import vgg
+
+    params = unflatten_dict(load_file(path), sep=".")
+    logits = vgg.build("vgg11", 0.05, 10, "float32", "group").apply({"params": params}, images)
+
+    accuracy = float(jnp.mean(jnp.argmax(logits, -1) == digits.test_labels))
+    np.testing.assert_allclose(accuracy, float(rows[1]["val_accuracy"]), rtol=1e-5)
+
+
+def test_the_weights_say_what_model_they_are_of(run, tmp_path):
+    from safetensors import safe_open
+
+    path = tmp_path / "weights.safetensors"
+    evaluation.evaluate(str(run[0]), None, None, str(path), None)
+    with safe_open(path, "np") as file:
+        metadata = file.metadata()
+    assert metadata == {
+        "dataset": "digits",
+        "model": "vgg11",
+        "width": "0.05",
+        "precision": "float32",
+        "norm": "group",
+        "num_classes": "10",
+        "image_shape": "(8, 8, 1)",
+    }
+
+
+def test_confusion_counts_labels_in_rows():
+    found = evaluation.confusion(np.array([0, 0, 1, 2, 2]), np.array([0, 1, 1, 0, 0]), 3)
+    np.testing.assert_array_equal(found, [[1, 1, 0], [0, 1, 0], [2, 0, 0]])
+
+
+def damaged(workdir):
+    for path in (workdir / "checkpoints" / str(numbers(workdir)[-1])).rglob("*"):
+        if path.is_file():
+            path.write_bytes(b"")
+
+
+@pytest.mark.parametrize(
+    ("damage", "options", "message"),
+    [
+        (lambda w: None, {"checkpoint": 7}, "--checkpoint is 7, which is not in .*; choose one of "),
+        (lambda w: (w / "config.json").unlink(), {}, "whose config.json cannot be read"),
+        (lambda w: shutil.rmtree(w / "checkpoints"), {}, "which has no checkpoint yet"),
+        (damaged, {}, r"is damaged .*; choose another with --checkpoint: \d+, \d+\."),
+        (lambda w: None, {"export": "/nowhere/weights"}, "/nowhere/weights could not be written"),
+        (lambda w: None, {"predictions": "/nowhere/p.csv"}, "/nowhere/p.csv could not be written"),
+    ],
+)
+def test_what_cannot_be_done_is_one_line(run, tmp_path, damage, options, message):
+    workdir = tmp_path / "copy"
+    shutil.copytree(run[0], workdir)
+    damage(workdir)
+    options = {"checkpoint": None, "predictions": None, "export": None, "data_dir": None} | options
+    with pytest.raises(UserError, match=message) as caught:
+        evaluation.evaluate(str(workdir), **options)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_command(run, tmp_path):
+    script = str(pathlib.Path(__file__).parents[2] / "train" / "evaluate.py")
+    command = [sys.executable, script, str(run[0]), "--predictions", str(tmp_path / "p.csv")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert " on 150 test pictures" in done.stdout and f"{tmp_path / 'p.csv'} is written" in done.stdout
+    missing = subprocess.run([sys.executable, script, str(tmp_path)], capture_output=True, text=True, timeout=200)
+    assert missing.returncode == 1
+    assert missing.stderr.startswith(f"error: WORKDIR is {tmp_path}") and missing.stderr.count("\n") == 1
+    assert json.loads((run[0] / "config.json").read_text())["norm"] == "group"
