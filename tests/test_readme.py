@@ -16,6 +16,7 @@ import jax
 import numpy as np
 import pytest
 from matplotlib.mathtext import MathTextParser
+from sklearn.datasets import load_digits
 
 from paper.plan import Options
 from trainer.config import Config, flag
@@ -45,7 +46,9 @@ COMPARED = f"{TINY} --optimizers gravity adam --rates 3 --widen 0 --search-seeds
 # Run here, one after another, with these flags added.
 TRAINING = {
     "python train/main.py --help": "",
-    "python train/main.py": TINY,
+    "python train/main.py": f"{TINY} --workdir WORKDIR",
+    "python train/evaluate.py WORKDIR": "",
+    "python train/evaluate.py WORKDIR --predictions pictures.csv --export weights.safetensors": "",
     "python train/main.py --dataset cifar10 --data-dir DATA": TINY,
     "python train/benchmark.py --workdir RESULTS --data-dir DATA --list": "",
     "python train/benchmark.py --workdir RESULTS --data-dir DATA": "--datasets digits --models vgg11 --epochs 1",
@@ -108,10 +111,16 @@ def run(command, cwd, **places):
 
 
 @pytest.mark.slow
-def test_the_commands_train_and_report(tmp_path, tiny_tfds):
+def test_the_commands_train_and_report(tmp_path, tiny_tfds, monkeypatch):
     for command, more in TRAINING.items():
         run(f"{command} {more}", tmp_path, DATA=tiny_tfds)
-    assert len(list((tmp_path / "runs").iterdir())) == 2
+    assert len(list((tmp_path / "runs").iterdir())) == 1
+    monkeypatch.chdir(tmp_path)
+    (example,) = re.findall(r"```python\n(from flax.*?)```", PAGES["train/README.md"], re.DOTALL)
+    names = {"images": load_digits().images[..., None].astype(np.uint8)}
+    with jax.numpy_dtype_promotion("standard"):
+        exec(example.replace("0.25", "0.05"), names)
+    assert names["logits"].shape == (1797, 10)
     assert (tmp_path / "RESULTS" / "report.html").stat().st_size > 0
     assert (tmp_path / "FOLDER" / "report.md").stat().st_size > 0
 
