@@ -81,7 +81,8 @@ def test_in_a_pipe_there_is_a_line_per_epoch_and_no_progress_bar(tmp_path):
 def test_a_dataset_of_tensorflow_datasets_trains_without_tensorflow_and_each_line_comes_once(tiny_tfds, tmp_path):
     out = run("--dataset", "mnist", "--data-dir", tiny_tfds, *SMALL, "--epochs", 1, "--workdir", tmp_path / "run")
     assert out.returncode == 0, out.stderr
-    assert len(out.stdout.splitlines()) == 4
+    lines = [line for line in out.stdout.splitlines() if not line.startswith("jaxlib ")]  # said of a faulty one
+    assert len(lines) == 4
     assert out.stderr == ""
 
 

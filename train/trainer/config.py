@@ -208,9 +208,9 @@ def same_run(config: Config) -> tuple[str, ...]:
 
 
 def as_recorded(config: dict[str, Any]) -> dict[str, Any]:
-    """A config.json with the defaults of the flags that its version of the program did not have."""
-    values = {name: value for name, value in config.items() if name in SAME_RUN}
-    return dataclasses.asdict(resolve(Config(**values))) | config if values else config
+    """A config.json, with the defaults of RECIPE where its version of the program did not have them."""
+    paper = resolve(Config())
+    return {name: getattr(paper, name) for name in RECIPE} | config
 
 
 def default_learning_rate(dataset: str, model: str, optimizer: str) -> float:
