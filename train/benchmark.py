@@ -1,15 +1,16 @@
 """Runs the paper's evaluation: `python train/benchmark.py --workdir RESULTS`, `--help` for the rest."""
 
+import dataclasses
 import logging
 import pathlib
 import sys
 
-import tyro
-
 from paper.plan import Options, plan
 from paper.runner import Runner
 from paper.work_queue import listing
-from trainer.config import UsageError
+from trainer import standard_streams
+from trainer.config import UsageError, path_given
+from trainer.flags import parse_command
 
 log = logging.getLogger("train")
 
@@ -21,7 +22,8 @@ def main() -> int:
     command resumes); 130 for Ctrl-C.
     """
     try:
-        options = tyro.cli(Options, prog="train/benchmark.py", config=(tyro.conf.FlagCreatePairsOff,))
+        options = parse_command(Options, "train/benchmark.py", sys.argv[1:])
+        options = dataclasses.replace(options, workdir=path_given("--workdir", options.workdir))
         cells = plan(options)
     except UsageError as error:
         sys.stderr.write(f"error: {error}\n")
@@ -41,4 +43,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(standard_streams.run(main))

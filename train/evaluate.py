@@ -6,7 +6,9 @@ from typing import Annotated
 
 import tyro
 
-from trainer.config import UserError
+from trainer import standard_streams
+from trainer.config import UserError, path_given
+from trainer.flags import parse_command
 from trainer.jaxlib_fault import work_around
 
 
@@ -27,13 +29,15 @@ class Options:
 
 
 def main() -> int:
-    """The exit code: 0, or 1 for what went wrong."""
-    options = tyro.cli(Options, prog="train/evaluate.py")
-    work_around()  # before jax is imported
-    from trainer import evaluation
-
+    """The exit code: 0, 1 for what went wrong, or 2 for invalid flags."""
     try:
-        report = evaluation.evaluate(**dataclasses.asdict(options))
+        options = dataclasses.asdict(parse_command(Options, "train/evaluate.py", sys.argv[1:]))
+        labels = {"workdir": "WORKDIR", "predictions": "--predictions", "export": "--export", "data_dir": "--data-dir"}
+        options |= {key: path_given(label, options[key]) for key, label in labels.items() if options[key] is not None}
+        work_around()  # before jax is imported
+        from trainer import evaluation
+
+        report = evaluation.evaluate(**options)
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
         return error.exit_code
@@ -42,4 +46,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(standard_streams.run(main))

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 
+from trainer import standard_streams
 from trainer.config import Config, UsageError, UserError, resolve
 from trainer.flags import parse
 from trainer.jaxlib_fault import work_around
@@ -57,6 +58,7 @@ def _run(config: Config, notice: StopRequest) -> int:
     if not devices.primary():
         log.setLevel(logging.WARNING)
     try:
+        devices.allow_transfers()
         devices.use_compilation_cache(config.compilation_cache)
         for hint in devices.hints(config.precision):
             log.info(hint)
@@ -75,4 +77,4 @@ def _run(config: Config, notice: StopRequest) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(standard_streams.run(main))

@@ -7,7 +7,9 @@ from typing import Annotated
 import tyro
 
 from paper import page, results
-from trainer.config import UserError
+from trainer import standard_streams
+from trainer.config import UserError, path_given
+from trainer.flags import parse_command
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,9 +22,9 @@ class ReportOptions:
 
 def main() -> int:
     """The exit code: 0, or 2 if the results cannot be read."""
-    options = tyro.cli(ReportOptions, prog="train/report.py")
     try:
-        written = page.write(results.load(options.results))
+        options = parse_command(ReportOptions, "train/report.py", sys.argv[1:])
+        written = page.write(results.load(path_given("RESULTS", options.results)))
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
@@ -31,4 +33,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(standard_streams.run(main))

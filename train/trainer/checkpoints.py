@@ -34,6 +34,7 @@ class Checkpoints:
     def __init__(self, folder: epath.Path, keep: int):
         """Makes the folder. The `keep` newest checkpoints stay."""
         logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs errors there that it also raises
+        _ignore_late_errors()
         self.folder, self.keep = epath.Path(folder), keep
         self.folder.mkdir(parents=True, exist_ok=True)
         for path in self.folder.glob(_UNFINISHED):
@@ -89,7 +90,6 @@ class Checkpoints:
 
         Newer ones, which are not, are named in a warning and deleted, since their numbers will come again.
         """
-        _ignore_late_reads()
         damaged: list[int] = []
         for number in sorted(self._manager.all_steps(), reverse=True):
             try:
@@ -127,11 +127,13 @@ class Checkpoints:
         return arrays, item["progress"]
 
     def _unwritten(self, error: Exception) -> UserError:
-        left = list(self._manager.all_steps(read=True))
+        left = list(self._manager.all_steps(read=True)) if (there := self.folder.is_dir()) else []
         kept = f"checkpoint {max(left)} is the last one" if left else "there is none yet"
+        kept = kept if there else f"the folder {self.folder} is gone"
+        full = any(text in str(error) for text in ("No space left", "quota exceeded", "File too large"))
         return UserError(
             f"--workdir is {self.folder.parent}, where a checkpoint could not be written ({brief(error)[:150]});"
-            f" {kept}. Make room there, then go on with --resume."
+            f" {kept}. {'Make room there' if full else 'Mend that'}, then resume with --resume."
         )
 
 
@@ -151,7 +153,7 @@ class ReadCheckpoints(Checkpoints):
 
     def read(self, number: int | None) -> tuple[int, Arrays, dict[str, Any]]:
         """Checkpoint `number` (default: the newest), its arrays and progress; UserError if it cannot be read."""
-        _ignore_late_reads()
+        _ignore_late_errors()
         numbers = sorted(self._manager.all_steps())
         if number is not None and number not in numbers:
             there = ", ".join(map(str, numbers))
@@ -168,8 +170,8 @@ class ReadCheckpoints(Checkpoints):
 
 
 @functools.cache
-def _ignore_late_reads() -> None:
-    """Orbax gives up at the first array that cannot be read; the others then complain that its event loop is closed."""
+def _ignore_late_errors() -> None:
+    """Orbax gives up at the first array that fails; the others then complain that its event loop is closed."""
     report = sys.unraisablehook
 
     def hook(unraisable):

@@ -4,7 +4,7 @@ Nothing heavy is imported here, so that `--help` and a mistyped flag are answere
 """
 
 import dataclasses
-import math
+import os
 import re
 import typing
 from typing import Any, Literal
@@ -57,6 +57,10 @@ SAME_RUN = (
     *("dataset", "model", "width", "optimizer", "learning_rate", "alpha", "beta", "first_step"),
     *("max_step_grad", "velocity", "batch_size", "seed", "limit", "precision", *RECIPE),
 )
+
+
+FLOAT32_TINY, FLOAT32_MAX = 1.1754944e-38, 3.4028234e38  # normal numbers
+_FLOAT32 = "1.2e-38 to 3.4e38"
 
 
 class UserError(Exception):
@@ -193,6 +197,9 @@ def resolve(config: Config) -> Config:
                     f" only gravity has it: leave {flag(name)} out."
                 )
     missing = {name: value for name, value in defaults.items() if getattr(config, name) is None}
+    for name in ("data_dir", "workdir"):
+        if (path := getattr(config, name)) is not None:
+            missing[name] = path_given(flag(name), path)
     resolved = dataclasses.replace(config, **missing)
     _check_ranges(resolved)
     resolved = _with_schedule(resolved)
@@ -220,6 +227,20 @@ def default_learning_rate(dataset: str, model: str, optimizer: str) -> float:
     return TABLE_5[dataset][2 * (model == "vgg19") + (optimizer == "rmsprop")]
 
 
+def path_given(name: str, path: str) -> str:
+    """The path that the flag `name` gives, with ~ expanded; UsageError for one that cannot be meant."""
+    if not path.strip():
+        raise UsageError(f"{name} is empty; leave it out, or give a path (is the variable set that it comes from?).")
+    expanded = os.path.expanduser(path)
+    if expanded.startswith("~"):
+        raise UsageError(f"{name} is {path}, and there is no such user; for a folder of that name give ./{path}.")
+    try:
+        expanded.encode()
+    except UnicodeEncodeError:
+        raise UsageError(f"{name} is {path!a}, a name that is not UTF-8; rename it.") from None
+    return expanded
+
+
 def flag(field: str) -> str:
     """The flag of a field, as the user types it."""
     return "--" + field.replace("_", "-")
@@ -232,8 +253,12 @@ def brief(error: BaseException) -> str:
 
 
 def _check_ranges(config: Config) -> None:
-    positive = "a finite number above 0", lambda x: math.isfinite(x) and x > 0
-    nonnegative = "a finite number of at least 0", lambda x: math.isfinite(x) and x >= 0
+    in_float32 = lambda x: FLOAT32_TINY <= x <= FLOAT32_MAX
+    positive = f"a finite number above 0 that float32 has, {_FLOAT32}", in_float32
+    nonnegative = (
+        f"a finite number of at least 0 that float32 has, 0 or {_FLOAT32}",
+        lambda x: x == 0 or in_float32(x),
+    )
     whole = "between 1 and 1000000", lambda x: 1 <= x <= 10**6
     ranges = {
         "width": ("a finite number above 0 and at most 16", lambda x: 0 < x <= 16),
@@ -260,6 +285,12 @@ def _check_ranges(config: Config) -> None:
         value = getattr(config, name)
         if value is not None and not valid(value):
             raise UsageError(f"{flag(name)} is {value}; it must be {text}.")
+    # The largest of the millions of values that a normal distribution gives is below 8 standard deviations.
+    if config.alpha and not FLOAT32_TINY <= config.alpha / config.learning_rate <= FLOAT32_MAX / 8:
+        raise UsageError(
+            f"--alpha is {config.alpha}, and --learning-rate is {config.learning_rate}: alpha / learning rate, the"
+            " standard deviation of the initial velocity, lies beyond float32; bring them closer together."
+        )
 
 
 def _with_schedule(config: Config) -> Config:

@@ -13,10 +13,12 @@ import os
 import pathlib
 import shlex
 import sys
+import tempfile
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+from etils import epath
 
 from trainer.config import TFDS_SET, UserError, brief
 
@@ -62,7 +64,13 @@ def load(name: str, data_dir: str | None = None, limit: int | None = None) -> Da
         raise DataError(f"{name}: at least 1 example must be asked for, not {limit}.")
     if name == "digits":
         return _load_digits(limit)
-    return _load_tfds(name, pathlib.Path(data_dir or _default_data_dir()).expanduser(), limit)
+    root = data_dir or _default_data_dir()
+    with contextlib.ExitStack() as stack:
+        if "://" in root:
+            temporary = stack.enter_context(tempfile.TemporaryDirectory())
+            _fetch(name, root, pathlib.Path(temporary))
+            root = temporary
+        return _load_tfds(name, pathlib.Path(root).expanduser(), limit)
 
 
 def _load_digits(limit: int | None) -> Dataset:
@@ -90,6 +98,44 @@ def _load_tfds(name: str, root: pathlib.Path, limit: int | None) -> Dataset:
     classes = builder.info.features[label]
     names = tuple(classes.names)
     return Dataset(name, train_images, train_labels, test_images, test_labels, classes.num_classes, names)
+
+
+def check_data_dir(name: str, data_dir: str | None) -> None:
+    """Raise DataError for a bucket, or another scheme://, from which the dataset cannot be read."""
+    root = data_dir or _default_data_dir()
+    if name == "digits" or "://" not in root:
+        return
+    try:
+        path = epath.Path(root)
+        found = (path / _folder_name(name)).is_dir()
+    except Exception as error:  # ImportError without the scheme's package, whatever its driver raises
+        raise DataError(f"{name}: --data-dir {root} cannot be read ({brief(error)}); choose another.") from error
+    if "://" not in os.fspath(path):
+        raise DataError(f"{name}: --data-dir {root} is of a scheme that cannot be read; choose another.")
+    if not found:
+        mend = "prepare it in a local folder and copy it there, or choose another --data-dir"
+        raise DataError(f"{name} is not prepared in {root}; {mend}.")
+
+
+def _folder_name(name: str) -> str:
+    """The dataset's folder in TFDS's."""
+    any_set = TFDS_SET.fullmatch(name)
+    return any_set["name"] if any_set else _tfds_name(name)[0]
+
+
+def _fetch(name: str, root: str, temporary: pathlib.Path) -> None:
+    """Copy a prepared dataset to a local folder: array_record's reader takes no other."""
+    check_data_dir(name, root)
+    source = epath.Path(root) / _folder_name(name)
+    depth = 1 if "/" in _folder_name(name) else 2  # a set may have configurations
+    try:
+        for path in [path for levels in range(1, depth + 1) for path in source.glob("*/" * levels + "*.*")]:
+            if not path.is_dir():
+                target = temporary / _folder_name(name) / str(path).removeprefix(f"{source}/")
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(path.read_bytes())
+    except Exception as error:  # likewise
+        raise DataError(f"{name}: {source} cannot be read ({brief(error)}); choose another --data-dir.") from error
 
 
 def _tfds_name(name: str) -> tuple[str, str]:

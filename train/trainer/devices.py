@@ -16,7 +16,6 @@ import logging
 import math
 import os
 import platform
-import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -34,8 +33,6 @@ from trainer.config import Config, RunAgain, UserError, brief
 LOST = "another process of this run has ended or cannot be reached; start all of them again, with --resume"
 # Seconds. A process that is gone ends the others after about HEARTBEAT; peers that never come, after WAIT.
 HEARTBEAT, WAIT = 30, 300
-
-_keep_alive: list[Any] = []  # what C code calls
 
 
 class Replicas:
@@ -134,8 +131,6 @@ def join_processes(config: Config) -> None:
         mend = "with --num-processes 1 this host trains alone"
         raise UserError(f"the other hosts of this Cloud TPU were not found ({brief(error)}); {mend}.") from error
     find_devices()
-    if jax.process_count() > 1:
-        _explain_abort()
 
 
 def find_devices() -> None:
@@ -235,21 +230,6 @@ def _on_cloud_tpu() -> bool:
     return bool(chips) and importlib.util.find_spec("libtpu") is not None and "tpu" in wanted
 
 
-def _explain_abort() -> None:
-    """When jax's coordination service loses a process it calls abort() in the others; there, say what to do and exit.
-
-    A handler of Python's own would not do: it runs in the main thread, later, and abort() does not wait.
-    """
-
-    def handler(_):
-        os.write(2, f"error: {LOST}\n".encode())
-        os._exit(RunAgain.exit_code)
-
-    c_handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(handler)
-    _keep_alive.append(c_handler)
-    ctypes.CDLL(None).signal(signal.SIGABRT, c_handler)
-
-
 def hints(precision: str, root: str = "/") -> Iterator[str]:
     """What a run on the CPU of this machine should know at the start, a line each; `root` is of /proc and /dev."""
     if jax.default_backend() != "cpu":
@@ -275,6 +255,11 @@ def use_compilation_cache(setting: str) -> None:
         jax.config.update("jax_compilation_cache_dir", os.path.expanduser("~/.cache/gravity-optax"))
     # Many small programs draw the initial state; each takes less than the second that JAX finds worth keeping.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+def allow_transfers() -> None:
+    """Whatever JAX_TRANSFER_GUARD says, which is for finding transfers that are not meant: all of these are."""
+    jax.config.update("jax_transfer_guard", "allow")
 
 
 def release_memory() -> None:

@@ -178,6 +178,7 @@ def train(
     With `config.resume`, goes on with the run in the workdir, and returns its rows at once if all epochs are done.
     After `notice.given`, ends at the next chunk with a checkpoint and `Preempted`.
     """
+    data.check_data_dir(config.dataset, config.data_dir)
     run = Progress(config)
     with contextlib.closing(run):
         if run.finished:

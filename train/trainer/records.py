@@ -42,6 +42,10 @@ class Workdir:
         """Makes the folder and claims it; it may hold a run only with `config.resume`, and only this one."""
         try:
             self.path = epath.Path(config.workdir) if config.workdir else _make_fresh(config)
+            if "://" in (config.workdir or "") and "://" not in str(self.path):
+                raise UserError(
+                    f"--workdir is {config.workdir}, a scheme that cannot be written; choose another folder."
+                )
             self.path.mkdir(parents=True, exist_ok=True)
             self._ownership = None if "://" in str(self.path) else Ownership(pathlib.Path(self.path))
         except UserError:

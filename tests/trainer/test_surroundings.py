@@ -1,0 +1,157 @@
+"""What a run finds around it: nobody who listens, another platform, a bucket, a checkout without installed metadata."""
+
+import importlib.metadata
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from etils import epath
+
+from trainer import checkpoints, data, loop
+from trainer.config import Config, resolve
+
+TRAIN = pathlib.Path(__file__).parents[2] / "train"
+SMALL = ["--width", "0.05", "--limit", "64", "--batch-size", "16", "--epochs", "2"]
+
+
+def shell(line, cwd, **environment):
+    """`line` of bash, where `main`, `benchmark` and `report` are commands."""
+    names = "".join(f'{name}() {{ "{sys.executable}" "{TRAIN}/{name}.py" "$@"; }}\n' for name in COMMANDS)
+    environment = {**os.environ, "XLA_FLAGS": "", "JAX_NUMPY_DTYPE_PROMOTION": "standard", **environment}
+    command = ["bash", "-c", names + line]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, timeout=120)
+
+
+COMMANDS = ("main", "benchmark", "report")
+
+
+@pytest.mark.parametrize("where", ["2>&-", ">&- 2>&-", ">/dev/full", ">/dev/full 2>/dev/full", "| head -n 1"])
+def test_a_run_does_not_depend_on_anyone_listening(tmp_path, where):
+    done = shell(f"set -o pipefail; main {' '.join(SMALL)} --workdir run {where}", tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len((tmp_path / "run" / "history.csv").read_text().splitlines()) == 3
+    assert "Traceback" not in done.stderr and len(done.stderr.splitlines()) <= 1
+
+
+@pytest.mark.parametrize("where", ["2>&-", ">&-", ">&- 2>&-", "2>/dev/full", ">/dev/full 2>/dev/full"])
+@pytest.mark.parametrize("command", ["main --epochs x", "benchmark --epochs x", "report"])
+def test_invalid_flags_are_exit_code_2_whoever_listens(tmp_path, command, where):
+    done = shell(f"{command} {where}", tmp_path)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("where", ["2>&-", ">/dev/full", "| head -n 1"])
+def test_a_list_that_nobody_reads_to_its_end(tmp_path, where):
+    done = shell(f"set -o pipefail; benchmark --workdir R --list {where}", tmp_path)
+    assert done.returncode == 0 and len(done.stderr.splitlines()) <= 1
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu", "nonsense"])
+def test_a_platform_that_is_not_there_is_one_line(tmp_path, platform):
+    done = shell("main --workdir run", tmp_path, JAX_PLATFORMS=platform)
+    (line,) = (done.stdout + done.stderr).splitlines()
+    assert done.returncode == 1
+    assert line.startswith(f"error: JAX_PLATFORMS is {platform}, which ") and "are there: cpu; set it to one" in line
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        "raise RuntimeError('no driver')",
+        "from jax._src import xla_bridge; xla_bridge.register_plugin('broken', library_path='/gone.so')",
+    ],
+)
+@pytest.mark.parametrize("platform", ["", "broken"])
+def test_a_plugin_that_does_not_start_is_one_line(tmp_path, start, platform):
+    plugin = tmp_path / "jax_plugins" / "broken"
+    plugin.mkdir(parents=True)
+    (plugin / "__init__.py").write_text(f"def initialize():\n    {start}\n")
+    done = shell("main --workdir run", tmp_path, JAX_PLATFORMS=platform, PYTHONPATH=str(tmp_path))
+    (line,) = (done.stdout + done.stderr).splitlines()
+    assert done.returncode == 1 and line.startswith("error: JAX_PLATFORMS is ")
+    assert "are there: cpu" in line and ("no driver" in line or "/gone.so" in line)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_transfer_guard_does_not_stop_it(tmp_path):
+    done = shell(f"main {' '.join(SMALL)} --workdir run", tmp_path, JAX_TRANSFER_GUARD="disallow")
+    assert done.returncode == 0, done.stdout
+
+
+def test_a_home_relative_workdir_is_in_the_home_folder(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/somebody")
+    config = resolve(Config(workdir="~/run", data_dir="~/data"))
+    assert (config.workdir, config.data_dir) == ("/home/somebody/run", "/home/somebody/data")
+
+
+def test_without_installed_metadata_the_versions_are_recorded(tmp_path, monkeypatch):
+    version = importlib.metadata.version
+
+    def missing(name):
+        if name == "gravity-optax":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return version(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", missing)
+    loop.train(resolve(Config(width=0.05, limit=64, epochs=1, workdir=str(tmp_path))))
+    import gravity_optax
+
+    assert json.loads((tmp_path / "config.json").read_text())["versions"]["gravity-optax"] == gravity_optax.__version__
+
+
+@pytest.fixture(scope="module")
+def bucket(tmp_path_factory):
+    """The folder behind `fake://`, a scheme that epath knows from then on."""
+    folder = tmp_path_factory.mktemp("bucket")
+
+    class FakePath(epath.Path):
+        def __fspath__(self):
+            return f"fake://{super().__str__().removeprefix('fake:/').lstrip('/')}"
+
+        __str__ = __fspath__
+
+        @property
+        def real(self):
+            return folder / str(self).removeprefix("fake://")
+
+        def is_dir(self):
+            return self.real.is_dir()
+
+        def exists(self):
+            return self.real.exists()
+
+        def glob(self, pattern):
+            return [FakePath("fake://", path.relative_to(folder)) for path in self.real.glob(pattern)]
+
+        def read_bytes(self):
+            return self.real.read_bytes()
+
+    FakePath.__abstractmethods__ = frozenset()  # no more is needed here
+    epath.register_path_cls("fake://")(FakePath)
+    return folder
+
+
+def test_a_prepared_dataset_is_read_from_a_bucket(tiny_tfds, bucket, monkeypatch):
+    (bucket / "sets").symlink_to(tiny_tfds)
+    monkeypatch.setenv("TFDS_DATA_DIR", "fake://sets")
+    for data_dir in ("fake://sets", None):
+        found, expected = data.load("mnist", data_dir), data.load("mnist", tiny_tfds)
+        np.testing.assert_array_equal(found.train_images, expected.train_images)
+        np.testing.assert_array_equal(found.test_labels, expected.test_labels)
+    with pytest.raises(data.DataError, match="cifar10 is not prepared in fake://other; prepare it in a local folder"):
+        data.load("cifar10", "fake://other")
+
+
+def test_a_checkpoint_that_cannot_be_written_names_the_cause(tmp_path):
+    kept = checkpoints.Checkpoints(epath.Path(tmp_path / "checkpoints"), 1)
+    for cause, mend in (("No space left on device", "Make room there"), ("Permission denied", "Mend that")):
+        message = str(kept._unwritten(OSError(cause)))
+        assert cause in message and mend in message and ("room" in message) == ("space" in cause)
+    (tmp_path / "checkpoints").rmdir()
+    assert f"the folder {tmp_path / 'checkpoints'} is gone" in str(kept._unwritten(ValueError("NOT_FOUND")))
