@@ -71,25 +71,8 @@ def _cpu_conv(precision, x, w):
     return _cpu_product(precision, rows.reshape(-1, 9 * c), w.reshape(9 * c, -1)).reshape(n, height, width, -1)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _cpu_product(precision, x, w):
-    """x @ w, from the operands' own type, whose products are fast, to float32: a bfloat16 result is far slower."""
-    return lax.dot(x, w, precision=precision, preferred_element_type=jnp.float32).astype(x.dtype)
-
-
-def _cpu_product_fwd(precision, x, w):
-    return _cpu_product(precision, x, w), (x, w)
-
-
-def _cpu_product_bwd(precision, residuals, dy):
-    x, w = residuals
-    dot = functools.partial(lax.dot_general, precision=precision, preferred_element_type=jnp.float32)
-    dx = dot(dy, w, (((1,), (1,)), ((), ())))
-    dw = dot(x, dy, (((0,), (0,)), ((), ())))
-    return dx.astype(x.dtype), dw.astype(w.dtype)
-
-
-_cpu_product.defvjp(_cpu_product_fwd, _cpu_product_bwd)
+def _cpu_product(precision, x, w):  # to float32 and then rounded: XLA:CPU's own bfloat16 result is far slower
+    return winograd.product(x.dtype, precision, x, w).astype(x.dtype)
 
 
 def _cpu_pool(x):
