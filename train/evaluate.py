@@ -13,7 +13,7 @@ from trainer.jaxlib_fault import work_around
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class EvaluationOptions:
     """Loss and accuracy over the test set, for each class too, and WORKDIR/confusion.png."""
 
     workdir: Annotated[str, tyro.conf.Positional]
@@ -31,7 +31,7 @@ class Options:
 def main() -> int:
     """The exit code: 0, 1 for what went wrong, or 2 for invalid flags."""
     try:
-        options = dataclasses.asdict(parse_command(Options, "train/evaluate.py", sys.argv[1:]))
+        options = dataclasses.asdict(parse_command(EvaluationOptions, "train/evaluate.py", sys.argv[1:]))
         labels = {"workdir": "WORKDIR", "predictions": "--predictions", "export": "--export", "data_dir": "--data-dir"}
         options |= {key: path_given(label, options[key]) for key, label in labels.items() if options[key] is not None}
         work_around()  # before jax is imported

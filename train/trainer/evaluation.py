@@ -16,7 +16,7 @@ from etils import epath
 from flax.traverse_util import flatten_dict
 from safetensors.numpy import save
 
-from trainer import data, vgg
+from trainer import data, steps, vgg
 from trainer.checkpoints import Arrays, ReadCheckpoints
 from trainer.config import Config, UserError, as_recorded, brief
 
@@ -73,9 +73,11 @@ def evaluate(
 def score(model: vgg.VGG, params: Any, images: np.ndarray, batch_size: int, labels: np.ndarray) -> Scores:
     """Scores pictures, uint8 (n, h, w, c), with labels (n,), in batches."""
 
+    apply: steps.Apply = model.apply
+
     @jax.jit
     def of_batch(params, images, labels):
-        logits = model.apply({"params": params}, images)
+        logits = apply({"params": params}, images)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
         return losses, jnp.argmax(logits, -1), jnp.max(jax.nn.softmax(logits), -1)
 
