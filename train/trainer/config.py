@@ -154,6 +154,8 @@ class Config:
     precision: Literal["float32", "default", "bfloat16"] = "float32"
     """float32: true float32 products on every platform. default: the platform's fast default. bfloat16: bfloat16 layers
     with float32 parameters, loss and optimizer."""
+    tensorboard: bool = False
+    """Write event files for TensorBoard to WORKDIR/tensorboard: the columns of each epoch, the loss of each chunk."""
     profile: bool = False
     """Write a jax.profiler trace of a chunk of steps to the workdir, before training; on a copy of the state."""
     compilation_cache: Literal["auto", "on", "off"] = "auto"

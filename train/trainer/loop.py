@@ -21,6 +21,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from trainer import data, optimizers, steps, vgg
 from trainer.config import Config
 from trainer.devices import Replicas, asked_to_stop, primary, release_memory
+from trainer.event_files import EventFiles
 from trainer.preemption import StopRequest
 from trainer.progress import Diverged, Partial, Preempted, Progress, advice
 from trainer.records import Epoch
@@ -85,6 +86,10 @@ class Trainer:
         """How many times per epoch the device is handed work."""
         return len(chunk_lengths(self.steps_per_epoch))
 
+    def steps_of(self, chunks: int) -> int:
+        """How many steps an epoch's first so many chunks are."""
+        return sum(chunk_lengths(self.steps_per_epoch)[:chunks])
+
     def train_epoch(self, epoch: int) -> tuple[float, float]:
         """One pass, in the order that (seed, epoch) give. Returns mean loss and accuracy."""
         return self.means(self.advance(epoch, Partial()))
@@ -98,12 +103,13 @@ class Trainer:
         self,
         epoch: int,
         done: Partial,
-        progress: Callable[[int], object] = lambda steps: None,
+        progress: Callable[[int, float], object] = lambda steps, loss: None,
         stop: Callable[[int], bool] = lambda chunks: False,
     ) -> Partial:
         """Goes on with an epoch until it ends, or `stop` (of the chunks done in it) says so between two chunks.
 
-        Calls `progress` with the number of steps, as chunks end. The sums are those of each batch before its update.
+        Calls `progress` with the number of steps and their mean loss, as chunks end. The sums are those of each batch
+        before its update.
         The device is handed a chunk ahead of what is read back.
         """
         order = np.random.default_rng([self.config.seed, epoch]).permutation(self.train_size)
@@ -121,7 +127,7 @@ class Trainer:
                 where = f"epoch {epoch}, step {step} of {self.steps_per_epoch}"
                 raise Diverged(f"the loss is not finite at {where}; {advice(self.config)}")
             totals = totals + [x.sum() for x in sums]
-            progress(lengths[read])
+            progress(lengths[read], float(sums[0].sum() / sums[2].sum()))
             read += 1
 
         while chunk < len(lengths) and not stop(chunk):
@@ -209,23 +215,25 @@ def _train(run: Progress, devices: Sequence[jax.Device] | None, notice: StopRequ
         trainer.profile(run.recorder.profiling())
     log.info(HEADER)
     notice.watched = True
-    with logging_redirect_tqdm([log]):
+    done = len(run.rows) * trainer.steps_per_epoch + trainer.steps_of(run.partial.chunks)
+    with contextlib.closing(run.recorder.event_files(done)) as events, logging_redirect_tqdm([log]):
         while not run.finished:
-            row = _epoch(trainer, run, notice)
+            row = _epoch(trainer, run, notice, events)
             run.add(row)
+            events.add_epoch(row.epoch * trainer.steps_per_epoch, row)
             log.info(LINE.format(**vars(row)))
             if run.due():
                 where = f"epoch {row.epoch}, step {trainer.steps_per_epoch} of {trainer.steps_per_epoch}"
                 run.save(trainer.state, trainer.chunks_per_epoch, where)
 
 
-def _epoch(trainer: Trainer, run: Progress, notice: StopRequest) -> Epoch:
+def _epoch(trainer: Trainer, run: Progress, notice: StopRequest, events: EventFiles) -> Epoch:
     """Trains to the end of the epoch that the run is in and evaluates, with a progress bar on a terminal."""
     epoch, chunks = len(run.rows) + 1, trainer.chunks_per_epoch
-    steps_of = lambda chunk: sum(chunk_lengths(trainer.steps_per_epoch)[:chunk])
+    step = (epoch - 1) * trainer.steps_per_epoch + trainer.steps_of(run.partial.chunks)
     options = {
         "total": trainer.steps_per_epoch,
-        "initial": steps_of(run.partial.chunks),
+        "initial": trainer.steps_of(run.partial.chunks),
         "desc": f"epoch {epoch}/{trainer.config.epochs}",
         "unit": "step",
         "leave": False,
@@ -236,10 +244,17 @@ def _epoch(trainer: Trainer, run: Progress, notice: StopRequest) -> Epoch:
     }
     stop = lambda chunk: asked_to_stop(notice.given, len(run.rows) * chunks + chunk)
     with tqdm(**options) as bar:
-        done = trainer.advance(epoch, run.partial, bar.update, stop)
+
+        def progress(steps: int, mean_loss: float) -> None:
+            nonlocal step
+            step += steps
+            bar.update(steps)
+            events.add_chunk(step, mean_loss)
+
+        done = trainer.advance(epoch, run.partial, progress, stop)
     if done.chunks < chunks:
         run.partial = done
-        where = f"epoch {epoch}, step {steps_of(done.chunks)} of {trainer.steps_per_epoch}"
+        where = f"epoch {epoch}, step {trainer.steps_of(done.chunks)} of {trainer.steps_per_epoch}"
         run.save(trainer.state, chunks, where)
         run.recorder.wait()
         raise Preempted(f"stopped on SIGTERM after {where}; a checkpoint is written: go on with --resume.")

@@ -11,6 +11,7 @@ import numpy as np
 from trainer import devices
 from trainer.checkpoints import Arrays, Checkpoints
 from trainer.config import Config, RunAgain, UserError, flag, same_run
+from trainer.event_files import EventFiles, NoEventFiles
 from trainer.records import Epoch, Workdir
 
 log = logging.getLogger("train")
@@ -62,6 +63,11 @@ class Recorder:
         """What runs in it is profiled."""
         return jax.profiler.trace(str(self._workdir.profile))
 
+    def event_files(self, step: int) -> EventFiles:
+        """Where to write for TensorBoard from training step `step` on."""
+        folder = str(self._workdir.path / "tensorboard")
+        return EventFiles(folder, step) if self._config.tensorboard else NoEventFiles()
+
     def write_history(self, rows: list[Epoch]) -> None:
         self._workdir.write_history(rows)
 
@@ -97,6 +103,9 @@ class NoRecorder(Recorder):
 
     def profiling(self) -> contextlib.AbstractContextManager:
         return contextlib.nullcontext()
+
+    def event_files(self, step: int) -> EventFiles:
+        return NoEventFiles()
 
     def write_history(self, rows: list[Epoch]) -> None: ...
 

@@ -1,0 +1,71 @@
+"""`--tensorboard`: what TensorBoard's own reader finds, in a run at one go and in one that was stopped."""
+
+import csv
+import warnings
+
+import jax
+import numpy as np
+import pytest
+
+from trainer import loop
+from trainer.config import Config, resolve
+from trainer.preemption import StopRequest
+from trainer.progress import Preempted
+
+STEPS, EPOCHS = 10, 3
+ENDS = (2, 4, 5, 6, 7, 8, 9, 10)  # the steps after which chunks end
+
+
+class StopAfter(StopRequest):
+    """SIGTERM after so many chunks."""
+
+    def __init__(self, chunks):
+        self.left = chunks
+
+    @property
+    def given(self):
+        self.left -= 1
+        return self.left < 0
+
+
+def train(workdir, chunks=None, **flags):
+    given = {"width": 0.05, "limit": 150, "batch_size": 16, "epochs": EPOCHS, "tensorboard": True} | flags
+    config = resolve(Config(workdir=str(workdir), **given))
+    return loop.train(config, jax.devices()[:1], None if chunks is None else StopAfter(chunks))
+
+
+def scalars(workdir):
+    """Tag -> [(step, value)]."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # TensorBoard's own, at import
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    reader = EventAccumulator(str(workdir / "tensorboard"))
+    reader.Reload()
+    return {tag: [(e.step, e.value) for e in reader.Scalars(tag)] for tag in reader.Tags()["scalars"]}
+
+
+@pytest.mark.parametrize("checkpoint_every", [1, 3])
+def test_a_resumed_run_appends_and_nothing_is_there_twice(tmp_path, checkpoint_every):
+    assert tuple(np.cumsum(loop.chunk_lengths(STEPS))) == ENDS
+    with pytest.raises(Preempted):
+        train(tmp_path, chunks=len(ENDS) + 4, checkpoint_every=checkpoint_every)
+    assert len(scalars(tmp_path)["chunk/loss"]) == len(ENDS) + 4
+    train(tmp_path, resume=True, checkpoint_every=checkpoint_every)
+    assert len(list((tmp_path / "tensorboard").iterdir())) == 2
+    found = scalars(tmp_path)
+    assert [step for step, _ in found["chunk/loss"]] == [STEPS * epoch + end for epoch in range(EPOCHS) for end in ENDS]
+    with open(tmp_path / "history.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    for name in ("loss", "accuracy", "val_loss", "val_accuracy", "learning_rate", "images_per_second"):
+        steps, values = zip(*found[f"epoch/{name}"], strict=True)
+        assert steps == (10, 20, 30)
+        np.testing.assert_allclose(values, [float(row[name]) for row in rows], rtol=1e-5)
+    losses = np.array([value for _, value in found["chunk/loss"]]).reshape(EPOCHS, len(ENDS))
+    weights = np.array([32, 32, 16, 16, 16, 16, 16, 6])  # pictures of each chunk
+    np.testing.assert_allclose(losses @ weights / 150, [float(row["loss"]) for row in rows], rtol=1e-5)
+
+
+def test_without_the_flag_there_are_none(tmp_path):
+    train(tmp_path, tensorboard=False, epochs=1)
+    assert not (tmp_path / "tensorboard").exists()
