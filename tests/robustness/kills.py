@@ -4,8 +4,8 @@
 
 Each run is killed (SIGKILL) once, with at least three epochs still to go, and then resumed with the same flags. Its
 parameters, velocity and history.csv (all columns but the times) are compared, bit for bit, with those of a run that was
-left alone. A third of the moments are anywhere in the run, a third while a checkpoint is being written, a third just
-after a row of history.csv, before its checkpoint.
+left alone. A third of the moments are before the first step, while data are read and programs compile; the others are
+anywhere in the run, while a checkpoint is being written, or just after a row of history.csv, before its checkpoint.
 """
 
 import argparse
@@ -27,11 +27,15 @@ FLAGS = ("--width", 0.1, "--epochs", EPOCHS)
 def moment(kind, workdir, rng):
     """A function that is true from the moment of the kill on."""
     after = rng.randrange(EPOCHS - 3)  # rows of the history
-    wait = rng.uniform(0, {"anywhere": 1.0, "checkpoint": 0.05, "history": 0.02}[kind])
+    wait = rng.uniform(0, {"start": 4.0, "anywhere": 1.0, "checkpoint": 0.05, "history": 0.02}[kind])
     begun = []
 
     def reached():
-        if not begun and processes.rows(workdir) >= after and (kind != "checkpoint" or processes.unfinished(workdir)):
+        if kind == "start":
+            ready = pathlib.Path(workdir).exists()
+        else:
+            ready = processes.rows(workdir) >= after and (kind != "checkpoint" or processes.unfinished(workdir))
+        if ready and not begun:
             begun.append(time.monotonic())
         return begun and time.monotonic() >= begun[0] + wait
 
@@ -43,6 +47,8 @@ def kill_and_resume(kind, workdir, whole, rng):
     flags = (*FLAGS, "--workdir", workdir, "--resume")
     if not processes.kill_at(processes.start(*flags), moment(kind, workdir, rng)):
         return None, "was faster"
+    if kind == "start" and processes.rows(workdir):
+        return None, "was after the first step"
     rows, left, writing = processes.rows(workdir), processes.whole(workdir), processes.unfinished(workdir)
     assert rows <= EPOCHS - 3, f"only {EPOCHS - rows} epochs were to go"
     out = processes.finish(processes.start(*flags))
@@ -64,7 +70,7 @@ def main():
         processes.finish(processes.start(*FLAGS, "--workdir", f"{folder}/whole"))
         whole = processes.result(f"{folder}/whole")
         while done < arguments.kills:
-            kind = ("anywhere", "checkpoint", "history")[done % 3]
+            kind = "start" if done % 3 == 0 else ("anywhere", "checkpoint", "history")[done // 3 % 3]
             workdir = f"{folder}/killed"
             same, state = kill_and_resume(kind, workdir, whole, rng)
             shutil.rmtree(workdir)

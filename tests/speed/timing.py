@@ -58,7 +58,7 @@ def in_processes(
 ) -> tuple[dict[str, list[float]], dict]:
     """As `interleaved`, with the candidates of each framework in a process of their own, where no other threads are.
 
-    A framework is a function (which can be pickled) to be called there; it gives its candidates, and figures to hand
+    A framework is a function (of a module, by name) to be called there; it gives its candidates, and figures to hand
     on, which come back together. With `settle`, each timed run comes right after one that is not timed: a process that
     has waited for the others begins slowly, which can double a run of tenths of a second.
     """

@@ -106,7 +106,7 @@ class Trainer:
         self.state = jax.eval_shape(lambda params: steps.TrainState(params, self.tx.init(params)), self.params)
         self.apply = steps.on_flat(self.model.apply, (32, 32, 3))
         self.replicas = Replicas(devices)
-        self.replicas._local = list(range(CHIPS))  # as if one process drove them all
+        self.replicas.local = list(range(CHIPS))  # as if one process drove them all
 
     def compile(self, function, tree, size, count, **options):
         pictures = steps.Split(

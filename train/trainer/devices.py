@@ -43,8 +43,8 @@ class Replicas:
         # The mesh that jax.pmap makes of these devices: what lies replicated on it is not copied again at a call.
         mesh = jax.sharding.Mesh(np.array(self.devices), (steps.AXIS,))
         self._replicated = NamedSharding(mesh, PartitionSpec())
-        self._split = NamedSharding(mesh, PartitionSpec(steps.AXIS))
-        self._local = [i for i, d in enumerate(self.devices) if d.process_index == jax.process_index()]
+        self.parted = NamedSharding(mesh, PartitionSpec(steps.AXIS))
+        self.local = [i for i, d in enumerate(self.devices) if d.process_index == jax.process_index()]
 
     def replicate(self, tree: Any) -> Any:
         """The tree with a copy of every array on each device, its shapes unchanged. The input may be reused.
@@ -53,7 +53,7 @@ class Replicas:
         """
 
         def copy(x):
-            copies = [jax.device_put(x, self.devices[i], may_alias=False) for i in self._local]
+            copies = [jax.device_put(x, self.devices[i], may_alias=False) for i in self.local]
             return jax.make_array_from_single_device_arrays(np.shape(x), self._replicated, copies)
 
         return jax.tree.map(copy, tree)
@@ -65,38 +65,44 @@ class Replicas:
         filled[:, :batch] = batches
         return np.ascontiguousarray(filled.reshape(count, n, -1).swapaxes(0, 1))
 
-    def run_everywhere(self, function: Callable, donate_first: bool = False) -> Callable:
-        """`function` of (tree, pictures, batches) on all devices: the last is split, the others and the result are not.
+    def run_everywhere(self, function: Callable, donate_first: bool = False) -> "Everywhere":
+        """`function` of (tree, pictures, batches) on all devices: the last is split, the rest and the result not."""
+        return Everywhere(self, function, donate_first)
 
-        Returns a callable `trace(tree, pictures, batches)` that traces it for these shapes (the tree may be one of
-        `jax.ShapeDtypeStruct`) and gives a callable without arguments that compiles it, in any thread, to the program.
-        `trace` and the program take `batches` from `split`, the parts of all devices; each process uses its own.
-        """
-        mapped = jax.pmap(
+
+class Everywhere:
+    """A function on all devices of `replicas`, to be lowered for the shapes of its arguments and compiled.
+
+    It and its programs take `batches` from `Replicas.split`, the parts of all devices; each process uses its own.
+    """
+
+    def __init__(self, replicas: Replicas, function: Callable, donate_first: bool):
+        self._replicas = replicas
+        self._alone = len(replicas.local) == len(replicas.devices)
+        self._mapped = jax.pmap(
             function,
             axis_name=steps.AXIS,
             in_axes=(None, None, 0),
             out_axes=None,
-            devices=self.devices,
+            devices=replicas.devices,
             donate_argnums=(0,) if donate_first else (),
         )
-        alone = len(self._local) == len(self.devices)
 
-        def trace(tree, pictures, batches):
-            if not alone:  # it takes arrays, not shapes, and this process's parts
-                tree = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), tree)
-                batches = batches[self._local]
-            return functools.partial(compile_program, mapped.lower(tree, pictures, batches))
+    def __call__(self, tree: Any, pictures: Any, batches: np.ndarray) -> Callable[[], Callable]:
+        """Lowers it (the tree may be one of `jax.ShapeDtypeStruct`); the result compiles it, in any thread."""
+        if not self._alone:  # it takes arrays, not shapes, and this process's parts
+            tree = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), tree)
+            batches = batches[self._replicas.local]
+        return functools.partial(self._compile, self._mapped.lower(tree, pictures, batches))
 
-        def compile_program(lowered):
-            program = _compile(lowered, self.devices[0].platform)
-            if alone:
-                return program
-            # It takes an array of all parts.
-            place = functools.partial(jax.make_array_from_process_local_data, self._split)
-            return lambda tree, pictures, batches: program(tree, pictures, place(batches[self._local]))
-
-        return trace
+    def _compile(self, lowered: Any) -> Callable:
+        """The program, a function of (tree, pictures, batches)."""
+        program = _compile(lowered, self._replicas.devices[0].platform)
+        if self._alone:
+            return program
+        # It takes an array of all parts.
+        place = functools.partial(jax.make_array_from_process_local_data, self._replicas.parted)
+        return lambda tree, pictures, batches: program(tree, pictures, place(batches[self._replicas.local]))
 
 
 def _compile(lowered: Any, platform: str) -> Any:
