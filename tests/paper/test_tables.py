@@ -137,6 +137,15 @@ def test_departures_from_the_published_protocol_are_reported(tmp_path, config, d
     assert formats.table(formats.SUMMARY, [ours], 0.98).rows[0][-1] == text
 
 
+def test_seconds_that_were_not_recorded_leave_the_epochs(tmp_path):
+    folder = fake_results.write(tmp_path, MNIST, 0, SEED_0)
+    (folder / "history.csv").write_text(
+        (folder / "history.csv").read_text().replace(",10.0,6000.0,2.0", ",nan,nan,nan")
+    )
+    (ours,) = (row for row in tables.summary("mnist", results.load(tmp_path).runs) if row.whose == "ours")
+    assert (ours.epochs_to_target, ours.seconds_to_target) == (2.0, None)
+
+
 def test_runs_of_different_settings_are_not_averaged(tmp_path):
     fake_results.write(tmp_path, MNIST, 0, SEED_0)
     fake_results.write(tmp_path, MNIST, 1, SEED_1, limit=128)

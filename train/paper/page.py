@@ -104,10 +104,10 @@ def draw(found: Results, dataset: str, model: str) -> Figure:
     return figure
 
 
-def png(figure: Figure) -> bytes:
-    """The figure as a picture."""
+def png(figure: Figure, dpi: int = 100) -> bytes:
+    """The figure as a PNG file."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=100)
+    figure.savefig(buffer, format="png", dpi=dpi)
     return buffer.getvalue()
 
 

@@ -159,7 +159,8 @@ def _to_target(
                 seconds.append(np.sum(history["seconds"][:n] + history["val_seconds"][:n]))
     if len(epochs) < len(runs):
         return (Missed(len(epochs), len(runs)),) * 2
-    return float(np.mean(epochs)), float(np.mean(seconds)) if seconds else None
+    # NaN: runs on a machine that was shared are recorded without their times.
+    return float(np.mean(epochs)), float(np.mean(seconds)) if np.all(np.isfinite(seconds or np.nan)) else None
 
 
 def distance(runs: Sequence[RecordedRun]) -> list[DistanceRow]:
