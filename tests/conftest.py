@@ -9,8 +9,6 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 import jax
 import pytest
 
-import tfds_fixture
-
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -30,6 +28,8 @@ def pytest_configure(config):
 @pytest.fixture(scope="session")
 def tiny_tfds(tmp_path_factory):
     """A data_dir (str) with mnist, fashion_mnist, cifar10 and cifar100 prepared: 200 + 100 learnable pictures each."""
+    import tfds_fixture  # the library's tests need none of what it imports
+
     folder = str(tmp_path_factory.mktemp("tfds"))
     done = tfds_fixture.python(tfds_fixture.__file__, folder, *tfds_fixture.TFDS_NAMES)
     assert done.returncode == 0, done.stderr

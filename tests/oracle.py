@@ -64,12 +64,17 @@ class Run(NamedTuple):
     losses: np.ndarray
 
 
+def digits():
+    """scikit-learn's digits: images in [0, 16] (1797, 64) and labels; skips the test where it is not installed."""
+    import pytest  # here, because tests/speed/accelerator.py does without
+
+    return pytest.importorskip("sklearn.datasets").load_digits(return_X_y=True)
+
+
 @functools.cache
 def recorded_run(first_step):
     """Trains a small network on scikit-learn's digits with `gravity`, one jitted loop, and keeps what each step saw."""
-    from sklearn.datasets import load_digits  # here, because tests/speed/accelerator.py does without
-
-    images, labels = load_digits(return_X_y=True)
+    images, labels = digits()
     images, labels = jnp.asarray(images / 16, jnp.float32), jnp.asarray(labels, jnp.int32)
     widths = (64, 32, 24, 10)
     rng = np.random.default_rng(7)

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from sklearn.datasets import load_digits
 
+import oracle
 from gravity_optax import gravity, scale_by_gravity
 
 SCALES = (1e-3, 1e-2, 0.1, 1.0, 10.0, 100.0, 1e3)
@@ -50,7 +50,7 @@ def test_first_step_by_the_scale_of_the_gradient(tx, expected):
 
 @functools.cache
 def digits():
-    images, labels = load_digits(return_X_y=True)
+    images, labels = oracle.digits()
     return np.asarray(images / 16, np.float32), np.asarray(labels, np.int32)
 
 

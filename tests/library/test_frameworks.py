@@ -3,20 +3,21 @@ the state outlives Orbax, `flax.serialization` and NumPy."""
 
 import functools
 
-import equinox as eqx
-import flax.serialization
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import orbax.checkpoint as ocp
 import pytest
-from flax import linen as nn
-from flax import nnx
-from flax.training.train_state import TrainState
-from sklearn.datasets import load_digits
 
+import oracle
 from gravity_optax import gravity
+
+eqx = pytest.importorskip("equinox")
+nn = pytest.importorskip("flax.linen")
+nnx = pytest.importorskip("flax.nnx")
+serialization = pytest.importorskip("flax.serialization")
+TrainState = pytest.importorskip("flax.training.train_state").TrainState
+ocp = pytest.importorskip("orbax.checkpoint")
 
 STEPS = 200
 LOSS = 0.15  # what each reaches, from the 2.3 of a guess (0.10 to 0.11 measured)
@@ -25,7 +26,7 @@ TX = gravity(0.5, key=0)
 
 @functools.cache
 def digits():
-    images, labels = load_digits(return_X_y=True)
+    images, labels = oracle.digits()
     return np.asarray(images / 16, np.float32), np.asarray(labels, np.int32)
 
 
@@ -146,9 +147,9 @@ def through_orbax(tree, folder):
 
 
 def through_flax(tree, folder):
-    (folder / "state.msgpack").write_bytes(flax.serialization.to_bytes(tree))
+    (folder / "state.msgpack").write_bytes(serialization.to_bytes(tree))
     empty = jax.tree.map(jnp.zeros_like, tree)
-    return flax.serialization.from_bytes(empty, (folder / "state.msgpack").read_bytes())
+    return serialization.from_bytes(empty, (folder / "state.msgpack").read_bytes())
 
 
 def through_numpy(tree, folder):

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from sklearn.datasets import load_digits
 
+import oracle
 from gravity_optax import gravity
 
 pytestmark = pytest.mark.peers
@@ -72,7 +72,7 @@ def relative(ours, expected):
 
 
 def test_fifty_steps_in_torch_and_fifty_here_are_a_hundred_in_torch(torch):
-    images, labels = load_digits(return_X_y=True)
+    images, labels = oracle.digits()
     images, labels = np.float32(images[:200] / 16), np.int64(labels[:200])
     model, theirs, train = begun(torch, images, labels)
     first_loss = train(1)

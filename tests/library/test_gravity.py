@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 
+import compat
 import oracle
 from gravity_optax import ScaleByGravityState, gravity, gravity_term, scale_by_gravity
 from trees import F32, GRADIENTS, PARAMS, assert_trees_close, assert_trees_identical
@@ -222,7 +223,7 @@ def test_gradients_in_bfloat16_of_float32_params_give_updates_in_bfloat16_and_ve
 
 @pytest.mark.parametrize("first", [0, 1])
 def test_float64_leaves_are_computed_in_float64(first):
-    with jax.enable_x64(True):
+    with compat.enable_x64():
         rng = np.random.default_rng(0)
         params = params_0 = jnp.asarray(rng.normal(size=(5, 6)))
         gradients = rng.normal(size=(50, 5, 6)) * 3
@@ -241,7 +242,7 @@ def test_float64_leaves_are_computed_in_float64(first):
 
 
 def test_mixed_dtypes_in_one_tree_under_x64():
-    with jax.enable_x64(True):
+    with compat.enable_x64():
         params = [jnp.zeros(3, dtype) for dtype in (jnp.float64, jnp.float32, jnp.bfloat16)]
         tx = gravity(0.1, key=0)
         updates, state = tx.update([p + jnp.ones_like(p) for p in params], tx.init(params))

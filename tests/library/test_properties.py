@@ -28,6 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 from hypothesis import strategies as st
 
+import compat
 import oracle
 from gravity_optax import ScaleByGravityState, scale_by_gravity
 
@@ -133,7 +134,7 @@ def check_an_update(skeleton, plans, seed, t, beta):
 
 
 def test_random_trees_agree_with_the_oracle_and_stay_finite():
-    with jax.enable_x64(True):
+    with compat.enable_x64():
         check_an_update()
 
 

@@ -11,6 +11,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+import compat
 from gravity_optax import gravity
 
 WIDTHS = {"in": (64, 32), "hidden": (32, 48), "out": (48, 10)}
@@ -102,7 +103,7 @@ def test_training_with_sharded_parameters_gives_the_values_of_one_device(layout,
     mesh, shardings = shardings_of(layout)
     images, labels = batch()
     data = jax.device_put((images, labels), NamedSharding(mesh, P("data")))
-    with jax.set_mesh(mesh):  # where the counter, which init puts on no device in particular, is to be found
+    with compat.set_mesh(mesh):  # where the counter, which init puts on no device in particular, is to be found
         params, state = train(tx, jax.device_put(params_0(), shardings), *data)
     expected_params, expected_state = train(tx, params_0(), images, labels)
     assert_sharded_as(params, shardings)

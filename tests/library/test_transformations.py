@@ -10,6 +10,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+import compat
 import oracle
 from gravity_optax import gravity, scale_by_gravity
 
@@ -225,9 +226,9 @@ def test_velocity_is_the_same_on_one_device_and_on_eight(specs, compiled):
 @pytest.mark.parametrize("specs", SPECS, ids=str)
 def test_explicit_mode_keeps_the_sharding_of_the_params_and_the_values_of_one_device(specs, compiled):
     expected_0, expected = TX.init(PARAMS), plain(2)
-    with jax.set_mesh(explicit_mesh()):
-        params = {name: jax.reshard(PARAMS[name], spec) for name, spec in specs.items()}
-        gradients = {name: jax.reshard(GRADIENTS[name], spec) for name, spec in specs.items()}
+    with compat.set_mesh(explicit_mesh()):
+        params = {name: compat.reshard(PARAMS[name], spec) for name, spec in specs.items()}
+        gradients = {name: compat.reshard(GRADIENTS[name], spec) for name, spec in specs.items()}
         init, update = (jax.jit(TX.init), jax.jit(TX.update)) if compiled else (TX.init, TX.update)
         state = init(params)
         assert_trees_identical(state[0].velocity, expected_0[0].velocity)
