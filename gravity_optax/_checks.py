@@ -1,4 +1,4 @@
-"""What may be wrong with arguments and trees, said before anything is computed: the name, the value and the mend."""
+"""Errors about invalid arguments and trees, raised before anything is computed: the name, the value and the remedy."""
 
 import math
 from collections.abc import Callable
@@ -8,19 +8,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+Range = tuple[str, Callable[[float], bool]]  # in words, and as a test
+NOT_NEGATIVE: Range = ("at least 0 and finite", lambda x: 0 <= x < math.inf)
+POSITIVE: Range = ("positive and finite", lambda x: 0 < x < math.inf)
+UNIT: Range = ("in [0, 1]", lambda x: 0 <= x <= 1)
+
 
 def check_number(name: str, value: Any, range_text: str, in_range: Callable[[float], bool]) -> None:
-    """Raises unless `value` is a real scalar in its range. The range of a traced value is not known: not checked."""
+    """Raises unless `value` is a real scalar in its range. The value of a tracer is unknown and is not checked."""
     if not _is_scalar(value, int | float, np.number) or _dtype_is(value, np.complexfloating):
         raise TypeError(f"{name} is {value!r}; it must be a real number, {range_text}.")
-    if not isinstance(value, jax.core.Tracer) and not in_range(_as_float(value)):
+    if not isinstance(value, jax.core.Tracer) and not in_range(as_float(value)):
         raise ValueError(f"{name} is {value}; it must be {range_text}.")
 
 
 def check_first_learning_rate(value: Any) -> None:
     """Raises unless a schedule's value at step 0, which sets alpha / l, is positive."""
-    check_number("learning_rate(0)", value, "positive and finite", lambda x: True)
-    if not isinstance(value, jax.core.Tracer) and not 0 < float(value) < math.inf:
+    check_number("learning_rate(0)", value, POSITIVE[0], lambda x: True)
+    if not isinstance(value, jax.core.Tracer) and not POSITIVE[1](float(value)):
         raise ValueError(
             f"learning_rate is a schedule whose value at step 0 is {float(value)}, so that the standard deviation"
             " alpha / learning_rate of the first velocity has no value; chain"
@@ -45,12 +50,6 @@ def check_max_step_grad(max_step_grad: Any) -> None:
         )
 
 
-def check_scalar_m(m: Any) -> None:
-    """Raises unless what `max_step_grad` gave is a scalar."""
-    if np.shape(m) != ():
-        raise ValueError(f"max_step_grad gave an array of shape {np.shape(m)}; it must give one m for each matrix.")
-
-
 def check_stacked_axes(stacked_axes: Any) -> None:
     """Raises unless `stacked_axes` is None or a whole number, known when the transformation is built."""
     if stacked_axes is None:
@@ -62,6 +61,20 @@ def check_stacked_axes(stacked_axes: Any) -> None:
         )
     if stacked_axes < 0:
         raise ValueError(f"stacked_axes is {stacked_axes}; it must be at least 0.")
+
+
+def check_stddev(stddev: Any, params: Any, dtype: Any) -> None:
+    """Raises where the standard deviation of V_0 is beyond the range of a velocity's dtype (None: the leaf's)."""
+    if isinstance(stddev, jax.core.Tracer):
+        return
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        limits = jnp.finfo(jax.typeof(leaf).dtype if dtype is None else jax.dtypes.canonicalize_dtype(dtype))
+        if as_float(stddev) > float(limits.max):
+            raise ValueError(
+                f"velocity_stddev (alpha / learning_rate) is {as_float(stddev):g}, beyond {limits.dtype}, the dtype of"
+                f" the velocity of params{jax.tree_util.keystr(path)}, which ends at {float(limits.max):.3g};"
+                " lower alpha, raise learning_rate, or choose a wider velocity_dtype."
+            )
 
 
 def check_velocity_dtype(dtype: Any) -> None:
@@ -152,7 +165,7 @@ def _dtype_is(value: Any, dtype: Any) -> bool:
     return hasattr(value, "dtype") and jnp.issubdtype(value.dtype, dtype)
 
 
-def _as_float(value: Any) -> float:
+def as_float(value: Any) -> float:
     try:
         return float(value)
     except OverflowError:  # a Python int of hundreds of digits

@@ -172,3 +172,53 @@ def test_injected_learning_rate_and_beta_can_be_changed(compiled):
     updates, state = maybe_jit(compiled)(tx.update)(GRADIENTS, state)
     expected = jax.tree.map(functools.partial(oracle.velocity_after, t=2, beta=0.5), GRADIENTS, before)
     assert_trees_close(updates, jax.tree.map(lambda v: -0.02 * v, expected))
+
+
+# ---- keys that are used once, ensembles, and the range of a dtype
+
+
+def test_init_may_be_called_again_where_jax_checks_that_no_key_is_used_twice():
+    with jax.debug_key_reuse(True):
+        for key in (0, jax.random.key(0), jax.random.PRNGKey(0)):
+            tx = gravity(0.1, key=key)
+            assert_trees_identical(tx.init(PARAMS), tx.init(PARAMS))
+
+
+def test_members_of_an_ensemble_differ_with_a_key_each():
+    members = jax.tree.map(lambda p: jnp.stack([p] * 3), PARAMS)
+    same = jax.vmap(gravity(0.1, key=0).init)(members)[0].velocity["w"]
+    np.testing.assert_array_equal(same[0], same[1])
+    keys = jax.random.split(jax.random.key(0), 3)
+    own = jax.vmap(lambda key, params: gravity(0.1, key=key).init(params))(keys, members)[0].velocity["w"]
+    for i in range(3):
+        np.testing.assert_allclose(own[i], gravity(0.1, key=keys[i]).init(PARAMS)[0].velocity["w"], rtol=1e-6)
+        assert (own[i] != own[i - 1]).all()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "too_large", "largest"),
+    [(jnp.float16, 7e4, 6e4), (jnp.bfloat16, 3.4e38, 3.3e38), (jnp.float32, 1e39, 3.3e38)],
+    ids=["float16", "bfloat16", "float32"],
+)
+@pytest.mark.parametrize("which", ["parameter", "velocity_dtype"])
+def test_a_standard_deviation_beyond_the_velocitys_dtype_is_an_error_that_names_the_leaf(
+    dtype, too_large, largest, which
+):
+    params = {"w": jnp.zeros(3, dtype if which == "parameter" else jnp.float32)}
+    chosen = None if which == "parameter" else dtype
+    message = rf"velocity_stddev \(alpha / learning_rate\) is {too_large:g}, beyond {jnp.dtype(dtype)}.*params\['w'\]"
+    with pytest.raises(ValueError, match=message.replace("+", r"\+")):
+        gravity(1.0, too_large, key=0, velocity_dtype=chosen).init(params)
+    velocity = gravity(1.0, largest, key=0, velocity_dtype=chosen).init(params)[0].velocity["w"]
+    assert velocity.dtype == dtype and jnp.isfinite(velocity).all()
+
+
+@pytest.mark.parametrize("number", [float, np.float64, np.float32])
+def test_alpha_over_learning_rate_beyond_float64_or_float32_warns_of_nothing(number):
+    if number is np.float32:
+        tx = gravity(np.float32(1e-30), np.float32(1e30), key=0)
+        with pytest.raises(ValueError, match="velocity_stddev"):
+            tx.init(jnp.zeros(2))
+    else:
+        with pytest.raises(ValueError, match=r"alpha / learning_rate is 1e\+300 / 1e-300"):
+            gravity(number(1e-300), number(1e300), key=0)

@@ -1,4 +1,4 @@
-"""Leaves that hold many weight matrices: with `stacked_axes` each is updated as it would be alone, bit for bit."""
+"""Leaves that hold many weight matrices: with `stacked_axes` each is updated as it would be alone, up to rounding."""
 
 import itertools
 import pathlib
@@ -10,15 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from flax import linen as nn
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+import compat
 import oracle
 from gravity_optax import gravity, scale_by_gravity
 
 HOOKS = {"None": None, "mean|G|": lambda g: jnp.mean(jnp.abs(g))} | {k: hook for k, (hook, _) in oracle.TRIALS.items()}
 MATRICES = [(), (1,), (7,), (33, 17), (3, 3, 4, 8)]  # an odd length, one that XLA vectorizes, a convolution's
+ULPS = 4  # the order of a sum and fused multiply-adds depend on the shape
 STACKS = [(), (24,), (4, 6)]
 
 
@@ -29,7 +30,7 @@ def random_tree(stack, scale, seed=0):
 
 @pytest.mark.parametrize("stack", STACKS, ids=str)
 @pytest.mark.parametrize("hook", HOOKS.values(), ids=HOOKS)
-def test_a_stacked_tree_is_updated_as_its_slices_one_by_one_bit_for_bit(hook, stack):
+def test_a_stacked_tree_is_updated_as_its_slices_one_by_one_up_to_rounding(hook, stack):
     gradients, velocity = random_tree(stack, 3.0), random_tree(stack, 1.0, seed=1)
     stacked = gravity(0.1, key=0, max_step_grad=hook, stacked_axes=len(stack))
     alone = gravity(0.1, key=0, max_step_grad=hook)
@@ -40,12 +41,14 @@ def test_a_stacked_tree_is_updated_as_its_slices_one_by_one_bit_for_bit(hook, st
         part, part_state = update(
             [g[i] for g in gradients], (state[0]._replace(velocity=[v[i] for v in velocity]), *state[1:])
         )
-        for ours, expected in zip(
-            jax.tree.leaves((whole, whole_state[0].velocity)),
-            jax.tree.leaves((part, part_state[0].velocity)),
-            strict=True,
-        ):
-            np.testing.assert_array_equal(np.asarray(ours)[i], np.asarray(expected))
+        for j, old in enumerate(velocity):
+            largest = np.max(np.abs(old[i]))  # of the terms of Eq. 22, which may cancel in the result
+            for ours, expected, scale in (
+                (whole[j][i], part[j], 0.1 * largest),
+                (whole_state[0].velocity[j][i], part_state[0].velocity[j], largest),
+            ):
+                error = np.abs(np.float64(ours) - np.float64(expected))
+                assert np.max(error) <= ULPS * np.spacing(np.float32(scale))
 
 
 def test_without_stacked_axes_one_maximum_serves_the_whole_leaf():
@@ -107,18 +110,22 @@ def test_stacked_axes_below_zero():
 # ---- a tree in which only some leaves are stacked
 
 
-class Block(nn.Module):
-    @nn.compact
-    def __call__(self, x, _):
-        return x + 0.3 * nn.tanh(nn.Dense(8)(x)), None
+def scanned_network():
+    nn = pytest.importorskip("flax.linen")
 
+    class Block(nn.Module):
+        @nn.compact
+        def __call__(self, x, _):
+            return x + 0.3 * nn.tanh(nn.Dense(8)(x)), None
 
-class Network(nn.Module):
-    @nn.compact
-    def __call__(self, x):
-        layers = nn.scan(Block, variable_axes={"params": 0}, split_rngs={"params": True}, length=3)
-        x, _ = layers(name="layers")(nn.Dense(8, name="into")(x), None)
-        return nn.Dense(1, name="out")(x)
+    class Network(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            layers = nn.scan(Block, variable_axes={"params": 0}, split_rngs={"params": True}, length=3)
+            x, _ = layers(name="layers")(nn.Dense(8, name="into")(x), None)
+            return nn.Dense(1, name="out")(x)
+
+    return Network()
 
 
 def partition_recipe(learning_rate, key):
@@ -133,7 +140,7 @@ def partition_recipe(learning_rate, key):
 def test_a_scanned_model_trains_with_the_recipe_and_each_layer_has_its_own_m():
     x = jnp.linspace(-2, 2, 64)[:, None]
     y = jnp.sin(2 * x)
-    model = Network()
+    model = scanned_network()
     params = model.init(jax.random.key(0), x)["params"]
     assert params["layers"]["Dense_0"]["kernel"].shape == (3, 8, 8)
     tx = partition_recipe(0.1, jax.random.key(1))
@@ -180,7 +187,7 @@ def test_a_sharded_stack_is_updated_as_on_one_device_and_stays_sharded(hook, mod
     tx = gravity(0.1, key=0, max_step_grad=hook, stacked_axes=1)
     expected, expected_state = jax.jit(tx.update)(gradient, tx.init(gradient))
     mesh = jax.make_mesh((8,), ("x",), axis_types=(mode,))
-    with jax.set_mesh(mesh):
+    with compat.set_mesh(mesh):
         sharded = jax.device_put(gradient, NamedSharding(mesh, spec))
         updates, state = jax.jit(tx.update)(sharded, tx.init(sharded))
         for ours, other in ((updates, expected), (state[0].velocity, expected_state[0].velocity)):
