@@ -56,10 +56,11 @@ def is_convergence(case):
 COMMON = [c for c in common_cases("gravity", {"learning_rate": 0.1, "key": 0}, gravity) if not is_convergence(c)]
 # Behind a clip, because Gravity damps gradients above 1 and these targets start with gradients up to 22.
 CONVERGENCE = [c for c in common_cases("clipped_gravity", {"learning_rate": 0.1}, clipped_gravity) if is_convergence(c)]
-SHARDING_MODULE = load("optax._src.sharding_test", {"OPTIMIZERS": "{'gravity': gravity(1.0, key=0)}"})
-SHARDING = [
-    SHARDING_MODULE.ShardingTest(n) for n in unittest.defaultTestLoader.getTestCaseNames(SHARDING_MODULE.ShardingTest)
-]
+SHARDING = []
+if importlib.util.find_spec("optax._src.sharding_test"):  # optax 0.2.5 has none
+    sharding_test = load("optax._src.sharding_test", {"OPTIMIZERS": "{'gravity': gravity(1.0, key=0)}"})
+    names = unittest.defaultTestLoader.getTestCaseNames(sharding_test.ShardingTest)
+    SHARDING = [sharding_test.ShardingTest(name) for name in names]
 
 
 @pytest.mark.parametrize("case", COMMON + CONVERGENCE + SHARDING, ids=lambda case: case._testMethodName)
@@ -71,6 +72,7 @@ def test_contract(case, monkeypatch):
     assert result.wasSuccessful(), "\n".join(text for _, text in result.failures + result.errors)
 
 
+@pytest.mark.skipif(not SHARDING, reason="optax 0.2.5 has fewer contracts")
 def test_every_contract_was_collected():
     # extra arguments 2, inject_hyperparams 1, dtypes 2, accumulation 2, schedules 1, stability of the state 4
     assert len(COMMON) == 12
