@@ -217,9 +217,9 @@ def same_run(config: Config) -> tuple[str, ...]:
 
 
 def as_recorded(config: dict[str, Any]) -> dict[str, Any]:
-    """A config.json, with the defaults of RECIPE where its version of the program did not have them."""
+    """A config.json, with the defaults of RECIPE where its version of the program did not have them; {} stays."""
     paper = resolve(Config())
-    return {name: getattr(paper, name) for name in RECIPE} | config
+    return {name: getattr(paper, name) for name in RECIPE} | config if config else {}
 
 
 def default_learning_rate(dataset: str, model: str, optimizer: str) -> float:

@@ -1,4 +1,4 @@
-"""StopRequest that the machine is to be taken away: SIGTERM, as preemptible machines and schedulers send it."""
+"""A request to stop: SIGTERM, which preemptible machines and schedulers send before they take the machine away."""
 
 import logging
 import os
