@@ -7,7 +7,7 @@ import signal
 import sys
 
 from trainer import standard_streams
-from trainer.config import Config, UsageError, UserError, resolve
+from trainer.config import ResolvedConfig, UsageError, UserError, resolve
 from trainer.flags import parse
 from trainer.jaxlib_fault import work_around
 from trainer.preemption import StopRequest
@@ -43,7 +43,7 @@ def main() -> int:
         os._exit(130)
 
 
-def _run(config: Config, notice: StopRequest) -> int:
+def _run(config: ResolvedConfig, notice: StopRequest) -> int:
     """Trains; the exit code."""
     if line := work_around():  # before jax is imported
         log.info(line)

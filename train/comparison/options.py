@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import tyro
 
 from comparison.rules import RULES
-from trainer.config import SAME_RUN, Config, DatasetName, ModelName, UsageError, flag, resolve
+from trainer.config import SAME_RUN, Config, DatasetName, ModelName, ResolvedConfig, UsageError, flag, resolve
 
 # What an entrant or --settings may set: what makes a run what it is, without what has a flag here or is searched.
 SETTABLE = tuple(
@@ -75,7 +75,9 @@ FIRST_FINAL_SEED = 100
 class Comparison:
     """One dataset and network, and who is compared on it."""
 
-    entrants: dict[str, Config]  # by name; resolved, each with the trainer's learning rate, in the middle of its search
+    entrants: dict[
+        str, ResolvedConfig
+    ]  # by name; resolved, each with the trainer's learning rate, in the middle of its search
     settings: str  # of all entrants, "NAME=VALUE NAME=VALUE"
     rates: int
     widen: int
@@ -83,7 +85,7 @@ class Comparison:
     seeds: tuple[int, ...]
 
     @property
-    def config(self) -> Config:
+    def config(self) -> ResolvedConfig:
         """Of any entrant: what they share is the same in all."""
         return next(iter(self.entrants.values()))
 

@@ -19,7 +19,7 @@ import numpy as np
 from comparison.ledger import Outcome, Trial
 from comparison.options import Comparison
 from trainer import data, devices, optimizers, steps, vgg
-from trainer.config import Config
+from trainer.config import ResolvedConfig
 
 # How many steps a device is handed at once. The batches of an epoch need not divide by it: only those that are there
 # are trained on; in an evaluation, the others are computed and not counted.
@@ -96,14 +96,14 @@ class Laboratory:
             seconds=time.perf_counter() - started - self._compiling,
         )
 
-    def _start(self, config: Config) -> steps.TrainState:
+    def _start(self, config: ResolvedConfig) -> steps.TrainState:
         """Initial weights and velocity, as the trainer draws them from the seed."""
         params_key, velocity_key = jax.random.split(jax.random.key(config.seed))
         params = vgg.init(self._model, params_key, self._image_shape)
         return self._replicas.replicate(steps.TrainState(params, optimizers.build(config, velocity_key).init(params)))
 
     def _train_epoch(
-        self, entrant: str, config: Config, state: steps.TrainState, epoch: int, stop: Callable[[], bool]
+        self, entrant: str, config: ResolvedConfig, state: steps.TrainState, epoch: int, stop: Callable[[], bool]
     ) -> tuple[steps.TrainState, float]:
         """The state after an epoch, and the mean loss over its pictures; an epoch is cut short where that breaks."""
         order = self.training[np.random.default_rng([config.seed, epoch]).permutation(len(self.training))]
@@ -149,7 +149,9 @@ class Laboratory:
         return [(min(length, count - i * length), self._replicas.split(chunk)) for i, chunk in enumerate(batches)]
 
 
-def _train_some(apply: steps.Apply, config: Config, tree: Any, pictures: steps.Split, batches: jax.Array) -> Any:
+def _train_some(
+    apply: steps.Apply, config: ResolvedConfig, tree: Any, pictures: steps.Split, batches: jax.Array
+) -> Any:
     """On the device: as many steps as `tree` = (state, learning rate, count) says, and their sums."""
     state, learning_rate, count = tree
     # The key draws an initial velocity, which the state has already.

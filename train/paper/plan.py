@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from paper.tuning_study import VARIANTS
-from trainer.config import Config, DatasetName, ModelName, OptimizerName, UsageError, resolve
+from trainer.config import Config, DatasetName, ModelName, OptimizerName, ResolvedConfig, UsageError, resolve
 
 PAPER_DATASETS: tuple[DatasetName, ...] = ("mnist", "fashion_mnist", "cifar10", "cifar100_coarse", "cifar100_fine")
 PAPER_MODELS: tuple[ModelName, ...] = ("vgg16", "vgg19")
@@ -51,7 +51,7 @@ class Options:
     """Only print the cells and their states (done, running, under way, failed, to do)."""
 
 
-def plan(options: Options) -> list[Config]:
+def plan(options: Options) -> list[ResolvedConfig]:
     """The cells, as resolved configurations of the trainer, in the order in which they are run."""
     cells = []
     for seed in dict.fromkeys(options.seeds):

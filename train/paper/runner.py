@@ -20,7 +20,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from paper import work_queue
 from paper.work_queue import State, epochs_done, history, labels, state, time_left
-from trainer.config import Config, flag
+from trainer.config import ResolvedConfig, flag
 
 log = logging.getLogger("train")
 
@@ -32,7 +32,7 @@ _SECONDS_BETWEEN_LOOKS = 0.5
 class Runner:
     """Runs the cells one after another until it is stopped."""
 
-    def __init__(self, workdir: str, cells: list[Config]):
+    def __init__(self, workdir: str, cells: list[ResolvedConfig]):
         self.workdir = workdir
         self.cells = cells
         self.states = [state(cell) for cell in cells]
@@ -82,7 +82,7 @@ class Runner:
     def _run_cell(self, i: int, bar: tqdm) -> int | None:
         """Runs cell i to its end and returns its exit code; None where another process runs or ran it."""
         cell = self.cells[i]
-        folder = pathlib.Path(cell.workdir)
+        folder = cell.folder
         folder.mkdir(parents=True, exist_ok=True)
         if (now := state(cell)).kind in ("done", "running"):  # another process's work, meanwhile
             bar.update(min(now.epochs, cell.epochs) - self.states[i].epochs)
@@ -121,7 +121,7 @@ class Runner:
                 ended = True
             except subprocess.TimeoutExpired:
                 pass
-            rows = history(pathlib.Path(cell.workdir))
+            rows = history(cell.folder)
             if new := rows[before:]:
                 if not seen:
                     self.start_ups.append(max(0.0, time.monotonic() - started - work_queue.seconds_of(new)))
@@ -133,7 +133,7 @@ class Runner:
             bar.refresh()
         return self.process.returncode
 
-    def _tell(self, cell: Config, row: dict[str, str], bar: tqdm) -> None:
+    def _tell(self, cell: ResolvedConfig, row: dict[str, str], bar: tqdm) -> None:
         ahead = [i for i in range(len(self.cells)) if i not in self.failed]
         cells, states = [self.cells[i] for i in ahead], [self.states[i] for i in ahead]
         left, name = time_left(cells, states, self.pace, self.start_ups), "/".join(labels(cell))
@@ -149,7 +149,7 @@ class Runner:
             self.process.send_signal(signal.SIGKILL if again else number)
 
 
-def command(cell: Config) -> list[str]:
+def command(cell: ResolvedConfig) -> list[str]:
     """The command line that trains a cell."""
     words = [sys.executable, str(_MAIN)]
     for field in dataclasses.fields(cell):

@@ -10,7 +10,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import Literal
 
-from trainer.config import Config, as_recorded, flag, same_run
+from trainer.config import ResolvedConfig, as_recorded, flag, same_run
 from trainer.ownership import is_owned
 
 Pace = dict[tuple[str, ...], tuple[float, int]]  # (dataset, model, optimizer) -> seconds that so many epochs took
@@ -25,14 +25,14 @@ class State:
     text: str  # for people
 
 
-def labels(cell: Config) -> tuple[str, ...]:
+def labels(cell: ResolvedConfig) -> tuple[str, ...]:
     """Dataset, model, optimizer (or variant of the tuning study) and seed_<n>: the last parts of its folder."""
-    return pathlib.Path(cell.workdir).parts[-4:]
+    return cell.folder.parts[-4:]
 
 
-def state(cell: Config) -> State:
+def state(cell: ResolvedConfig) -> State:
     """How far a cell is, read from its folder."""
-    folder = pathlib.Path(cell.workdir)
+    folder = cell.folder
     epochs = len(history(folder))
     progress = f"{epochs} of {cell.epochs} epochs"
     if differences := _differences(cell, folder):
@@ -59,7 +59,7 @@ def history(folder: pathlib.Path) -> list[dict[str, str]]:
     return list(csv.DictReader(text[: text.rfind("\n") + 1].splitlines()))
 
 
-def _differences(cell: Config, folder: pathlib.Path) -> list[str]:
+def _differences(cell: ResolvedConfig, folder: pathlib.Path) -> list[str]:
     """Settings in which the run in this folder differs from this cell."""
     try:
         stored = as_recorded(json.loads((folder / "config.json").read_text()))
@@ -72,7 +72,7 @@ def _differences(cell: Config, folder: pathlib.Path) -> list[str]:
     ]
 
 
-def listing(cells: list[Config]) -> str:
+def listing(cells: list[ResolvedConfig]) -> str:
     """A line per cell, and the totals."""
     states = [state(cell) for cell in cells]
     rows = [["dataset", "model", "optimizer", "seed", "state"]]
@@ -89,21 +89,21 @@ def listing(cells: list[Config]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def epochs_done(cells: list[Config], states: list[State]) -> int:
+def epochs_done(cells: list[ResolvedConfig], states: list[State]) -> int:
     """Of the epochs asked for; a cell may have more."""
     return sum(min(s.epochs, cell.epochs) for cell, s in zip(cells, states, strict=True))
 
 
-def recorded_pace(cells: list[Config]) -> Pace:
+def recorded_pace(cells: list[ResolvedConfig]) -> Pace:
     """From the seconds in the recorded histories, whatever machine they come from."""
     pace: Pace = {}
     for cell in cells:
-        if rows := history(pathlib.Path(cell.workdir)):
+        if rows := history(cell.folder):
             add(pace, cell, rows)
     return pace
 
 
-def add(pace: Pace, cell: Config, rows: list[dict[str, str]]) -> None:
+def add(pace: Pace, cell: ResolvedConfig, rows: list[dict[str, str]]) -> None:
     before = pace.get(labels(cell)[:3], (0.0, 0))
     pace[labels(cell)[:3]] = (before[0] + seconds_of(rows), before[1] + len(rows))
 
@@ -112,7 +112,7 @@ def seconds_of(rows: list[dict[str, str]]) -> float:
     return sum(float(row["seconds"]) + float(row["val_seconds"]) for row in rows)
 
 
-def time_left(cells: list[Config], states: list[State], pace: Pace, start_ups: Sequence[float] = ()) -> str:
+def time_left(cells: list[ResolvedConfig], states: list[State], pace: Pace, start_ups: Sequence[float] = ()) -> str:
     """At the measured pace of the same dataset, model and optimizer, else of the same model, else of all.
 
     `start_ups` are the seconds that cells took before their first epoch; their mean is added for each cell not started.

@@ -5,6 +5,7 @@ Nothing heavy is imported here, so that `--help` and a mistyped flag are answere
 
 import dataclasses
 import os
+import pathlib
 import re
 import typing
 from typing import Any, Literal
@@ -163,7 +164,24 @@ class Config:
     on a CPU, where reading them back prints pages of warnings about processor features."""
 
 
-def resolve(config: Config) -> Config:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ResolvedConfig(Config):
+    """A run with every default filled in. Gravity's own flags are None with another optimizer."""
+
+    model: ModelName
+    width: float
+    learning_rate: float
+    epochs: int
+    batch_size: int
+
+    @property
+    def folder(self) -> pathlib.Path:
+        """The workdir of a run that has been given one."""
+        assert self.workdir is not None
+        return pathlib.Path(self.workdir)
+
+
+def resolve(config: Config) -> ResolvedConfig:
     """The same run with every default filled in, or a UsageError."""
     if config.dataset not in (names := typing.get_args(DatasetName)) and not TFDS_SET.fullmatch(config.dataset):
         raise UsageError(
@@ -202,7 +220,7 @@ def resolve(config: Config) -> Config:
     for name in ("data_dir", "workdir"):
         if (path := getattr(config, name)) is not None:
             missing[name] = path_given(flag(name), path)
-    resolved = dataclasses.replace(config, **missing)
+    resolved = ResolvedConfig(**vars(config) | missing)
     _check_ranges(resolved)
     resolved = _with_schedule(resolved)
     _check_processes(resolved)
@@ -254,7 +272,7 @@ def brief(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0].rstrip('.')}" if lines else type(error).__name__
 
 
-def _check_ranges(config: Config) -> None:
+def _check_ranges(config: ResolvedConfig) -> None:
     in_float32 = lambda x: FLOAT32_TINY <= x <= FLOAT32_MAX
     positive = f"a finite number above 0 that float32 has, {_FLOAT32}", in_float32
     nonnegative = (
@@ -295,7 +313,7 @@ def _check_ranges(config: Config) -> None:
         )
 
 
-def _with_schedule(config: Config) -> Config:
+def _with_schedule(config: ResolvedConfig) -> ResolvedConfig:
     """With the default of `final_learning_rate`; UsageError for flags that do not go together."""
     if config.clip_norm is not None and config.clip_value is not None:
         raise UsageError(
@@ -330,6 +348,7 @@ def _check_processes(config: Config) -> None:
     if missing:
         values = " and ".join(f"{flag(name)} is {getattr(config, name)}" for name in given)
         raise UsageError(f"{values}; {' and '.join(map(flag, missing))} must be given too.")
+    assert config.coordinator and config.num_processes is not None and config.process_id is not None
     if config.process_id >= config.num_processes:
         raise UsageError(
             f"--process-id is {config.process_id}; with --num-processes {config.num_processes}"

@@ -28,7 +28,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
 from trainer import jaxlib_fault, steps
-from trainer.config import Config, RunAgain, UserError, brief
+from trainer.config import ResolvedConfig, RunAgain, UserError, brief
 
 LOST = "another process of this run has ended or cannot be reached; start all of them again, with --resume"
 # Seconds. A process that is gone ends the others after about HEARTBEAT; peers that never come, after WAIT.
@@ -116,7 +116,7 @@ def _compile(lowered: Any, platform: str) -> Any:
     return lowered.compile()
 
 
-def join_processes(config: Config) -> None:
+def join_processes(config: ResolvedConfig) -> None:
     """Meets the other processes of the run, if flags name them or this is a Cloud TPU; before any other use of jax."""
     options: Any = {
         "heartbeat_timeout_seconds": HEARTBEAT,

@@ -18,7 +18,7 @@ from safetensors.numpy import save
 
 from trainer import data, steps, vgg
 from trainer.checkpoints import Arrays, ReadCheckpoints
-from trainer.config import Config, UserError, as_recorded, brief
+from trainer.config import Config, ResolvedConfig, UserError, as_recorded, brief
 
 
 class Scores(NamedTuple):
@@ -94,11 +94,11 @@ def confusion(labels: np.ndarray, predicted: np.ndarray, classes: int) -> np.nda
     return np.bincount(labels.astype(np.int64) * classes + predicted, minlength=classes**2).reshape(classes, classes)
 
 
-def _config(folder: epath.Path) -> Config:
+def _config(folder: epath.Path) -> ResolvedConfig:
     try:
         recorded = as_recorded(json.loads((folder / "config.json").read_text()))
         fields = {field.name for field in dataclasses.fields(Config)}
-        return Config(**{name: value for name, value in recorded.items() if name in fields})
+        return ResolvedConfig(**{name: value for name, value in recorded.items() if name in fields})
     except Exception as error:
         mend = "give the --workdir of a run of train/main.py"
         raise UserError(f"WORKDIR is {folder}, whose config.json cannot be read ({brief(error)}); {mend}.") from error
@@ -149,7 +149,7 @@ def _predictions(dataset: data.Dataset, scores: Scores) -> bytes:
     return text.getvalue().encode()
 
 
-def _weights(params: Any, config: Config, facts: dict[str, Any]) -> bytes:
+def _weights(params: Any, config: ResolvedConfig, facts: dict[str, Any]) -> bytes:
     """Names such as Conv3x3_0.kernel; what `vgg.build` needs is in the metadata."""
     flat = {name: np.ascontiguousarray(array) for name, array in flatten_dict(params, sep=".").items()}
     facts |= {name: getattr(config, name) for name in ("dataset", "model", "width", "precision", "norm")}

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from trainer import data, optimizers, steps, vgg
-from trainer.config import Config
+from trainer.config import ResolvedConfig
 from trainer.devices import Replicas, asked_to_stop, primary, release_memory
 from trainer.event_files import EventFiles
 from trainer.preemption import StopRequest
@@ -38,7 +38,7 @@ LINE = (
 class Trainer:
     """The compiled programs of a run and the arrays they work on."""
 
-    def __init__(self, config: Config, dataset: data.Dataset, devices: Sequence[jax.Device] | None = None):
+    def __init__(self, config: ResolvedConfig, dataset: data.Dataset, devices: Sequence[jax.Device] | None = None):
         """Puts the data and the initial state on the devices (default: all) and compiles; `config` is resolved."""
         self.config = config
         self.replicas = Replicas(devices)
@@ -177,7 +177,7 @@ def chunk_lengths(count: int) -> list[int]:
 
 
 def train(
-    config: Config, devices: Sequence[jax.Device] | None = None, notice: StopRequest | None = None
+    config: ResolvedConfig, devices: Sequence[jax.Device] | None = None, notice: StopRequest | None = None
 ) -> list[Epoch]:
     """Trains as the resolved `config` says, records each epoch in the workdir and returns the rows.
 

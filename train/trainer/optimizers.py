@@ -30,7 +30,7 @@ import optax
 
 from gravity_optax import gravity
 from trainer import gravity_options
-from trainer.config import Config, UserError
+from trainer.config import ResolvedConfig, UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +83,7 @@ def make(name: str, learning_rate: optax.ScalarOrSchedule, **hyperparameters: An
     return entry.function(learning_rate, **entry.defaults | hyperparameters | entry.fixed)
 
 
-def build(config: Config, key: jax.Array, steps_per_epoch: int | None = None) -> optax.GradientTransformation:
+def build(config: ResolvedConfig, key: jax.Array, steps_per_epoch: int = 1) -> optax.GradientTransformation:
     """The optimizer of a resolved configuration, with its recipe; `key` draws Gravity's initial velocity.
 
     In this order: clipping, the optimizer at the peak learning rate (which Gravity's initial velocity depends on),
@@ -108,17 +108,17 @@ def build(config: Config, key: jax.Array, steps_per_epoch: int | None = None) ->
     return optax.MultiSteps(tx, config.accumulate).gradient_transformation()
 
 
-def clipping(config: Config) -> list[optax.GradientTransformation]:
+def clipping(config: ResolvedConfig) -> list[optax.GradientTransformation]:
     """What clips the gradient, without state: one transformation or none."""
     if config.clip_norm is not None:
         return [optax.clip_by_global_norm(config.clip_norm)]
     return [] if config.clip_value is None else [optax.clip(config.clip_value)]
 
 
-def schedule(config: Config, steps_per_epoch: int) -> optax.Schedule:
+def schedule(config: ResolvedConfig, steps_per_epoch: int) -> optax.Schedule:
     """The learning rate by the number of updates done, which `config.accumulate` steps make one of."""
     updates = lambda epochs: int(epochs * steps_per_epoch // config.accumulate)
-    peak, final = config.learning_rate, config.final_learning_rate
+    peak, final = config.learning_rate, config.final_learning_rate or 0.0
     warmup, end = updates(config.warmup_epochs), updates(config.epochs)
     constant, length = optax.constant_schedule, max(1, end - warmup)
     if config.schedule == "step":
@@ -136,10 +136,11 @@ def schedule(config: Config, steps_per_epoch: int) -> optax.Schedule:
     return optax.join_schedules(parts, boundaries) if boundaries else parts[0]
 
 
-def _alone(config: Config, key: jax.Array) -> optax.GradientTransformation:
+def _alone(config: ResolvedConfig, key: jax.Array) -> optax.GradientTransformation:
     """The optimizer without what `config` puts before and after it."""
     if config.optimizer != "gravity":
         return make(config.optimizer, config.learning_rate)
+    assert config.max_step_grad and config.velocity  # which `resolve` has filled in
     tx = make(
         "gravity",
         config.learning_rate,

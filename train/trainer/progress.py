@@ -10,7 +10,7 @@ import numpy as np
 
 from trainer import devices
 from trainer.checkpoints import Arrays, Checkpoints
-from trainer.config import Config, RunAgain, UserError, flag, same_run
+from trainer.config import ResolvedConfig, RunAgain, UserError, flag, same_run
 from trainer.event_files import EventFiles, NoEventFiles
 from trainer.records import Epoch, Workdir
 
@@ -38,7 +38,7 @@ class Partial(NamedTuple):
 class Recorder:
     """What the primary keeps of a run: the workdir and the checkpoints."""
 
-    def __init__(self, config: Config):
+    def __init__(self, config: ResolvedConfig):
         """Claims the workdir."""
         self._config = config
         self._workdir = Workdir(config)
@@ -95,7 +95,7 @@ class Recorder:
 class NoRecorder(Recorder):
     """The same in the other processes, which keep nothing."""
 
-    def __init__(self, config: Config): ...
+    def __init__(self, config: ResolvedConfig): ...
 
     def restore(self) -> None: ...
 
@@ -121,7 +121,7 @@ class NoRecorder(Recorder):
 class Progress:
     """The rows so far, the epoch under way, and the recorder that keeps them."""
 
-    def __init__(self, config: Config):
+    def __init__(self, config: ResolvedConfig):
         """Claims the workdir; with `config.resume`, reads the newest checkpoint that is whole."""
         self.config = config
         self.recorder = Recorder(config) if devices.primary() else NoRecorder(config)
@@ -193,7 +193,7 @@ class Progress:
         self.recorder.close()
 
 
-def advice(config: Config) -> str:
+def advice(config: ResolvedConfig) -> str:
     """What may keep a run from diverging."""
     return (
         f"try a smaller --learning-rate (it is {config.learning_rate:g}) or another --seed;"

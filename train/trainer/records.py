@@ -14,7 +14,7 @@ import pathlib
 
 from etils import epath
 
-from trainer.config import Config, UserError, as_recorded, brief, flag, same_run
+from trainer.config import ResolvedConfig, UserError, as_recorded, brief, flag, same_run
 from trainer.ownership import Ownership
 
 log = logging.getLogger("train")
@@ -38,7 +38,7 @@ class Epoch:
 class Workdir:
     """The folder of one run, which this process owns until `close`."""
 
-    def __init__(self, config: Config):
+    def __init__(self, config: ResolvedConfig):
         """Makes the folder and claims it; it may hold a run only with `config.resume`, and only this one."""
         try:
             self.path = epath.Path(config.workdir) if config.workdir else _make_fresh(config)
@@ -64,7 +64,7 @@ class Workdir:
             self._release()
             raise
 
-    def _claim(self, config: Config) -> None:
+    def _claim(self, config: ResolvedConfig) -> None:
         """Says in config.json what run this is, before anything that may fail."""
         if not config.resume and any((self.path / name).exists() for name in ("config.json", "history.csv")):
             raise UserError(
@@ -97,7 +97,7 @@ class Workdir:
         """The folder of what --profile writes, for TensorBoard, XProf or Perfetto."""
         return self.path / "profile"
 
-    def begin(self, config: Config, facts: dict) -> None:
+    def begin(self, config: ResolvedConfig, facts: dict) -> None:
         """Adds facts such as versions and devices to config.json.
 
         For a run that goes on, other versions and devices are mentioned, and other data are a UserError.
@@ -117,7 +117,7 @@ class Workdir:
         self._write_config(config, facts)
         self._unbegun = False
 
-    def _write_config(self, config: Config, facts: dict) -> None:
+    def _write_config(self, config: ResolvedConfig, facts: dict) -> None:
         text = json.dumps(dataclasses.asdict(config) | {"workdir": str(self.path)} | facts, indent=2)
         self._write("config.json", f"{text}\n".encode())
 
@@ -129,7 +129,7 @@ class Workdir:
             self._history.append(",".join(str(v) if isinstance(v, int) else f"{v:.6g}" for v in vars(row).values()))
         self._write("history.csv", "".join(f"{line}\n" for line in self._history).encode())
 
-    def write_figure(self, config: Config, history: list[Epoch]) -> None:
+    def write_figure(self, config: ResolvedConfig, history: list[Epoch]) -> None:
         """history.png: the paper's four panels (Figures 10-19)."""
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -175,7 +175,7 @@ class Workdir:
         except (OSError, ValueError, TypeError) as error:
             raise UserError(f"--workdir is {self.path}, whose config.json cannot be read ({brief(error)}).") from error
 
-    def _check_same(self, config: Config) -> None:
+    def _check_same(self, config: ResolvedConfig) -> None:
         """UserError with each field in which this run is not the one that is here."""
         now, before = dataclasses.asdict(config), as_recorded(self._before)
         other = [name for name in same_run(config) if before.get(name, now[name]) != now[name]]
@@ -187,7 +187,7 @@ class Workdir:
             )
 
 
-def _make_fresh(config: Config) -> epath.Path:
+def _make_fresh(config: ResolvedConfig) -> epath.Path:
     """A folder under runs/ that nobody else has."""
     now = datetime.datetime.now()
     dataset = config.dataset.replace("/", "-").replace(":", "-")
