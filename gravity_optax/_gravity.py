@@ -409,9 +409,7 @@ def _draw_velocity(
 
 
 def _draw(key, stddev, shape, dtype, out_sharding=None):
-    # Until jax 0.6, jax.random.normal has no out_sharding (and automatic mode is all there is).
-    placed = {} if out_sharding is None or not any(out_sharding.spec) else {"out_sharding": out_sharding}
-    sample = jax.random.normal(key, shape, stddev.dtype, **placed) * stddev
+    sample = jax.random.normal(key, shape, stddev.dtype, out_sharding=out_sharding) * stddev
     limit = float(jnp.finfo(dtype).max)
     return jnp.clip(sample, -limit, limit).astype(dtype)
 
