@@ -45,8 +45,7 @@ def main() -> int:
 
 def _run(config: ResolvedConfig, notice: StopRequest) -> int:
     """Trains; the exit code."""
-    if line := work_around():  # before jax is imported
-        log.info(line)
+    work_around()  # before jax is imported
     from trainer import devices, loop, progress
 
     try:

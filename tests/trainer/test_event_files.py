@@ -1,6 +1,7 @@
 """`--tensorboard`: what TensorBoard's own reader finds, in a run at one go and in one that was stopped."""
 
 import csv
+import gc
 import warnings
 
 import jax
@@ -40,9 +41,12 @@ def scalars(workdir):
         warnings.simplefilter("ignore")  # TensorBoard's own, at import
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    reader = EventAccumulator(str(workdir / "tensorboard"))
-    reader.Reload()
-    return {tag: [(e.step, e.value) for e in reader.Scalars(tag)] for tag in reader.Tags()["scalars"]}
+        reader = EventAccumulator(str(workdir / "tensorboard"))
+        reader.Reload()
+        found = {tag: [(e.step, e.value) for e in reader.Scalars(tag)] for tag in reader.Tags()["scalars"]}
+        del reader
+        gc.collect()  # it leaves its files open
+    return found
 
 
 @pytest.mark.parametrize("checkpoint_every", [1, 3])

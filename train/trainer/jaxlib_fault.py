@@ -15,6 +15,7 @@ import pathlib
 FIRST_FAULTY = (0, 10, 2)
 # Right on every Python that has a wheel of it: 3.11 to 3.14.
 RIGHT = "0.10.1"
+_said: list[str] = []  # the line of a change that was made
 _FLAG = "--xla_cpu_experimental_ynn_fusion_type"
 _ACCELERATORS = ("/dev/nvidia[0-9]*", "/dev/accel*", "/dev/vfio/[0-9]*", "/dev/kfd")
 
@@ -32,7 +33,13 @@ def work_around() -> str | None:
     if _FLAG in flags or _numbers(version) < FIRST_FAULTY or not _is_known() or not _on_cpu():
         return None
     os.environ["XLA_FLAGS"] = f"{_FLAG}= {flags}".rstrip()
-    return f"jaxlib {version} computes wrong results on CPUs with one of its fusions: turned off ({_FLAG}=)"
+    _said.append(f"jaxlib {version} computes wrong results on CPUs with one of its fusions: turned off ({_FLAG}=)")
+    return _said[-1]
+
+
+def what_was_said() -> list[str]:
+    """The line of `work_around`, for a log that begins later; none where nothing was changed."""
+    return _said[-1:]
 
 
 def _numbers(version: str) -> tuple[int, ...]:

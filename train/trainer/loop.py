@@ -18,7 +18,7 @@ import numpy as np
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from trainer import data, optimizers, steps, vgg
+from trainer import data, jaxlib_fault, optimizers, steps, vgg
 from trainer.config import ResolvedConfig
 from trainer.devices import Replicas, asked_to_stop, primary, release_memory
 from trainer.event_files import EventFiles
@@ -190,6 +190,8 @@ def train(
         if run.finished:
             log.info(f"all {len(run.rows)} epochs of this run are done")
         else:
+            for line in jaxlib_fault.what_was_said():
+                log.info(line)
             _train(run, devices, notice or StopRequest())
         run.recorder.end(run.rows)
     return run.rows
