@@ -41,7 +41,7 @@ def learned(digits):
     return jax.tree.map(np.asarray, trainer.state)
 
 
-@pytest.mark.parametrize(("pictures", "steps", "tolerance"), [(29, 1, 1e-6), (19 * 32 + 13, 20, 2e-3)])
+@pytest.mark.parametrize(("pictures", "steps", "tolerance"), [(29, 1, 1e-6), (4 * 32 + 13, 5, 1e-4)])
 def test_eight_devices_train_as_one_does(digits, learned, pictures, steps, tolerance):
     """The last batch is partial, and divides by eight in neither case."""
     states = []
