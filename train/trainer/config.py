@@ -348,7 +348,7 @@ def _check_processes(config: Config) -> None:
     if missing:
         values = " and ".join(f"{flag(name)} is {getattr(config, name)}" for name in given)
         raise UsageError(f"{values}; {' and '.join(map(flag, missing))} must be given too.")
-    assert config.coordinator and config.num_processes is not None and config.process_id is not None
+    assert config.coordinator is not None and config.num_processes is not None and config.process_id is not None
     if config.process_id >= config.num_processes:
         raise UsageError(
             f"--process-id is {config.process_id}; with --num-processes {config.num_processes}"
