@@ -12,24 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from stop_after import StopAfter
 from trainer import data, evaluation, loop
 from trainer.config import Config, UserError, resolve
-from trainer.preemption import StopRequest
 from trainer.progress import Preempted
 
 RUN = Config(width=0.05, limit=150, batch_size=16, epochs=3, keep=5, norm="group", learning_rate=0.5)
-
-
-class StopAfter(StopRequest):
-    """SIGTERM after so many chunks."""
-
-    def __init__(self, chunks):
-        self.left = chunks
-
-    @property
-    def given(self):
-        self.left -= 1
-        return self.left < 0
 
 
 @pytest.fixture(scope="module")

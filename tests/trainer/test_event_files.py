@@ -8,25 +8,13 @@ import jax
 import numpy as np
 import pytest
 
+from stop_after import StopAfter
 from trainer import loop
 from trainer.config import Config, resolve
-from trainer.preemption import StopRequest
 from trainer.progress import Preempted
 
 STEPS, EPOCHS = 10, 3
 ENDS = (2, 4, 5, 6, 7, 8, 9, 10)  # the steps after which chunks end
-
-
-class StopAfter(StopRequest):
-    """SIGTERM after so many chunks."""
-
-    def __init__(self, chunks):
-        self.left = chunks
-
-    @property
-    def given(self):
-        self.left -= 1
-        return self.left < 0
 
 
 def train(workdir, chunks=None, **flags):

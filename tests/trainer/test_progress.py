@@ -13,26 +13,14 @@ import numpy as np
 import pytest
 
 import processes
+from stop_after import StopAfter
 from trainer import loop, progress
 from trainer.checkpoints import Checkpoints
 from trainer.config import SAME_RUN, Config, UserError, resolve
-from trainer.preemption import StopRequest
 
 RUN = Config(width=0.05, limit=128, batch_size=8, epochs=4)  # 8 chunks of 2 steps per epoch
 CHUNKS = 8
 TRAINER = loop.Trainer
-
-
-class StopAfter(StopRequest):
-    """SIGTERM after so many chunks."""
-
-    def __init__(self, chunks):
-        self.left = chunks
-
-    @property
-    def given(self):
-        self.left -= 1
-        return self.left < 0
 
 
 @pytest.fixture(scope="module")

@@ -12,9 +12,9 @@ import pytest
 
 from gravity_optax import gravity, scale_by_gravity
 from processes import differences, result
+from stop_after import StopAfter
 from trainer import loop, optimizers
 from trainer.config import Config, UsageError, UserError, resolve
-from trainer.preemption import StopRequest
 from trainer.progress import Preempted
 
 KEY = jax.random.key(3)
@@ -156,18 +156,6 @@ def test_flags_that_do_not_go_together_are_refused(flags, message):
     with pytest.raises(UsageError, match=f"^{message}") as caught:
         resolve(Config(**flags))
     assert "\n" not in str(caught.value)
-
-
-class StopAfter(StopRequest):
-    """SIGTERM after so many chunks."""
-
-    def __init__(self, chunks):
-        self.left = chunks
-
-    @property
-    def given(self):
-        self.left -= 1
-        return self.left < 0
 
 
 # 16 steps an epoch, 8 chunks: neither the epoch's end nor the stop falls on the end of an accumulation.

@@ -1,8 +1,8 @@
 """A fault of jaxlib on CPUs, and the way around it, which must be taken before jax is first used.
 
 From jaxlib 0.10.2 on (up to 0.12.0.1, the newest at this writing), XLA:CPU silently computes wrong results where a
-reduction follows a product with a constant (jax-ml/jax issue 39103). It is right, and as fast, without the fusion that
-came with that release. Nothing heavy is imported here.
+reduction follows a product with a constant (jax-ml/jax issue 39103). It is right without the fusion that came with that
+release. Nothing heavy is imported here.
 """
 
 import glob
