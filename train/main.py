@@ -18,8 +18,8 @@ log = logging.getLogger("train")
 def main() -> int:
     """The exit code.
 
-    0; 1 for what went wrong in the run; 2 for flags that cannot be meant so; 75 if the same command with --resume
-    goes on with the run (SIGTERM, or another process of the run is lost); 130 for Ctrl-C.
+    0; 1 for what went wrong in the run; 2 for invalid flags; 75 if the same command with --resume
+    resumes the run (SIGTERM, or another process of the run is lost); 130 for Ctrl-C.
     """
     try:
         config = resolve(parse(sys.argv[1:]))

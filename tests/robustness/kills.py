@@ -53,7 +53,7 @@ def kill_and_resume(kind, workdir, whole, rng):
     assert rows <= EPOCHS - 3, f"only {EPOCHS - rows} epochs were to go"
     out = processes.finish(processes.start(*flags))
     wrong = processes.differences(processes.result(workdir), whole)
-    went_on = next((line for line in out.splitlines() if "going on after" in line), "from the start")
+    went_on = next((line for line in out.splitlines() if "resuming after" in line), "from the start")
     state = f"rows {rows}, checkpoints {left}, {'one being written' if writing else 'none being written'}; {went_on}"
     return not wrong, state + (f"; differs in {wrong}" if wrong else "")
 

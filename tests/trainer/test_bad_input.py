@@ -15,7 +15,7 @@ import main
 import report
 import tfds_fixture
 
-# Flags that cannot be meant so -> what the answer must contain, beside the flag and the value. Exit code 2.
+# Invalid flags -> what the answer must contain, beside the flag and the value. Exit code 2.
 USAGE = [
     ("--epochs 0", "between 1 and 1000000"),
     ("--epochs -3", "between 1 and 1000000"),

@@ -57,7 +57,7 @@ def test_sigterm_writes_a_checkpoint_within_ten_seconds_and_asks_to_be_run_again
     assert time.monotonic() - start < 10
     assert "stopped on SIGTERM after epoch 3, step" in out and "Traceback" not in out
     out = processes.finish(processes.start(*flags))
-    assert "going on after epoch 2 and" in out
+    assert "resuming after epoch 2 and" in out
     assert processes.rows(tmp_path) == 4
 
 
@@ -91,7 +91,7 @@ def together(workdir, epochs, count=2):
 
 @pytest.fixture(scope="module")
 def two(learned):
-    """That run, gone on with for three epochs by two processes of 4 devices each."""
+    """That run, resumed for three epochs by two processes of 4 devices each."""
     workdir = shutil.copytree(learned, learned.parent / "two")
     out = processes.finish_all(together(workdir, LEARNED + 3))
     assert "results are in" in out[0] and "results are in" not in out[1]
@@ -146,5 +146,5 @@ def test_sigterm_to_one_of_four_processes_stops_them_all_with_a_checkpoint(learn
     # One process, with another number of devices, goes on where the four have stopped.
     last = processes.rows(workdir) + 1
     out = processes.finish(processes.start(*DIGITS, "--epochs", last, "--workdir", workdir, devices=2))
-    assert "going on with 2 x cpu; before it was 8 x cpu" in out and f"going on after epoch {last - 1}" in out
+    assert "resuming on 2 x cpu; before it was 8 x cpu" in out and f"resuming after epoch {last - 1}" in out
     assert processes.rows(workdir) == last

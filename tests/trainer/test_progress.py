@@ -136,7 +136,7 @@ def test_a_finished_run_does_nothing_and_more_epochs_can_be_added(train, whole, 
 
 def test_another_number_of_devices_goes_on_and_says_so(train, whole, halfway, said):
     train(halfway, devices=1, resume=True)
-    assert "going on with 1 x cpu; before it was 2 x cpu" in said()
+    assert "resuming on 1 x cpu; before it was 2 x cpu" in said()
     arrays, history = processes.result(halfway)
     assert [row["epoch"] for row in history] == ["1", "2", "3", "4"]
     for name, array in arrays.items():
@@ -260,7 +260,7 @@ def same(arrays, others):
 def test_a_run_with_a_damaged_checkpoint_goes_on_from_the_one_before(train, whole, halfway, said):
     truncate(max(files(halfway / "checkpoints" / "19"), key=lambda path: path.stat().st_size))
     train(halfway, resume=True)
-    assert f"the checkpoint {halfway}/checkpoints/19 is damaged" in said() and "going on after epoch 2\n" in said()
+    assert f"the checkpoint {halfway}/checkpoints/19 is damaged" in said() and "resuming after epoch 2\n" in said()
     assert processes.differences(processes.result(halfway), whole) == []
 
 
@@ -285,7 +285,7 @@ def test_a_half_written_checkpoint_is_left_out(train, whole, halfway, said):
     (halfway / "checkpoints" / "19").rename(halfway / "checkpoints" / "19.orbax-checkpoint-tmp")
     truncate(max(files(halfway / "checkpoints" / "19.orbax-checkpoint-tmp"), key=lambda path: path.stat().st_size))
     train(halfway, resume=True)
-    assert "19.orbax-checkpoint-tmp was not finished" in said() and "going on after epoch 2\n" in said()
+    assert "19.orbax-checkpoint-tmp was not finished" in said() and "resuming after epoch 2\n" in said()
     assert processes.differences(processes.result(halfway), whole) == []
 
 

@@ -182,7 +182,7 @@ def train(workdir, chunks=None, **flags):
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """The same run at one go, and stopped in the middle of the first epoch and gone on with."""
+    """The same run at one go, and stopped in the middle of the first epoch and resumed."""
     whole, stopped = (tmp_path_factory.mktemp(name) for name in ("whole", "stopped"))
     train(whole)
     with pytest.raises(Preempted):

@@ -71,13 +71,13 @@ class UserError(Exception):
 
 
 class UsageError(UserError):
-    """A flag that cannot be meant so."""
+    """An invalid flag."""
 
     exit_code = 2
 
 
 class RunAgain(UserError):
-    """Nothing is wrong with the run itself: the same command with --resume goes on with it."""
+    """Nothing is wrong with the run itself: the same command with --resume resumes it."""
 
     exit_code = 75  # EX_TEMPFAIL of sysexits.h
 
@@ -225,7 +225,7 @@ def resolve(config: Config) -> ResolvedConfig:
     resolved = _with_schedule(resolved)
     _check_processes(resolved)
     if resolved.resume and resolved.workdir is None:
-        raise UsageError("--resume needs --workdir, the folder of the run to go on with.")
+        raise UsageError("--resume needs --workdir, the folder of the run to resume.")
     return resolved
 
 
@@ -248,7 +248,7 @@ def default_learning_rate(dataset: str, model: str, optimizer: str) -> float:
 
 
 def path_given(name: str, path: str) -> str:
-    """The path that the flag `name` gives, with ~ expanded; UsageError for one that cannot be meant."""
+    """The path that the flag `name` gives, with ~ expanded; UsageError for an invalid one."""
     if not path.strip():
         raise UsageError(f"{name} is empty; leave it out, or give a path (is the variable set that it comes from?).")
     expanded = os.path.expanduser(path)

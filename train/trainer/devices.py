@@ -144,7 +144,7 @@ def find_devices() -> None:
     failures: list[str] = []
 
     def keep(record: logging.LogRecord) -> bool:
-        """Jax logs the exception of a plugin, with its traceback, and goes on without it."""
+        """Jax logs the exception of a plugin, with its traceback, and continues without it."""
         if record.exc_info and record.exc_info[1]:
             failures.append(brief(record.exc_info[1]))
         return not record.exc_info

@@ -181,7 +181,7 @@ def train(
 ) -> list[Epoch]:
     """Trains as the resolved `config` says, records each epoch in the workdir and returns the rows.
 
-    With `config.resume`, goes on with the run in the workdir, and returns its rows at once if all epochs are done.
+    With `config.resume`, resumes the run in the workdir, and returns its rows at once if all epochs are done.
     After `notice.given`, ends at the next chunk with a checkpoint and `Preempted`.
     """
     data.check_data_dir(config.dataset, config.data_dir)
@@ -259,7 +259,7 @@ def _epoch(trainer: Trainer, run: Progress, notice: StopRequest, events: EventFi
         where = f"epoch {epoch}, step {trainer.steps_of(done.chunks)} of {trainer.steps_per_epoch}"
         run.save(trainer.state, chunks, where)
         run.recorder.wait()
-        raise Preempted(f"stopped on SIGTERM after {where}; a checkpoint is written: go on with --resume.")
+        raise Preempted(f"stopped on SIGTERM after {where}; a checkpoint is written: start again with --resume.")
     loss, accuracy = trainer.means(done)
     start = time.perf_counter()
     val_loss, val_accuracy = trainer.evaluate()

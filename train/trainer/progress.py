@@ -153,7 +153,7 @@ class Progress:
         if expected != {name: (array.shape, array.dtype) for name, array in self.arrays.items()}:
             raise UserError(
                 f"--workdir is {self.config.workdir}, whose checkpoint holds other arrays than this version of the"
-                " program trains; go on with the version that wrote it, or choose another folder."
+                " program trains; resume with the version that wrote it, or choose another folder."
             )
         return jax.tree.unflatten(treedef, [self.arrays[name] for name in expected])
 
@@ -162,7 +162,7 @@ class Progress:
         self.recorder.begin(facts, state, self.rows)
         if self.rows or self.partial.chunks:
             more = f" and {self.partial.chunks} chunks of the next" if self.partial.chunks else ""
-            log.info(f"going on after epoch {len(self.rows)}{more}")
+            log.info(f"resuming after epoch {len(self.rows)}{more}")
 
     def add(self, row: Epoch) -> None:
         """Records an epoch that has ended."""

@@ -69,7 +69,7 @@ class Workdir:
         if not config.resume and any((self.path / name).exists() for name in ("config.json", "history.csv")):
             raise UserError(
                 f"--workdir is {self.path}, which holds the results of a run already;"
-                " choose another folder, or go on with that run with --resume."
+                " choose another folder, or resume that run with --resume."
             )
         self._before = self._read_config()
         self._check_same(config)
@@ -110,10 +110,10 @@ class Workdir:
                     " choose another folder, or the --data-dir that it had."
                 )
         if before.get("devices", facts["devices"]) != facts["devices"]:
-            log.info(f"going on with {_counted(facts['devices'])}; before it was {_counted(before['devices'])}")
+            log.info(f"resuming on {_counted(facts['devices'])}; before it was {_counted(before['devices'])}")
         for package, version in facts["versions"].items():
             if (old := before.get("versions", {}).get(package, version)) != version:
-                log.info(f"going on with {package} {version}; before it was {old}")
+                log.info(f"resuming with {package} {version}; before it was {old}")
         self._write_config(config, facts)
         self._unbegun = False
 
@@ -160,7 +160,7 @@ class Workdir:
             why = getattr(error, "strerror", None) or brief(error)
             raise UserError(
                 f"--workdir is {self.path}, where {name} could not be written ({why});"
-                " mend that (is the disk full?), then go on with --resume."
+                " fix that (is the disk full?), then start again with --resume."
             ) from error
 
     def _read_config(self) -> dict:
@@ -182,7 +182,7 @@ class Workdir:
         if other:
             values = "; ".join(f"{flag(name)} was {before[name]} and is {now[name]}" for name in other)
             raise UserError(
-                f"--workdir is {self.path}, where another run is to be gone on with: {values}."
+                f"--workdir is {self.path}, which holds another run: {values}."
                 " Give the values that it had, or choose another folder."
             )
 
