@@ -190,8 +190,6 @@ def train(
         if run.finished:
             log.info(f"all {len(run.rows)} epochs of this run are done")
         else:
-            for line in jaxlib_fault.what_was_said():
-                log.info(line)
             _train(run, devices, notice or StopRequest())
         run.recorder.end(run.rows)
     return run.rows
@@ -207,6 +205,8 @@ def _train(run: Progress, devices: Sequence[jax.Device] | None, notice: StopRequ
         trainer.state = trainer.replicas.replicate(run.state(trainer.state))
     what = facts(trainer, dataset)
     run.begin(what, trainer.state)
+    for line in jaxlib_fault.what_was_said():  # not before an error about the data, which is one line
+        log.info(line)
     log.info(
         f"{config.dataset}: {trainer.train_size} training and {trainer.test_size} test pictures;"
         f" {config.model} x {config.width:g}: {what['parameters']:,} parameters; {config.optimizer},"
