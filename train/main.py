@@ -36,6 +36,9 @@ def main() -> int:
     signal.signal(signal.SIGTERM, notice.receive)
     run = concurrent.futures.ThreadPoolExecutor(1).submit(_run, config, notice)
     try:
+        # In pieces, because a signal that the system hands to another thread ends no wait of this one.
+        while not concurrent.futures.wait([run], timeout=0.5).done:
+            pass
         return run.result()
     except KeyboardInterrupt:
         log.error("interrupted; what was recorded so far is in the workdir")

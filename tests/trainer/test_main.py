@@ -1,7 +1,9 @@
 """The command itself, as a user meets it: in a pipe, on a terminal, mistyped, interrupted."""
 
+import ctypes
 import os
 import pathlib
+import platform
 import pty
 import re
 import signal
@@ -11,6 +13,9 @@ import time
 
 import pytest
 
+import processes
+
+TGKILL = {"x86_64": 234, "aarch64": 131}[platform.machine()]  # a system call: a signal to one thread
 MAIN = pathlib.Path(__file__).parents[2] / "train" / "main.py"
 SMALL = ["--width", "0.05", "--limit", "128", "--batch-size", "8"]
 ENVIRONMENT = {**os.environ, "XLA_FLAGS": "", "JAX_NUMPY_DTYPE_PROMOTION": "standard"}
@@ -127,8 +132,7 @@ def test_a_terminal_has_a_progress_bar(tmp_path):
 def test_ctrl_c_leaves_within_two_seconds_with_what_was_recorded(tmp_path, moment):
     process, controller = start_on_a_terminal("--epochs", 500, "--workdir", tmp_path / "run")
     if moment == "compiling":
-        while not (tmp_path / "run").exists():
-            time.sleep(0.05)
+        assert processes.wait_for(process, (tmp_path / "run").exists)
         time.sleep(4)
     else:
         read_until(controller, rb"[\r\n] +2 +\d\.\d+ ")
@@ -141,6 +145,18 @@ def test_ctrl_c_leaves_within_two_seconds_with_what_was_recorded(tmp_path, momen
     assert time.monotonic() - start < 2
     if moment == "training":
         assert len((tmp_path / "run" / "history.csv").read_text().splitlines()) >= 3
+
+
+def test_a_signal_that_the_system_hands_to_another_thread_ends_the_run_too(tmp_path):
+    process, _ = start_on_a_terminal("--epochs", 500, "--workdir", tmp_path / "run")
+    try:
+        assert processes.wait_for(process, (tmp_path / "run").exists)
+        time.sleep(2)
+        others = [int(thread) for thread in os.listdir(f"/proc/{process.pid}/task") if int(thread) != process.pid]
+        ctypes.CDLL(None).syscall(TGKILL, process.pid, others[-1], signal.SIGINT)
+        assert process.wait(10) == 130
+    finally:
+        process.kill()
 
 
 @pytest.mark.slow
