@@ -9,7 +9,7 @@ from paper.plan import Options, plan
 from paper.runner import Runner
 from paper.work_queue import listing
 from trainer import standard_streams
-from trainer.config import UsageError, path_given
+from trainer.config import UsageError, local_path_given
 from trainer.flags import parse_command
 
 log = logging.getLogger("train")
@@ -23,7 +23,7 @@ def main() -> int:
     """
     try:
         options = parse_command(Options, "train/benchmark.py", sys.argv[1:])
-        options = dataclasses.replace(options, workdir=path_given("--workdir", options.workdir))
+        options = dataclasses.replace(options, workdir=local_path_given("--workdir", options.workdir))
         cells = plan(options)
     except UsageError as error:
         sys.stderr.write(f"error: {error}\n")

@@ -7,7 +7,7 @@ import sys
 from comparison import ledger
 from comparison.driver import Driver, listing
 from comparison.options import CompareOptions, comparisons
-from trainer.config import UsageError, UserError
+from trainer.config import UsageError, UserError, local_path_given
 from trainer.flags import parse_command
 from trainer.jaxlib_fault import work_around
 
@@ -20,9 +20,6 @@ def main() -> int:
     0; 1 if a dataset cannot be had or nothing can be written; 2 for invalid flags; 75 for SIGTERM (the same command
     goes on from there); 130 for Ctrl-C.
     """
-    log.addHandler(logging.StreamHandler(sys.stdout))
-    log.setLevel(logging.INFO)
-    log.propagate = False
     try:
         return compare(parse_command(CompareOptions, "train/compare.py", sys.argv[1:]))
     except UserError as error:
@@ -32,16 +29,21 @@ def main() -> int:
 
 def compare(options: CompareOptions) -> int:
     """Makes the runs and writes the report; or only lists the runs; or only reports."""
-    folder = pathlib.Path(options.workdir)
+    folder = pathlib.Path(local_path_given("--workdir", options.workdir))
     wanted = comparisons(options)
     if options.list_only:
         sys.stdout.write(listing(wanted, ledger.read(folder / "runs.csv")))
         return 0
+    if options.report_only and not ledger.read(folder / "runs.csv"):
+        raise UsageError(f"--workdir is {folder}, where runs.csv has no run to report on yet: leave --report out.")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "runs.csv").touch()
     except OSError as error:
         raise UserError(f"--workdir is {folder}, where nothing can be written ({error.strerror}).") from error
+    log.addHandler(logging.StreamHandler(sys.stdout))
+    log.setLevel(logging.INFO)
+    log.propagate = False
     if line := work_around():
         log.info(line)
     code = 0 if options.report_only else Driver(folder, wanted).run()
@@ -49,8 +51,6 @@ def compare(options: CompareOptions) -> int:
         from comparison import writeup
 
         log.info(f"the report is {writeup.write(folder, outcomes)}")
-    elif options.report_only:
-        raise UsageError(f"--workdir is {folder}, where runs.csv has no run to report on yet: leave --report out.")
     return code
 
 

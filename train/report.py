@@ -8,7 +8,7 @@ import tyro
 
 from paper import page, results
 from trainer import standard_streams
-from trainer.config import UserError, path_given
+from trainer.config import UserError, local_path_given
 from trainer.flags import parse_command
 
 
@@ -24,7 +24,7 @@ def main() -> int:
     """The exit code: 0, or 2 if the results cannot be read."""
     try:
         options = parse_command(ReportOptions, "train/report.py", sys.argv[1:])
-        written = page.write(results.load(path_given("RESULTS", options.results)))
+        written = page.write(results.load(local_path_given("RESULTS", options.results)))
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2

@@ -261,6 +261,13 @@ def path_given(name: str, path: str) -> str:
     return expanded
 
 
+def local_path_given(name: str, path: str) -> str:
+    """The same for a path that must be of this machine's file system."""
+    if "://" in path:
+        raise UsageError(f"{name} is {path}; it must be a local folder: results are written there and copied later.")
+    return path_given(name, path)
+
+
 def flag(field: str) -> str:
     """The flag of a field, as the user types it."""
     return "--" + field.replace("_", "-")

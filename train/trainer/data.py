@@ -107,7 +107,7 @@ def check_data_dir(name: str, data_dir: str | None) -> None:
         return
     try:
         path = epath.Path(root)
-        found = (path / _folder_name(name)).is_dir()
+        found = (path / _folder_name(name)).exists()  # is_dir would answer False for a bucket that is out of reach
     except Exception as error:  # ImportError without the scheme's package, whatever its driver raises
         raise DataError(f"{name}: --data-dir {root} cannot be read ({brief(error)}); choose another.") from error
     if "://" not in os.fspath(path):
