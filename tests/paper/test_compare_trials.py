@@ -11,7 +11,7 @@ from comparison import search, trials
 from comparison.options import CompareOptions, comparisons
 from comparison.trials import Laboratory, Stopped, split
 from trainer import data, steps
-from trainer.devices import Replicas
+from trainer.devices import Program, Replicas
 from trainer.loop import Trainer
 
 FLAGS = {"width": 0.05, "limit": 96, "epochs": 2, "search_seeds": 1, "seeds": 1}
@@ -139,7 +139,7 @@ def test_a_step_count_below_the_chunks_trains_on_what_is_there_alone():
     state = steps.TrainState(params, optax.sgd(0.5).init(params))
     arguments = ((state, np.float32(0.5), np.int32(2)), pictures, batches)
     chunk = lambda *a: trials._train_some(apply, comparison.config, *a)
-    after, sums = replicas.run_everywhere(chunk)(*arguments)()(*arguments)
+    after, sums = Program(replicas, chunk, *arguments).compile()(*arguments)
     w = np.zeros((2, 2))
     for row in (2, 1):
         x, y = pictures.images[row].astype(float), pictures.labels[row]

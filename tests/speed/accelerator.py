@@ -34,7 +34,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 import oracle
 from gravity_optax import gravity
 from trainer import steps, vgg
-from trainer.devices import Replicas
+from trainer.devices import Program, Replicas
 
 # Dense products in bfloat16 a second, by a part of the device's name: the makers' data sheets.
 PEAKS = {"H100 PCIe": 756e12, "H100": 989e12, "H200": 989e12, "A100": 312e12, "L4": 121e12, "V5 lite": 197e12}
@@ -192,18 +192,16 @@ class Training:
             for n in (setting.train, setting.test)
         )
         apply = steps.on_flat(network.apply, SHAPE)
-        train = self.replicas.run_everywhere(functools.partial(steps.train_chunk, apply, tx), donate_first=True)
-        evaluate = self.replicas.run_everywhere(functools.partial(steps.evaluate, apply))
         self.test_batches = self.batches(np.arange(setting.test), -(-setting.test // setting.batch))
+        train, evaluate = functools.partial(steps.train_chunk, apply, tx), functools.partial(steps.evaluate, apply)
+        empty = self.batches(np.arange(0), setting.chunk)
         start = time.perf_counter()
-        self.chunk = train(self.state, self.train_set, self.batches(np.arange(0), setting.chunk))()
+        self.chunk = Program(self.replicas, train, self.state, self.train_set, empty, donate_first=True).compile()
         self.compile_seconds = time.perf_counter() - start
-        self.evaluate = evaluate(self.state.params, self.test_set, self.test_batches)
+        self.evaluate = Program(self.replicas, evaluate, self.state.params, self.test_set, self.test_batches)
 
     def batches(self, order: np.ndarray, count: int) -> np.ndarray:
-        numbers = np.full(count * self.setting.batch, -1, np.int32)
-        numbers[: len(order)] = order[: len(numbers)]
-        return self.replicas.split(numbers.reshape(count, -1))
+        return self.replicas.split(steps.in_batches(order, count, self.setting.batch))
 
     def run(self) -> object:
         """One chunk of full batches."""
@@ -247,7 +245,7 @@ def training(setting: Setting, figures: dict) -> Iterator[dict]:
             run = Training(setting, model, precision)
             seconds = blocked(run.run, setting.repeats)
             speed = setting.chunk * setting.batch / seconds
-            evaluate = run.evaluate()
+            evaluate = run.evaluate.compile()
             epoch = blocked(functools.partial(run.epoch, evaluate), 1 if setting.tiny else 2)
             yield {
                 "training step": f"{model}, {precision}",

@@ -30,21 +30,18 @@ def child() -> None:
     import jax
     import numpy as np
 
-    from trainer import data, loop
+    from trainer import data, loop, steps
     from trainer.config import Config, resolve
 
     config = resolve(Config())
     trainer = loop.Trainer(config, data.load(config.dataset, None, None))
-    order, size = np.arange(trainer.train_size), config.batch_size
-    ends = np.cumsum(loop.chunk_lengths(trainer.steps_per_epoch))
-    ready = [
-        (length, jax.device_put(trainer._batches(order[(end - length) * size :], length)))
-        for end, length in zip(ends, loop.chunk_lengths(trainer.steps_per_epoch), strict=True)
-    ]
+    batches = steps.in_batches(np.arange(trainer.train_size), trainer.steps_per_epoch, config.batch_size)
+    parts = np.split(batches, np.cumsum(trainer.lengths)[:-1])
+    ready = [jax.device_put(trainer.replicas.split(part)) for part in parts]
 
     def bare():
-        for length, batches in ready:
-            trainer.state, sums = trainer._chunks[length](trainer.state, trainer.train_set, batches)
+        for length, batches in zip(trainer.lengths, ready, strict=True):
+            trainer.state, sums = trainer.built.chunks[length](trainer.state, trainer.built.train_set, batches)
         jax.block_until_ready(sums)
 
     times: dict[str, list[float]] = {"loop": [], "bare": []}

@@ -22,11 +22,11 @@ from gravity_optax import gravity
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / "train"))
 from trainer import steps, vgg
-from trainer.devices import Replicas
+from trainer.devices import Program, Replicas
 
 MIB = 2**20
 IMAGES, SHAPE = 50_000, (32, 32, 3)  # CIFAR-10's training set
-# An epoch of 49 steps is dispatched in chunks of 7 and 6 (loop.chunk_lengths); the length changes nothing in a step.
+# An epoch of 49 steps is dispatched in chunks of 7 and 6 (building.py); the length changes nothing in a step.
 STEPS = 7
 OPTIMIZERS = {
     "gravity": gravity(0.1, key=0),
@@ -85,7 +85,7 @@ def compiled_chunk(
     )
     chunk = functools.partial(steps.train_chunk, steps.on_flat(model.apply, SHAPE), tx)
     batches = replicas.split(np.zeros((STEPS, batch), np.int32))
-    return replicas.run_everywhere(chunk, donate_first=True)(state, pictures, batches)()
+    return Program(replicas, chunk, state, pictures, batches, donate_first=True).compile().executable
 
 
 def held(compiled: jax.stages.Compiled) -> dict[str, int]:

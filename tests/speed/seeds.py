@@ -32,7 +32,7 @@ class Runs:
     def __init__(self, name: str):
         import jax
 
-        from trainer import optimizers, steps, vgg
+        from trainer import devices, optimizers, steps, vgg
         from trainer.config import Config, resolve
 
         self.jax = jax
@@ -52,7 +52,7 @@ class Runs:
             order = np.random.default_rng(seed).permutation(size).astype(np.int32)
             self.orders.append(order.reshape(1, self.length, -1))
         chunk = functools.partial(steps.train_chunk, steps.on_flat(model.apply, (32, 32, 3)), tx)
-        compiled = functools.partial(jax.pmap, axis_name=steps.AXIS, in_axes=(None, None, 0), out_axes=None)
+        compiled = functools.partial(jax.pmap, axis_name=devices.AXIS, in_axes=(None, None, 0), out_axes=None)
         self.alone = compiled(chunk, devices=jax.devices()[:1])
         self.vmapped = compiled(jax.vmap(chunk, (0, None, 0)), devices=jax.devices()[:1])
         self.stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *self.states)

@@ -41,7 +41,7 @@ def ours(precision: str) -> Callable[[], object]:
     """One chunk of the trainer."""
     import jax
 
-    from trainer import config, data, loop
+    from trainer import config, data, loop, steps
 
     settings = config.resolve(
         config.Config(dataset="cifar10", model="vgg16", precision=precision, batch_size=BATCH)  # type: ignore[arg-type]
@@ -49,11 +49,11 @@ def ours(precision: str) -> Callable[[], object]:
     images, labels = pictures(STEPS_PER_EPOCH * BATCH)
     dataset = data.Dataset("cifar10", images, labels, images[:BATCH], labels[:BATCH], CLASSES)
     trainer = loop.Trainer(settings, dataset)
-    assert set(loop.chunk_lengths(STEPS_PER_EPOCH)) == {STEPS}
-    batches = trainer._batches(np.arange(STEPS * BATCH), STEPS)
+    assert set(trainer.lengths) == {STEPS}
+    batches = trainer.replicas.split(steps.in_batches(np.arange(STEPS * BATCH), STEPS, BATCH))
 
     def run():
-        trainer.state, sums = trainer._chunks[STEPS](trainer.state, trainer.train_set, batches)
+        trainer.state, sums = trainer.built.chunks[STEPS](trainer.state, trainer.built.train_set, batches)
         jax.block_until_ready((trainer.state, sums))
 
     return run

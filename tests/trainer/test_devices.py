@@ -21,14 +21,11 @@ def test_a_batch_that_does_not_divide_is_filled_up_and_every_picture_is_kept_onc
 def test_what_is_replicated_is_not_copied_again_when_a_program_is_called():
     replicas = devices.Replicas(jax.devices())
     tree = replicas.replicate({"w": jnp.ones((1000, 1000))})
-    trace = replicas.run_everywhere(
-        lambda tree, pictures, batches: jax.tree.map(
-            lambda x: x + jax.lax.psum(batches.sum().astype(x.dtype), devices.steps.AXIS), tree
-        ),
-        donate_first=True,
-    )
     batches = replicas.split(np.ones((1, 8), np.int32))
-    program = trace(tree, tree["w"][:1], batches)()
+    function = lambda tree, pictures, batches: jax.tree.map(
+        lambda x: x + devices.sum_over_devices(batches.sum().astype(x.dtype)), tree
+    )
+    program = devices.Program(replicas, function, tree, tree["w"][:1], batches, donate_first=True).compile()
     before = [s.data.unsafe_buffer_pointer() for s in tree["w"].addressable_shards]
     out = program(tree, replicas.replicate(tree["w"][:1]), batches)
     assert tree["w"].is_deleted(), "the state was copied, not donated"

@@ -14,6 +14,7 @@ import pytest
 
 from stop_after import StopAfter
 from trainer import data, evaluation, loop
+from trainer.building import chunk_lengths
 from trainer.config import Config, UserError, resolve
 from trainer.progress import Preempted
 
@@ -26,7 +27,7 @@ def run(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("run")
     config = resolve(Config(**vars(RUN) | {"workdir": str(workdir)}))
     with pytest.raises(Preempted):
-        loop.train(config, jax.devices()[:2], StopAfter(loop.chunk_lengths(10).__len__() * 2 + 3))
+        loop.train(config, jax.devices()[:2], StopAfter(len(chunk_lengths(10)) * 2 + 3))
     with open(workdir / "history.csv", newline="") as file:
         return workdir, list(csv.DictReader(file))
 

@@ -10,6 +10,7 @@ import pytest
 
 from stop_after import StopAfter
 from trainer import loop
+from trainer.building import chunk_lengths
 from trainer.config import Config, resolve
 from trainer.progress import Preempted
 
@@ -39,7 +40,7 @@ def scalars(workdir):
 
 @pytest.mark.parametrize("checkpoint_every", [1, 3])
 def test_a_resumed_run_appends_and_nothing_is_there_twice(tmp_path, checkpoint_every):
-    assert tuple(np.cumsum(loop.chunk_lengths(STEPS))) == ENDS
+    assert tuple(np.cumsum(chunk_lengths(STEPS))) == ENDS
     with pytest.raises(Preempted):
         train(tmp_path, chunks=len(ENDS) + 4, checkpoint_every=checkpoint_every)
     assert len(scalars(tmp_path)["chunk/loss"]) == len(ENDS) + 4

@@ -87,19 +87,6 @@ def test_the_loss_of_an_epoch_is_the_mean_over_its_pictures_before_each_update(d
     assert accuracy == expected_accuracy
 
 
-@pytest.mark.parametrize("count", [1, 3, 7, 8, 45, 391, 469, 1009, 10_000])
-def test_chunks_cover_an_epoch_with_at_most_two_programs(count):
-    lengths = loop.chunk_lengths(count)
-    assert sum(lengths) == count
-    assert len(set(lengths)) <= 2
-    assert max(lengths) <= 128
-    assert len(lengths) <= 10 * max(8, -(-count // 128))
-
-
-def test_the_papers_epochs_need_one_program():
-    assert len(set(loop.chunk_lengths(391))) == len(set(loop.chunk_lengths(469))) == 1
-
-
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """A short run and its rows."""

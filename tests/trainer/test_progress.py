@@ -334,11 +334,10 @@ def test_a_run_that_diverges_keeps_its_last_good_checkpoint(train, halfway, monk
     spoilt = lambda x: np.full_like(x, np.nan) if np.issubdtype(x.dtype, np.floating) else np.array(x)
     advance = TRAINER.advance
 
-    def poisoned(self, epoch, *rest):
-        done = advance(self, epoch, *rest)
+    def poisoned(self, epoch, chunks):
+        yield from advance(self, epoch, chunks)
         if epoch == 4:
             self.state = self.replicas.replicate(jax.tree.map(spoilt, self.state))
-        return done
 
     monkeypatch.setattr(TRAINER, "advance", poisoned)
     with pytest.raises(

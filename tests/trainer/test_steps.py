@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from trainer import steps
+from trainer import devices, steps
 
 
 def linear(variables, images):
@@ -26,7 +26,9 @@ def mean_loss(params, rows):
 
 def on_one_device(function, *arguments):
     """Runs a per-device function with its axis, on one device."""
-    return jax.tree.map(lambda x: x[0], jax.vmap(function, axis_name=steps.AXIS, axis_size=1, in_axes=None)(*arguments))
+    return jax.tree.map(
+        lambda x: x[0], jax.vmap(function, axis_name=devices.AXIS, axis_size=1, in_axes=None)(*arguments)
+    )
 
 
 def test_padding_counts_in_no_sum():
@@ -50,7 +52,7 @@ def test_a_step_follows_the_mean_gradient_of_the_valid_pictures_over_all_devices
     parts = jnp.array([[0, 3], [5, 8], [2, -1]])
     tx = optax.sgd(1.0)
     state = steps.TrainState(PARAMS, tx.init(PARAMS))
-    new, sums = jax.vmap(lambda b: steps.train_step(linear, tx, state, PICTURES, b), axis_name=steps.AXIS)(parts)
+    new, sums = jax.vmap(lambda b: steps.train_step(linear, tx, state, PICTURES, b), axis_name=devices.AXIS)(parts)
     expected = PARAMS - jax.grad(mean_loss)(PARAMS, np.array(rows))
     for device in range(3):
         np.testing.assert_allclose(new.params[device], expected, rtol=1e-5)

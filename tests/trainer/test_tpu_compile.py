@@ -23,7 +23,7 @@ from jax.sharding import PartitionSpec as P
 from gravity_optax import gravity
 from trainer import optimizers, steps, vgg
 from trainer.config import Config, resolve
-from trainer.devices import Replicas
+from trainer.devices import Program, Replicas
 
 pytestmark = pytest.mark.tpu_compile
 
@@ -91,7 +91,7 @@ BATCH, CHUNK = 128, 23  # 391 steps per epoch are 17 chunks
 
 
 class Trainer:
-    """What `loop.Trainer` compiles for CIFAR-10, from shapes alone, for the chips of a slice."""
+    """What `building.build` compiles for CIFAR-10, from shapes alone, for the chips of a slice."""
 
     def __init__(self, model, slice_name):
         with pytest.MonkeyPatch.context() as patch:
@@ -113,7 +113,7 @@ class Trainer:
             jax.ShapeDtypeStruct((size, 32 * 32 * 3), jnp.uint8), jax.ShapeDtypeStruct((size,), jnp.int32)
         )
         batches = np.zeros((CHIPS, count, BATCH // CHIPS), np.int32)
-        return self.replicas.run_everywhere(function, **options)(tree, pictures, batches)()
+        return Program(self.replicas, function, tree, pictures, batches, **options).compile().executable
 
 
 def traffic(compiled):

@@ -134,7 +134,7 @@ class Laboratory:
     def _compiled(self, function: Callable, arguments: Any, donate_first: bool = False) -> Callable:
         """The program of `function` of (tree, pictures, batches) on all devices."""
         started = time.perf_counter()
-        program = self._replicas.run_everywhere(function, donate_first)(*arguments)()
+        program = devices.Program(self._replicas, function, *arguments, donate_first=donate_first).compile()
         devices.release_memory()
         self._compiling += time.perf_counter() - started
         return program
@@ -143,9 +143,7 @@ class Laboratory:
         """The batches of these row numbers, `length` at a time as a program takes them, and how many are there."""
         size = self.comparison.config.batch_size
         count = -(-len(rows) // size)
-        filled = np.full(-(-count // length) * length * size, -1, np.int32)
-        filled[: len(rows)] = rows
-        batches = filled.reshape(-1, length, size)
+        batches = steps.in_batches(rows, -(-count // length) * length, size).reshape(-1, length, size)
         return [(min(length, count - i * length), self._replicas.split(chunk)) for i, chunk in enumerate(batches)]
 
 

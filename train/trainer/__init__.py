@@ -1,1 +1,1 @@
-"""The trainer: config -> data -> model -> optimizers -> steps -> devices -> loop -> records, checkpoints."""
+"""The trainer: config, data -> model -> optimizers -> devices -> steps -> building -> loop -> records, checkpoints."""

@@ -7,7 +7,6 @@ reads checkpoints, writes and shows progress.
 
 import contextlib
 import ctypes
-import functools
 import glob
 import importlib.metadata
 import importlib.util
@@ -27,9 +26,10 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
-from trainer import jaxlib_fault, steps
+from trainer import jaxlib_fault
 from trainer.config import ResolvedConfig, RunAgain, UserError, brief
 
+AXIS = "devices"  # the name of the mapped axis
 LOST = "another process of this run has ended or cannot be reached; start all of them again, with --resume"
 # Seconds. A process that is gone ends the others after about HEARTBEAT; peers that never come, after WAIT.
 HEARTBEAT, WAIT = 30, 300
@@ -41,10 +41,15 @@ class Replicas:
     def __init__(self, devices: Sequence[jax.Device] | None = None):
         self.devices = tuple(devices or jax.devices())
         # The mesh that jax.pmap makes of these devices: what lies replicated on it is not copied again at a call.
-        mesh = jax.sharding.Mesh(np.array(self.devices), (steps.AXIS,))
+        mesh = jax.sharding.Mesh(np.array(self.devices), (AXIS,))
         self._replicated = NamedSharding(mesh, PartitionSpec())
-        self.parted = NamedSharding(mesh, PartitionSpec(steps.AXIS))
+        self._parted = NamedSharding(mesh, PartitionSpec(AXIS))
         self.local = [i for i, d in enumerate(self.devices) if d.process_index == jax.process_index()]
+
+    @property
+    def alone(self) -> bool:
+        """Whether this process drives all devices."""
+        return len(self.local) == len(self.devices)
 
     def replicate(self, tree: Any) -> Any:
         """The tree with a copy of every array on each device, its shapes unchanged. The input may be reused.
@@ -65,54 +70,68 @@ class Replicas:
         filled[:, :batch] = batches
         return np.ascontiguousarray(filled.reshape(count, n, -1).swapaxes(0, 1))
 
-    def run_everywhere(self, function: Callable, donate_first: bool = False) -> "Everywhere":
-        """`function` of (tree, pictures, batches) on all devices: the last is split, the rest and the result not."""
-        return Everywhere(self, function, donate_first)
+    def own(self, batches: np.ndarray) -> Any:
+        """What a program of this process takes of the result of `split`: all of it, or one array of all parts."""
+        if self.alone:
+            return batches
+        return jax.make_array_from_process_local_data(self._parted, batches[self.local])
 
 
-class Everywhere:
-    """A function on all devices of `replicas`, to be lowered for the shapes of its arguments and compiled.
+class Program:
+    """A function of (tree, pictures, batches) on all devices: to be compiled, then called.
 
-    It and its programs take `batches` from `Replicas.split`, the parts of all devices; each process uses its own.
+    `batches` are split, as `Replicas.split` does it; the others and the result are whole on every device.
     """
 
-    def __init__(self, replicas: Replicas, function: Callable, donate_first: bool):
+    executable: jax.stages.Compiled
+
+    def __init__(
+        self,
+        replicas: Replicas,
+        function: Callable,
+        tree: Any,
+        pictures: Any,
+        batches: np.ndarray,
+        *,
+        donate_first: bool = False,
+    ):
+        """Lowers it for arguments of these shapes; the tree may be one of `jax.ShapeDtypeStruct`."""
         self._replicas = replicas
-        self._alone = len(replicas.local) == len(replicas.devices)
-        self._mapped = jax.pmap(
+        mapped = jax.pmap(
             function,
-            axis_name=steps.AXIS,
+            axis_name=AXIS,
             in_axes=(None, None, 0),
             out_axes=None,
             devices=replicas.devices,
             donate_argnums=(0,) if donate_first else (),
         )
-
-    def __call__(self, tree: Any, pictures: Any, batches: np.ndarray) -> Callable[[], Callable]:
-        """Lowers it (the tree may be one of `jax.ShapeDtypeStruct`); the result compiles it, in any thread."""
-        if not self._alone:  # it takes arrays, not shapes, and this process's parts
+        if not replicas.alone:  # it takes arrays, not shapes, and this process's parts
             tree = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), tree)
-            batches = batches[self._replicas.local]
-        return functools.partial(self._compile, self._mapped.lower(tree, pictures, batches))
+            batches = batches[replicas.local]
+        self._lowered = mapped.lower(tree, pictures, batches)
 
-    def _compile(self, lowered: Any) -> Callable:
-        """The program, a function of (tree, pictures, batches)."""
-        program = _compile(lowered, self._replicas.devices[0].platform)
-        if self._alone:
-            return program
-        # It takes an array of all parts.
-        place = functools.partial(jax.make_array_from_process_local_data, self._replicas.parted)
-        return lambda tree, pictures, batches: program(tree, pictures, place(batches[self._replicas.local]))
+    def compile(self) -> "Program":
+        """Compiles it, in any thread, and returns it."""
+        self.executable = _compile(self._lowered, self._replicas.devices[0].platform)
+        del self._lowered
+        return self
+
+    def __call__(self, tree: Any, pictures: Any, batches: np.ndarray) -> Any:
+        """Runs it; the parts that `batches` has of other processes are theirs to run."""
+        return self.executable(tree, pictures, self._replicas.own(batches))
+
+
+def sum_over_devices(tree: Any) -> Any:
+    """Inside the function of a Program: the sums of each array over the devices, equal on all of them."""
+    return jax.lax.psum(tree, AXIS)
 
 
 def _compile(lowered: Any, platform: str) -> Any:
     """On a TPU, with all gradients in one all-reduce: by itself XLA takes two for VGG16's 135 MB."""
     if platform == "tpu":
-        try:
+        # The option is libtpu's own and may go. What fails for another reason fails again below.
+        with contextlib.suppress(jax.errors.JaxRuntimeError):
             return lowered.compile(compiler_options={"xla_jf_crs_combiner_threshold_in_bytes": 2**30})
-        except jax.errors.JaxRuntimeError as error:
-            if "No such compile option" not in str(error):  # it is libtpu's own and may go
-                raise
     return lowered.compile()
 
 

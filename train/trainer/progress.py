@@ -25,6 +25,14 @@ class Preempted(RunAgain):
     """The machine is being taken away; a checkpoint is written."""
 
 
+class Chunk(NamedTuple):
+    """What came of a chunk of steps: sums over each one's batch, before its update; float64 (steps,)."""
+
+    loss: np.ndarray
+    correct: np.ndarray
+    pictures: np.ndarray
+
+
 class Partial(NamedTuple):
     """An epoch that is under way: the chunks that are done, and sums over their pictures."""
 
@@ -33,6 +41,11 @@ class Partial(NamedTuple):
     correct: float = 0.0
     pictures: float = 0.0
     seconds: float = 0.0
+
+    def plus(self, chunk: Chunk) -> "Partial":
+        """With one more chunk; the seconds stay."""
+        loss, correct, pictures = (so_far + float(x.sum()) for so_far, x in zip(self[1:4], chunk, strict=True))
+        return Partial(self.chunks + 1, loss, correct, pictures, self.seconds)
 
 
 class Recorder:

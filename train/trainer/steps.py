@@ -1,4 +1,4 @@
-"""What one device computes: plain functions of plain arrays, with one named axis over the devices.
+"""What one device computes: plain functions of plain arrays; `sum_over_devices` joins the devices.
 
 A batch is a row of picture numbers; -1 stands for no picture (a batch that is not full). Sums over valid pictures are
 added up over the devices and divided by the number of valid pictures, so that neither the last partial batch nor a
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-AXIS = "devices"
+from trainer.devices import sum_over_devices
 
 
 class TrainState(NamedTuple):
@@ -55,6 +55,13 @@ def on_flat(apply: Apply, shape: tuple[int, ...]) -> Apply:
     return lambda variables, images: apply(variables, images.reshape(-1, *shape))
 
 
+def in_batches(order: np.ndarray, count: int, size: int) -> np.ndarray:
+    """The first `count` batches of `size` of the picture numbers `order`, int32 (count, size), filled up with -1."""
+    filled = np.full(count * size, -1, np.int32)
+    filled[: len(order)] = order[: len(filled)]
+    return filled.reshape(count, size)
+
+
 def batch_sums(apply: Apply, params: Any, pictures: Split, batch: jax.Array) -> Sums:
     """Cross-entropy (of the softmax of the logits) and hits of this device's part of a batch, int32 (b,)."""
     valid = batch >= 0
@@ -74,13 +81,13 @@ def train_step(
 ) -> tuple[TrainState, Sums]:
     """One update, from the mean gradient over the valid pictures of all devices."""
     # The loss is divided and not the gradient, which would be written to memory once more.
-    count = jax.lax.psum(jnp.sum(batch >= 0, dtype=jnp.int32), AXIS)
+    count = sum_over_devices(jnp.sum(batch >= 0, dtype=jnp.int32))
 
     def part_of_mean(params):
         sums = batch_sums(apply, params, pictures, batch)
         return sums.loss / count.astype(sums.loss.dtype), sums
 
-    gradients, sums = jax.lax.psum(jax.grad(part_of_mean, has_aux=True)(state.params), AXIS)
+    gradients, sums = sum_over_devices(jax.grad(part_of_mean, has_aux=True)(state.params))
     updates, opt_state = tx.update(gradients, state.opt_state, state.params)
     return TrainState(optax.apply_updates(state.params, updates), opt_state), sums
 
@@ -99,4 +106,4 @@ def evaluate(apply: Apply, params: Any, pictures: Split, batches: jax.Array) -> 
         return jax.tree.map(jnp.add, total, batch_sums(apply, params, pictures, batch)), None
 
     zero = Sums(jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
-    return jax.lax.psum(jax.lax.scan(add, zero, batches)[0], AXIS)
+    return sum_over_devices(jax.lax.scan(add, zero, batches)[0])
