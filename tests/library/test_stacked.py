@@ -19,7 +19,9 @@ from gravity_optax import gravity, scale_by_gravity
 
 HOOKS = {"None": None, "mean|G|": lambda g: jnp.mean(jnp.abs(g))} | {k: hook for k, (hook, _) in oracle.TRIALS.items()}
 MATRICES = [(), (1,), (7,), (33, 17), (3, 3, 4, 8)]  # an odd length, one that XLA vectorizes, a convolution's
-ULPS = 8  # the order of a sum and fused multiply-adds depend on the shape
+# The order of a sum and fused multiply-adds depend on the shape. Over ten seeds of these trees the largest difference
+# was 2 on jax 0.7.2, 4 on 0.10.1 and 8 on 0.12.0.1.
+ULPS = 16
 STACKS = [(), (24,), (4, 6)]
 
 
