@@ -87,6 +87,16 @@ def test_the_loss_of_an_epoch_is_the_mean_over_its_pictures_before_each_update(d
     assert accuracy == expected_accuracy
 
 
+def test_the_device_is_handed_a_chunk_ahead_and_what_was_handed_to_it_is_read_back(digits):
+    trainer = loop.Trainer(resolve(SMALL), subset(digits, 100), jax.devices()[:1])
+    handed = []
+    chunks = trainer.advance(1, (handed.append(chunk) or chunk for chunk in range(len(trainer.lengths))))
+    for done, chunk in enumerate(chunks, 1):
+        assert len(chunk.loss) == trainer.lengths[done - 1]
+        assert handed == list(range(min(done + 1, len(trainer.lengths))))
+    assert done == len(trainer.lengths) > 2
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """A short run and its rows."""

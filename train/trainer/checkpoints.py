@@ -33,8 +33,6 @@ class Checkpoints:
 
     def __init__(self, folder: epath.Path, keep: int):
         """Makes the folder. The `keep` newest checkpoints stay."""
-        logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs errors there that it also raises
-        _ignore_late_errors()
         self.folder, self.keep = epath.Path(folder), keep
         self.folder.mkdir(parents=True, exist_ok=True)
         for path in self.folder.glob(_UNFINISHED):
@@ -47,8 +45,7 @@ class Checkpoints:
                 primary_host=0, active_processes={0}, barrier_sync_key_prefix="train"
             ),
         )
-        path = self.folder if "://" in str(folder) else self.folder.absolute()
-        self._manager = ocp.CheckpointManager(path, options=options, item_names=("arrays", "progress"))
+        self._manager = _manager(self.folder, options)
 
     @property
     def newest(self) -> int | None:
@@ -142,18 +139,14 @@ class ReadCheckpoints(Checkpoints):
 
     def __init__(self, folder: epath.Path):
         """UserError if there are none."""
-        logging.getLogger("absl").setLevel(logging.CRITICAL)
         self.folder = epath.Path(folder)
-        options = ocp.CheckpointManagerOptions(read_only=True)
         numbers = [path.name for path in self.folder.iterdir()] if self.folder.exists() else []
         if not any(name.isdecimal() for name in numbers):
             raise UserError(f"WORKDIR is {self.folder.parent}, which has no checkpoint yet.")
-        path = self.folder if "://" in str(folder) else self.folder.absolute()
-        self._manager = ocp.CheckpointManager(path, options=options, item_names=("arrays", "progress"))
+        self._manager = _manager(self.folder, ocp.CheckpointManagerOptions(read_only=True))
 
     def read(self, number: int | None) -> tuple[int, Arrays, dict[str, Any]]:
         """Checkpoint `number` (default: the newest), its arrays and progress; UserError if it cannot be read."""
-        _ignore_late_errors()
         numbers = sorted(self._manager.all_steps())
         if number is not None and number not in numbers:
             there = ", ".join(map(str, numbers))
@@ -167,6 +160,13 @@ class ReadCheckpoints(Checkpoints):
             raise UserError(
                 f"checkpoint {number} in {self.folder} is damaged ({brief(error)[:150]}); {mend}."
             ) from error
+
+
+def _manager(folder: epath.Path, options: ocp.CheckpointManagerOptions) -> ocp.CheckpointManager:
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs errors there that it also raises
+    _ignore_late_errors()
+    path = folder if "://" in str(folder) else folder.absolute()
+    return ocp.CheckpointManager(path, options=options, item_names=("arrays", "progress"))
 
 
 @functools.cache

@@ -15,14 +15,14 @@ import shlex
 import sys
 import tempfile
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from etils import epath
 
-from trainer.config import TFDS_SET, UserError, brief
+from trainer.config import TFDS_SET, DatasetName, UserError, brief
 
-DATASETS = ("digits", "mnist", "fashion_mnist", "cifar10", "cifar100_coarse", "cifar100_fine")
+DATASETS: tuple[str, ...] = get_args(DatasetName)
 
 # Our name -> the name and the label that TFDS has for it, where they differ from the name and "label".
 _TFDS_NAMES = {"cifar100_coarse": ("cifar100", "coarse_label"), "cifar100_fine": ("cifar100", "label")}
@@ -75,7 +75,7 @@ def load(name: str, data_dir: str | None = None, limit: int | None = None) -> Da
 
 def _load_digits(limit: int | None) -> Dataset:
     """The 1,797 digits of 8 x 8: a fixed choice of 360 are the test set, 1,437 the training set."""
-    _require("digits", ("sklearn",), "train")
+    _require("digits", ("sklearn",))
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
@@ -90,9 +90,10 @@ def _load_tfds(name: str, root: pathlib.Path, limit: int | None) -> Dataset:
     """Open the dataset in the folder `root`, preparing it there if need be, and read both splits."""
     any_set = TFDS_SET.fullmatch(name)
     without_array_record = any_set and importlib.util.find_spec("tensorflow")
-    _require(name, ("tensorflow_datasets", "PIL", *([] if without_array_record else ["array_record"])), "train")
+    _require(name, ("tensorflow_datasets", "PIL", *([] if without_array_record else ["array_record"])))
     builder = _open_any(name, root) if any_set else _open(name, root)
-    image, label = _features(name, builder, any_set["label"]) if any_set else ("image", _tfds_name(name)[1])
+    label = _in_tfds(name)[1]
+    image, label = _features(name, builder, label) if any_set else ("image", label)
     train_images, train_labels = _read_split(name, builder, "train", image, label, limit)
     test_images, test_labels = _read_split(name, builder, "test", image, label, limit)
     classes = builder.info.features[label]
@@ -107,7 +108,7 @@ def check_data_dir(name: str, data_dir: str | None) -> None:
         return
     try:
         path = epath.Path(root)
-        found = (path / _folder_name(name)).exists()  # is_dir would answer False for a bucket that is out of reach
+        found = (path / _in_tfds(name)[0]).exists()  # is_dir would answer False for a bucket that is out of reach
     except Exception as error:  # ImportError without the scheme's package, whatever its driver raises
         raise DataError(f"{name}: --data-dir {root} cannot be read ({brief(error)}); choose another.") from error
     if "://" not in os.fspath(path):
@@ -117,33 +118,30 @@ def check_data_dir(name: str, data_dir: str | None) -> None:
         raise DataError(f"{name} is not prepared in {root}; {mend}.")
 
 
-def _folder_name(name: str) -> str:
-    """The dataset's folder in TFDS's."""
-    any_set = TFDS_SET.fullmatch(name)
-    return any_set["name"] if any_set else _tfds_name(name)[0]
-
-
 def _fetch(name: str, root: str, temporary: pathlib.Path) -> None:
     """Copy a prepared dataset to a local folder: array_record's reader takes no other."""
     check_data_dir(name, root)
-    source = epath.Path(root) / _folder_name(name)
-    depth = 1 if "/" in _folder_name(name) else 2  # a set may have configurations
+    folder = _in_tfds(name)[0]
+    source = epath.Path(root) / folder
+    depth = 1 if "/" in folder else 2  # a set may have configurations
     try:
         for path in [path for levels in range(1, depth + 1) for path in source.glob("*/" * levels + "*.*")]:
             if not path.is_dir():
-                target = temporary / _folder_name(name) / str(path).removeprefix(f"{source}/")
+                target = temporary / folder / str(path).removeprefix(f"{source}/")
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.write_bytes(path.read_bytes())
     except Exception as error:  # likewise
         raise DataError(f"{name}: {source} cannot be read ({brief(error)}); choose another --data-dir.") from error
 
 
-def _tfds_name(name: str) -> tuple[str, str]:
-    """The dataset's name and its label's name in TFDS."""
+def _in_tfds(name: str) -> tuple[str, str]:
+    """The dataset's name in TFDS, which its folder there has too, and its label's; "" for one that is not named."""
+    if any_set := TFDS_SET.fullmatch(name):
+        return any_set["name"], any_set["label"] or ""
     return _TFDS_NAMES.get(name, (name, "label"))
 
 
-def _features(name: str, builder: Any, label: str | None) -> tuple[str, str]:
+def _features(name: str, builder: Any, label: str) -> tuple[str, str]:
     """The names of the one image and of the label; DataError if the set has no such features, or not both splits."""
     import tensorflow_datasets as tfds
 
@@ -153,7 +151,7 @@ def _features(name: str, builder: Any, label: str | None) -> tuple[str, str]:
     if len(images) != 1 or not labels:
         has = f"it has {', '.join(features) or 'no named features'}"
         raise DataError(f"{name}: one image and a class label are needed, and {has}; choose another set.")
-    if label is None:
+    if not label:
         label = "label" if "label" in labels or len(labels) > 1 else labels[0]
     if label not in labels:
         raise DataError(f"{name}: the label must be one of {', '.join(labels)}; say which as tfds:NAME:LABEL.")
@@ -173,11 +171,11 @@ def _default_data_dir() -> str:
     return os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
 
 
-def _require(name: str, modules: tuple[str, ...], extra: str) -> None:
+def _require(name: str, modules: tuple[str, ...]) -> None:
     """Raise DataError unless the modules can be imported."""
     missing = [module for module in modules if importlib.util.find_spec(module) is None]
     if missing:
-        raise DataError(f'{name} needs {", ".join(missing)}: run `pip install -e ".[{extra}]"`, then try again.')
+        raise DataError(f'{name} needs {", ".join(missing)}: run `pip install -e ".[train]"`, then try again.')
 
 
 def _unusable(name: str, folder: pathlib.Path, why: str) -> DataError:
@@ -192,7 +190,7 @@ def _open(name: str, root: pathlib.Path) -> Any:
 
     logging.getLogger("absl").setLevel(logging.WARNING)  # TFDS reports every folder that it opens
     _check_is_folder(name, root)
-    tfds_name = _tfds_name(name)[0]
+    tfds_name = _in_tfds(name)[0]
     builder_class = tfds.builder_cls(tfds_name)
     folder = root / tfds_name / str(builder_class.VERSION)
     if not os.path.lexists(folder):
@@ -218,7 +216,7 @@ def _open_any(name: str, root: pathlib.Path) -> Any:
 
     logging.getLogger("absl").setLevel(logging.ERROR)
     _check_is_folder(name, root)
-    tfds_name = TFDS_SET.fullmatch(name)["name"]  # type: ignore[index]
+    tfds_name = _in_tfds(name)[0]
     try:
         builder = tfds.builder(tfds_name, data_dir=root)
     except Exception as error:  # DatasetNotFoundError, ValueError for the configuration, ...

@@ -43,7 +43,7 @@ class Replicas:
         # The mesh that jax.pmap makes of these devices: what lies replicated on it is not copied again at a call.
         mesh = jax.sharding.Mesh(np.array(self.devices), (AXIS,))
         self._replicated = NamedSharding(mesh, PartitionSpec())
-        self._parted = NamedSharding(mesh, PartitionSpec(AXIS))
+        self.parted = NamedSharding(mesh, PartitionSpec(AXIS))
         self.local = [i for i, d in enumerate(self.devices) if d.process_index == jax.process_index()]
 
     @property
@@ -69,12 +69,6 @@ class Replicas:
         filled = np.full((count, -(-batch // n) * n), -1, np.int32)
         filled[:, :batch] = batches
         return np.ascontiguousarray(filled.reshape(count, n, -1).swapaxes(0, 1))
-
-    def own(self, batches: np.ndarray) -> Any:
-        """What a program of this process takes of the result of `split`: all of it, or one array of all parts."""
-        if self.alone:
-            return batches
-        return jax.make_array_from_process_local_data(self._parted, batches[self.local])
 
 
 class Program:
@@ -117,8 +111,11 @@ class Program:
         return self
 
     def __call__(self, tree: Any, pictures: Any, batches: np.ndarray) -> Any:
-        """Runs it; the parts that `batches` has of other processes are theirs to run."""
-        return self.executable(tree, pictures, self._replicas.own(batches))
+        """Runs it; with several processes, in all of them, each with its own part of `batches`."""
+        if not self._replicas.alone:
+            own = batches[self._replicas.local]
+            batches = jax.make_array_from_process_local_data(self._replicas.parted, own)
+        return self.executable(tree, pictures, batches)
 
 
 def sum_over_devices(tree: Any) -> Any:

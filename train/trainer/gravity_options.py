@@ -4,6 +4,8 @@ The names are those of their notes (published_tuning.csv). The initial velocitie
 default sizes. `study.py` says which of them make up which of the authors' runs.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -19,7 +21,7 @@ MAX_STEP_GRAD = {
     "max_abs": lambda g: jnp.max(jnp.abs(g)),
 }
 # Arguments of jax.nn.initializers.variance_scaling: scale, mode, distribution.
-_SCALED = {
+_SCALED: dict[str, tuple[Any, ...]] = {
     "glorot_normal": (1.0, "fan_avg", "truncated_normal"),
     "glorot_uniform": (1.0, "fan_avg", "uniform"),
     "he_normal": (2.0, "fan_in", "truncated_normal"),
@@ -52,9 +54,5 @@ def _draw(name: str, key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -
         return _FIXED[name](key, shape, dtype)
     scale, mode, distribution = _SCALED[name]
     if len(shape) == 1:  # a bias of n: for Keras both its fans are n
-        return _draw_scaled(scale, "fan_in", distribution, key, (*shape, 1), dtype)[:, 0]
-    return _draw_scaled(scale, mode, distribution, key, shape, dtype)
-
-
-def _draw_scaled(scale, mode, distribution, key, shape, dtype):
+        return jax.nn.initializers.variance_scaling(scale, "fan_in", distribution)(key, (*shape, 1), dtype)[:, 0]
     return jax.nn.initializers.variance_scaling(scale, mode, distribution)(key, shape, dtype)

@@ -73,8 +73,8 @@ class Recorder:
             self._workdir.write_history(rows)
 
     def profiling(self) -> contextlib.AbstractContextManager:
-        """What runs in it is profiled."""
-        return jax.profiler.trace(str(self._workdir.profile))
+        """What runs in it is profiled, for TensorBoard, XProf or Perfetto."""
+        return jax.profiler.trace(str(self._workdir.path / "profile"))
 
     def event_files(self, step: int) -> EventFiles:
         """Where to write for TensorBoard from training step `step` on."""

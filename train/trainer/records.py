@@ -92,11 +92,6 @@ class Workdir:
         """The folder of the checkpoints."""
         return self.path / "checkpoints"
 
-    @property
-    def profile(self) -> epath.Path:
-        """The folder of what --profile writes, for TensorBoard, XProf or Perfetto."""
-        return self.path / "profile"
-
     def begin(self, config: ResolvedConfig, facts: dict) -> None:
         """Adds facts such as versions and devices to config.json.
 
