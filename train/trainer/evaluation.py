@@ -158,13 +158,11 @@ def _weights(params: Any, config: ResolvedConfig, facts: dict[str, Any]) -> byte
 
 def _confusion_picture(dataset: data.Dataset, scores: Scores) -> bytes:
     """A PNG: rows are labels, columns predictions, colours the share of the row, with counts where they can be read."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     counts, names = confusion(dataset.test_labels, scores.predicted, dataset.num_classes), _names(dataset)
     size = min(16.0, max(5.0, 0.5 * len(names)))
     figure = Figure(figsize=(size + 1, size), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.subplots()
     shares = counts / np.maximum(1, counts.sum(1, keepdims=True))
     figure.colorbar(axes.imshow(shares, cmap="Blues", vmin=0, vmax=1), label="share of the label's pictures")

@@ -126,11 +126,9 @@ class Workdir:
 
     def write_figure(self, config: ResolvedConfig, history: list[Epoch]) -> None:
         """history.png: the paper's four panels (Figures 10-19)."""
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(9, 6), layout="constrained")
-        FigureCanvasAgg(figure)
         epochs = [row.epoch for row in history]
         panels = {"loss": "training loss", "accuracy": "training accuracy"}
         panels |= {"val_loss": "validation loss", "val_accuracy": "validation accuracy"}
