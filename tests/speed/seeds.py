@@ -52,10 +52,11 @@ class Runs:
             order = np.random.default_rng(seed).permutation(size).astype(np.int32)
             self.orders.append(order.reshape(1, self.length, -1))
         chunk = functools.partial(steps.train_chunk, steps.on_flat(model.apply, (32, 32, 3)), tx)
-        compiled = functools.partial(jax.pmap, axis_name=devices.AXIS, in_axes=(None, None, 0), out_axes=None)
-        self.alone = compiled(chunk, devices=jax.devices()[:1])
-        self.vmapped = compiled(jax.vmap(chunk, (0, None, 0)), devices=jax.devices()[:1])
+        compiled = lambda *arguments: devices.Program(devices.Replicas(jax.devices()[:1]), *arguments).compile()
+        self.alone = compiled(chunk, self.states[0], self.pictures, self.orders[0])
         self.stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *self.states)
+        together = jax.vmap(chunk, (0, None, 0))
+        self.vmapped = compiled(together, self.stacked, self.pictures, np.stack(self.orders, axis=1))
 
     def in_turn(self, seeds=range(SEEDS)):
         return [

@@ -1,7 +1,7 @@
 """VGG11, VGG16 and VGG19 for 32 x 32 pictures, as in the paper's Table 4.
 
-Flax Linen rather than NNX: the training step is a pure function of a parameter tree under `jax.pmap` and `lax.scan`,
-and that is what Linen's `init` and `apply` are; NNX would have to be split and merged around it.
+Flax Linen rather than NNX: the training step is a pure function of a parameter tree, in a loop on every device, and
+that is what Linen's `init` and `apply` are; NNX would have to be split and merged around it.
 """
 
 import functools
