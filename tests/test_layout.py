@@ -55,6 +55,19 @@ def test_no_module_of_the_layers_is_imported_past_its_package():
         assert not imported(path.read_text()) & inside, path
 
 
+def test_only_devices_knows_how_work_is_spread_over_devices():
+    spreading = {"pmap", "shard_map", "psum", "pmean", "pmax", "all_gather", "axis_index", "NamedSharding", "AXIS"}
+    knowing = set()
+    for path in [path for path in MODULES if path.is_relative_to(ROOT / "train")]:
+        nodes = [*ast.walk(ast.parse(path.read_text()))]
+        names = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+        names |= {node.id for node in nodes if isinstance(node, ast.Name)}
+        names |= {alias.name for node in nodes if isinstance(node, ast.ImportFrom) for alias in node.names}
+        if names & spreading:
+            knowing.add(path.stem)
+    assert knowing == {"devices"}
+
+
 def test_notebooks_use_the_layers_and_no_command():
     for path in NOTEBOOKS:
         assert imported(code(path)) & OURS <= {*LAYERS}, path
