@@ -37,7 +37,8 @@ class Checkpoints:
         self.folder.mkdir(parents=True, exist_ok=True)
         for path in self.folder.glob(_UNFINISHED):
             log.warning(f"the checkpoint {path} was not finished; it is left out and will be replaced")
-        options = ocp.CheckpointManagerOptions(
+        self._manager = _manager(
+            self.folder,
             max_to_keep=keep,
             create=False,
             cleanup_tmp_directories=True,
@@ -45,7 +46,6 @@ class Checkpoints:
                 primary_host=0, active_processes={0}, barrier_sync_key_prefix="train"
             ),
         )
-        self._manager = _manager(self.folder, options)
 
     @property
     def newest(self) -> int | None:
@@ -143,7 +143,7 @@ class ReadCheckpoints(Checkpoints):
         numbers = [path.name for path in self.folder.iterdir()] if self.folder.exists() else []
         if not any(name.isdecimal() for name in numbers):
             raise UserError(f"WORKDIR is {self.folder.parent}, which has no checkpoint yet.")
-        self._manager = _manager(self.folder, ocp.CheckpointManagerOptions(read_only=True))
+        self._manager = _manager(self.folder, read_only=True)
 
     def read(self, number: int | None) -> tuple[int, Arrays, dict[str, Any]]:
         """Checkpoint `number` (default: the newest), its arrays and progress; UserError if it cannot be read."""
@@ -162,11 +162,12 @@ class ReadCheckpoints(Checkpoints):
             ) from error
 
 
-def _manager(folder: epath.Path, options: ocp.CheckpointManagerOptions) -> ocp.CheckpointManager:
+def _manager(folder: epath.Path, **options: Any) -> ocp.CheckpointManager:
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs errors there that it also raises
     _ignore_late_errors()
     path = folder if "://" in str(folder) else folder.absolute()
-    return ocp.CheckpointManager(path, options=options, item_names=("arrays", "progress"))
+    made = ocp.CheckpointManagerOptions(**options)
+    return ocp.CheckpointManager(path, options=made, item_names=("arrays", "progress"))
 
 
 @functools.cache
