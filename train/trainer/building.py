@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from trainer import data, optimizers, steps, vgg
+from trainer import data, optimizers, steps, vgg, watch
 from trainer.config import ResolvedConfig
 from trainer.devices import Program, Replicas, release_memory
 
@@ -19,6 +19,7 @@ class Built(NamedTuple):
     lengths: list[int]  # of an epoch's chunks, in steps
     chunks: dict[int, Program]  # by the number of steps
     evaluation: Program
+    watching: Program | None  # with `config.watch`: `watch.measure`
     train_set: steps.Split
     test_set: steps.Split
     test_batches: np.ndarray
@@ -44,18 +45,23 @@ def build(config: ResolvedConfig, dataset: data.Dataset, replicas: Replicas) -> 
     train, evaluate = functools.partial(steps.train_chunk, apply, tx), functools.partial(steps.evaluate, apply)
     shapes = jax.eval_shape(initial_state)
     evaluation = Program(replicas, evaluate, shapes.params, test_set, test_batches)
-    # Meanwhile: the evaluation's compilation, and the many small ones that draw the initial state.
+    no_batch = lambda length: replicas.split(np.full((length, size), -1, np.int32))
+    measure = functools.partial(watch.measure, apply, config)
+    watching = Program(replicas, measure, shapes, train_set, no_batch(1)) if config.watch else None
+    # Meanwhile: the other compilations, and the many small ones that draw the initial state.
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        compiled, drawn = pool.submit(evaluation.compile), pool.submit(initial_state)
-        empty = {length: replicas.split(np.full((length, size), -1, np.int32)) for length in sorted(set(lengths))}
+        drawn = pool.submit(initial_state)
+        compiled = [pool.submit(program.compile) for program in (evaluation, watching) if program]
         chunks = {
-            length: Program(replicas, train, shapes, train_set, batches, donate_first=True).compile()
-            for length, batches in empty.items()
+            length: Program(replicas, train, shapes, train_set, no_batch(length), donate_first=True).compile()
+            for length in sorted(set(lengths))
         }
+    for other in compiled:
+        other.result()  # or its error
     state = replicas.replicate(drawn.result())
     del drawn
     release_memory()
-    return Built(lengths, chunks, compiled.result(), train_set, test_set, test_batches), state
+    return Built(lengths, chunks, evaluation, watching, train_set, test_set, test_batches), state
 
 
 def chunk_lengths(count: int) -> list[int]:

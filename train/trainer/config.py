@@ -157,6 +157,9 @@ class Config:
     with float32 parameters, loss and optimizer."""
     tensorboard: bool = False
     """Write event files for TensorBoard to WORKDIR/tensorboard: the columns of each epoch, the loss of each chunk."""
+    watch: bool = False
+    """Write to gradients.csv and gradients.png how strongly Gravity damps the gradient of each leaf at each epoch's end
+    (max|G|, and the share of entries with |g| > m), and the norm of its velocity. Costs one gradient per epoch."""
     profile: bool = False
     """Write a jax.profiler trace of a chunk of steps to the workdir, before training; on a copy of the state."""
     compilation_cache: Literal["auto", "on", "off"] = "auto"

@@ -16,7 +16,7 @@ import numpy as np
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from trainer import data, jaxlib_fault, optimizers, steps
+from trainer import data, jaxlib_fault, optimizers, steps, watch
 from trainer.building import build
 from trainer.config import ResolvedConfig
 from trainer.devices import Replicas, asked_to_stop, primary
@@ -60,7 +60,7 @@ class Trainer:
         Yields what came of each. The device is handed a chunk ahead of what is read back: as the first is yielded, the
         second number has been taken from `chunks`, and `state` is what comes after the second.
         """
-        order = np.random.default_rng([self.config.seed, epoch]).permutation(self.train_size)
+        order = self._order(epoch)
         ahead = None
         for chunk in chunks:
             first, length = sum(self.lengths[:chunk]) * self.config.batch_size, self.lengths[chunk]
@@ -89,12 +89,23 @@ class Trainer:
         assert count == self.test_size, f"{count} of {self.test_size} test pictures were scored"
         return loss / count, correct / count
 
+    def watch(self, epoch: int) -> list[watch.LeafOfEpoch]:
+        """With `config.watch`: what Gravity makes of the gradient of the step that follows `epoch`, leaf by leaf."""
+        assert self.built.watching, "config.watch is off"
+        batches = self.replicas.split(steps.in_batches(self._order(epoch + 1), 1, self.config.batch_size))
+        measured = self.built.watching(self.state, self.built.train_set, batches)
+        return watch.rows(epoch, self.state.params, measured)
+
     def profile(self, profiling: contextlib.AbstractContextManager) -> None:
         """Runs two chunks of steps, the second one in `profiling`. The state stays as it is."""
         order, length = np.arange(self.train_size), min(self.lengths)
         state, _ = jax.block_until_ready(self._run(jax.tree.map(jnp.copy, self.state), order, length))
         with profiling:
             jax.block_until_ready(self._run(state, order, length))
+
+    def _order(self, epoch: int) -> np.ndarray:
+        """The numbers of the pictures, as this epoch goes through them."""
+        return np.random.default_rng([self.config.seed, epoch]).permutation(self.train_size)
 
     def _run(self, state: steps.TrainState, order: np.ndarray, length: int) -> tuple[steps.TrainState, steps.Sums]:
         """Hands the devices `length` steps on the first of the picture numbers `order`; `state` is used up."""
@@ -152,6 +163,8 @@ def _train(run: Progress, devices: Sequence[jax.Device] | None, notice: StopRequ
     with contextlib.closing(run.recorder.event_files(done)) as events, logging_redirect_tqdm([log]):
         while not run.finished:
             row = _epoch(trainer, run, notice, events)
+            if config.watch:
+                run.recorder.add_gradients(trainer.watch(row.epoch))
             run.add(row)
             events.add_epoch(row.epoch * trainer.steps_per_epoch, row)
             log.info(LINE.format(**vars(row)))

@@ -13,6 +13,7 @@ from trainer.checkpoints import Arrays, Checkpoints
 from trainer.config import ResolvedConfig, RunAgain, UserError, flag, same_run
 from trainer.event_files import EventFiles, NoEventFiles
 from trainer.records import Epoch, Workdir
+from trainer.watch import GradientFile, LeafOfEpoch
 
 log = logging.getLogger("train")
 
@@ -56,6 +57,7 @@ class Recorder:
         self._config = config
         self._workdir = Workdir(config)
         try:
+            self._gradients = GradientFile(self._workdir, config) if config.watch else None
             self._checkpoints = Checkpoints(self._workdir.checkpoints, config.keep)
         except BaseException:
             self._workdir.close()
@@ -84,6 +86,11 @@ class Recorder:
     def write_history(self, rows: list[Epoch]) -> None:
         self._workdir.write_history(rows)
 
+    def add_gradients(self, epoch: list[LeafOfEpoch]) -> None:
+        """What --watch found at an epoch's end."""
+        assert self._gradients
+        self._gradients.add(epoch)
+
     def save(self, number: int, arrays: Arrays, progress: dict[str, Any]) -> None:
         """Begins to write a checkpoint, unless it is there."""
         if self._checkpoints.newest != number:
@@ -94,9 +101,11 @@ class Recorder:
         self._checkpoints.wait()
 
     def end(self, rows: list[Epoch]) -> None:
-        """Draws the figure, when all checkpoints are on disk."""
+        """Draws the figures, when all checkpoints are on disk."""
         self.wait()
         self._workdir.write_figure(self._config, rows)
+        if self._gradients:
+            self._gradients.draw()
         log.info(f"results are in {self._workdir.path}")
 
     def close(self) -> None:
@@ -121,6 +130,8 @@ class NoRecorder(Recorder):
         return NoEventFiles()
 
     def write_history(self, rows: list[Epoch]) -> None: ...
+
+    def add_gradients(self, epoch: list[LeafOfEpoch]) -> None: ...
 
     def save(self, number: int, arrays: Arrays, progress: dict[str, Any]) -> None: ...
 
@@ -147,7 +158,7 @@ class Progress:
     def _restore(self) -> None:
         arrays, progress = self.recorder.restore() or ({}, {"rows": [], "partial": []})
         (shared, progress), self.arrays = devices.from_primary((dataclasses.asdict(self.config), progress), arrays)
-        for name in same_run(self.config):
+        for name in (*same_run(self.config), "watch"):  # all processes must run the same programs
             if shared[name] != (value := getattr(self.config, name)):
                 raise UserError(f"{flag(name)} is {value}, but process 0 has {shared[name]}.")
         # Rows of before there were schedules lack the learning rate.

@@ -114,7 +114,7 @@ class Workdir:
 
     def _write_config(self, config: ResolvedConfig, facts: dict) -> None:
         text = json.dumps(dataclasses.asdict(config) | {"workdir": str(self.path)} | facts, indent=2)
-        self._write("config.json", f"{text}\n".encode())
+        self.write("config.json", f"{text}\n".encode())
 
     def write_history(self, rows: list[Epoch]) -> None:
         """history.csv with all rows, those of the last call and perhaps more; they are safe from what comes next."""
@@ -122,7 +122,7 @@ class Workdir:
             self._history.append(",".join(field.name for field in dataclasses.fields(Epoch)))
         for row in rows[len(self._history) - 1 :]:
             self._history.append(",".join(str(v) if isinstance(v, int) else f"{v:.6g}" for v in vars(row).values()))
-        self._write("history.csv", "".join(f"{line}\n" for line in self._history).encode())
+        self.write("history.csv", "".join(f"{line}\n" for line in self._history).encode())
 
     def write_figure(self, config: ResolvedConfig, history: list[Epoch]) -> None:
         """history.png: the paper's four panels (Figures 10-19)."""
@@ -141,9 +141,9 @@ class Workdir:
         figure.suptitle(f"{config.dataset}, {model}, {config.optimizer}, learning rate {config.learning_rate:g}")
         picture = io.BytesIO()
         figure.savefig(picture, dpi=100)
-        self._write("history.png", picture.getvalue())
+        self.write("history.png", picture.getvalue())
 
-    def _write(self, name: str, content: bytes) -> None:
+    def write(self, name: str, content: bytes) -> None:
         """Replaces a file at one stroke."""
         temporary = self.path / f".{name}.tmp"
         try:

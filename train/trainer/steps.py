@@ -76,10 +76,8 @@ def batch_sums(apply: Apply, params: Any, pictures: Split, batch: jax.Array) -> 
     )
 
 
-def train_step(
-    apply: Apply, tx: optax.GradientTransformation, state: TrainState, pictures: Split, batch: jax.Array
-) -> tuple[TrainState, Sums]:
-    """One update, from the mean gradient over the valid pictures of all devices."""
+def mean_gradient(apply: Apply, params: Any, pictures: Split, batch: jax.Array) -> tuple[Any, Sums]:
+    """The mean gradient over the valid pictures of all devices, and their sums."""
     # The loss is divided and not the gradient, which would be written to memory once more.
     count = sum_over_devices(jnp.sum(batch >= 0, dtype=jnp.int32))
 
@@ -87,7 +85,14 @@ def train_step(
         sums = batch_sums(apply, params, pictures, batch)
         return sums.loss / count.astype(sums.loss.dtype), sums
 
-    gradients, sums = sum_over_devices(jax.grad(part_of_mean, has_aux=True)(state.params))
+    return sum_over_devices(jax.grad(part_of_mean, has_aux=True)(params))
+
+
+def train_step(
+    apply: Apply, tx: optax.GradientTransformation, state: TrainState, pictures: Split, batch: jax.Array
+) -> tuple[TrainState, Sums]:
+    """One update, from the mean gradient over the valid pictures of all devices."""
+    gradients, sums = mean_gradient(apply, state.params, pictures, batch)
     updates, opt_state = tx.update(gradients, state.opt_state, state.params)
     return TrainState(optax.apply_updates(state.params, updates), opt_state), sums
 
