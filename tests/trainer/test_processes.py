@@ -85,7 +85,7 @@ def learned(tmp_path_factory):
 
 
 def together(workdir, epochs, count=2):
-    flags = (*DIGITS, "--epochs", epochs, "--workdir", workdir)
+    flags = (*DIGITS, "--epochs", epochs, "--workdir", workdir, "--watch")
     return processes.start_together(count, *flags, devices=8 // count)
 
 
@@ -107,10 +107,15 @@ def state(workdir, epoch):
     return arrays
 
 
+def watched(workdir):
+    """The rows of gradients.csv."""
+    return [line.split(",") for line in (workdir / "gradients.csv").read_text().splitlines()[1:]]
+
+
 def test_two_processes_train_as_one_does(learned, two):
     """As eight devices train as one does: 20 steps, from a state that has learned."""
     workdir = shutil.copytree(learned, learned.parent / "one")
-    processes.finish(processes.start(*DIGITS, "--epochs", LEARNED + 1, "--workdir", workdir, devices=8))
+    processes.finish(processes.start(*DIGITS, "--epochs", LEARNED + 1, "--workdir", workdir, "--watch", devices=8))
     before, one, other = state(learned, LEARNED), state(workdir, LEARNED + 1), state(two, LEARNED + 1)
     relative = lambda a, b: np.max(np.abs(a - b)) / np.max(np.abs(a))
     kinds = {"params": 1e-4, "velocity": 1e-3}
@@ -118,6 +123,9 @@ def test_two_processes_train_as_one_does(learned, two):
         names = [name for name in one if kind in name]
         assert max(relative(one[name], before[name]) for name in names) > 10 * tolerance, "nothing was learned"
         assert max(relative(one[name], other[name]) for name in names) <= tolerance
+    for row, other_row in zip(watched(workdir), watched(two)[: len(watched(workdir))], strict=True):
+        assert row[:2] == other_row[:2]
+        np.testing.assert_allclose([*map(float, row[2:])], [*map(float, other_row[2:])], rtol=0.01)
 
 
 @pytest.mark.parametrize("victim", [0, 1])

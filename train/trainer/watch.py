@@ -96,10 +96,11 @@ class GradientFile:
         """Writes the file with the rows of one more epoch; later ones, of before a resume, come again."""
         self._rows = [row for row in self._rows if row.epoch < epoch[0].epoch]
         worst = max(epoch, key=lambda row: row.damped_share)
-        if self._config.optimizer == "gravity" and _stalls(worst) and not any(map(_stalls, self._rows)):
+        if self._config.optimizer == "gravity" and _damped(worst) and not any(map(_damped, self._rows)):
             log.info(
-                f"Gravity is stalling: after epoch {worst.epoch} max|G| of {worst.leaf} is {worst.max_abs:.3g}, and"
-                f" {worst.damped_share:.0%} of its entries are damped below half of their value; see --clip-norm"
+                f"after epoch {worst.epoch} Gravity damps {worst.damped_share:.0%} of the entries of {worst.leaf} below"
+                f" half of their value (max|G| is {worst.max_abs:.3g}); where that lasts, training stalls: see"
+                " --clip-norm"
             )
         self._rows += epoch
         self._workdir.write(CSV, _text(self._rows).encode())
@@ -110,7 +111,7 @@ class GradientFile:
             self._workdir.write(PNG, _picture(self._rows))
 
 
-def _stalls(row: LeafOfEpoch) -> bool:
+def _damped(row: LeafOfEpoch) -> bool:
     """Whether most of the leaf takes part in a step with less than half of its value."""
     return row.damped_share > 0.5
 
@@ -138,7 +139,6 @@ def _parsed(text: str) -> list[LeafOfEpoch]:
 def _picture(of: list[LeafOfEpoch]) -> bytes:
     """A PNG with a panel for each number and a line for each leaf: kernels solid, the rest dotted."""
     import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     panels = {"max_abs": "max|G|", "damped_share": "share of entries with |g| > m", "velocity_norm": "norm of V"}
@@ -148,7 +148,6 @@ def _picture(of: list[LeafOfEpoch]) -> bytes:
     layers = list(dict.fromkeys(leaf.rpartition("/")[0] for leaf in leaves))
     colours = dict(zip(layers, matplotlib.colormaps["viridis"](np.linspace(0, 0.95, len(layers))), strict=True))
     figure = Figure(figsize=(4 * len(panels) + 3, 4.5), layout="constrained")
-    FigureCanvasAgg(figure)
     every = dict(zip(panels, figure.subplots(1, len(panels)), strict=True))
     for field, axes in every.items():
         for leaf in leaves:
