@@ -174,7 +174,7 @@ def test_a_flag_that_the_recorded_version_did_not_have_had_its_default(train, ha
 
 def test_every_flag_is_either_compared_or_free():
     free = {"epochs", "data_dir", "workdir", "resume", "checkpoint_every", "keep"}
-    free |= {"coordinator", "num_processes", "process_id", "profile", "tensorboard", "compilation_cache"}
+    free |= {"coordinator", "num_processes", "process_id", "profile", "tensorboard", "watch", "compilation_cache"}
     assert free | set(SAME_RUN) >= {field.name for field in dataclasses.fields(Config)}
 
 
