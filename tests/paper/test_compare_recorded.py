@@ -1,5 +1,6 @@
 """The recorded comparison in notebooks/comparison, and what READMEs say about it."""
 
+import csv
 import dataclasses
 import pathlib
 import re
@@ -14,6 +15,7 @@ from trainer.flags import parse_command
 
 ROOT = pathlib.Path(__file__).parents[2]
 RUNS = ledger.read(ROOT / "notebooks" / "comparison" / "runs.csv")
+REPORT = ROOT / "notebooks" / "comparison" / "report"
 README = (ROOT / "train" / "comparison" / "README.md").read_text()
 # The entrants of the digits, and their names in README.md.
 ENTRANTS = {
@@ -74,3 +76,23 @@ def test_the_readmes_hints_are_the_numbers():
     assert at_chance["adam", 0.0025] == 2
     momentum = scores["momentum"]
     assert min(momentum[0], momentum[1]) > 0.5 > 0.1 > max(momentum[step] for step in (-2, -1, 2))
+
+
+def test_the_readme_tells_of_cifar10_what_was_recorded():
+    readme = (ROOT / "README.md").read_text()
+    (setup,) = [setup for setup in evidence.setups(RUNS) if setup.dataset == "cifar10"]
+    (cifar10,) = comparisons(CompareOptions("unused", datasets=("cifar10",)))
+    assert set(search.known(cifar10, RUNS)) <= set(RUNS) and search.unknown(cifar10, RUNS) == (0, 0)
+    tested = {name: evidence.test_accuracies(evidence.finals(RUNS, setup, name)) for name in cifar10.entrants}
+    for name, accuracies in tested.items():
+        cell = f"{np.mean(accuracies):.3f} ± {np.std(accuracies, ddof=1):.3f}"
+        assert re.search(rf"^\| {ENTRANTS[name]} \|.*\| {cell} \|$", readme, re.MULTILINE)
+    (failures,) = [row for row in csv.DictReader(REPORT.joinpath("failures.csv").open()) if _is_gravity(row)]
+    assert failures["final at chance"] == "2" and "two of the three final runs of Gravity" in readme
+    (standing,) = [row for row in csv.DictReader(REPORT.joinpath("standings.csv").open()) if _is_gravity(row)]
+    lead, low, high = (-float(standing[name]) for name in ("minus adam", "from", "to"))
+    assert f"ahead of Gravity by {lead:.2f} (95% interval {high:.2f} to {low:.2f})" in " ".join(readme.split())
+
+
+def _is_gravity(row):
+    return row["dataset"] == "cifar10" and row["optimizer"] == "gravity"
