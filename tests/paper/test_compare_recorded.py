@@ -93,6 +93,22 @@ def test_the_readme_tells_of_cifar10_what_was_recorded():
     assert f"ahead of Gravity by {lead:.2f} (95% interval {high:.2f} to {low:.2f})" in " ".join(readme.split())
 
 
+def test_the_trainers_table_of_group_norm_is_what_was_recorded():
+    readme = (ROOT / "train" / "README.md").read_text()
+    with open(ROOT / "notebooks" / "comparison" / "norm.csv", newline="") as file:
+        runs = list(csv.DictReader(file))
+    for optimizer in ("gravity", "adam", "momentum"):
+        cells = []
+        for epoch in ("5", "25"):
+            for norm in ("none", "group"):
+                wanted = (norm, optimizer, epoch)
+                cell = [run for run in runs if (run["norm"], run["optimizer"], run["epoch"]) == wanted]
+                assert sorted(run["seed"] for run in cell) == list("01234")
+                accuracies = [float(run["val_accuracy"]) for run in cell]
+                cells.append(f"{np.mean(accuracies):.3f} ± {np.std(accuracies, ddof=1):.3f}")
+        assert f"| {optimizer} | {' | '.join(cells)} |" in readme
+
+
 def _of_gravity(name):
     """Gravity's row for CIFAR-10 in a table of the report."""
     with open(REPORT / name, newline="") as file:
