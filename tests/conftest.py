@@ -1,5 +1,6 @@
 """What every test runs under: 8 virtual CPU devices, strict promotion of dtypes, no implicit broadcasting of ranks."""
 
+import gc
 import os
 import pathlib
 
@@ -23,6 +24,14 @@ def pytest_configure(config):
         from trainer.jaxlib_fault import work_around
 
         work_around()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forget_programs():
+    """After each file. Programs take memory maps, of which Linux gives a process 65,530; XLA aborts at the last."""
+    yield
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import processes
+from kept_trainers import kept_trainers
 from stop_after import StopAfter
 from trainer import loop, progress
 from trainer.checkpoints import Checkpoints
@@ -26,22 +27,12 @@ TRAINER = loop.Trainer
 @pytest.fixture(scope="module")
 def train():
     """`train(workdir, chunks=None, devices=2, **flags)`: loop.train, stopped after so many chunks."""
-    compiled = {}  # trainers by their number of devices, with the initial state
-
-    def trainer(config, dataset, devices):
-        if len(devices) not in compiled:
-            made = TRAINER(config, dataset, devices)
-            compiled[len(devices)] = made, jax.tree.map(np.array, made.state)
-        made, initial = compiled[len(devices)]
-        made.config, made.state = config, made.replicas.replicate(initial)
-        return made
 
     def train(workdir, chunks=None, devices=2, **flags):
         config = resolve(dataclasses.replace(RUN, workdir=str(workdir), **flags))
         return loop.train(config, jax.devices()[:devices], None if chunks is None else StopAfter(chunks))
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "Trainer", trainer)
+    with kept_trainers():
         yield train
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 
+from kept_trainers import kept_trainers
 from processes import differences, result
 from stop_after import StopAfter
 from trainer import data, devices, loop, vgg, watch
@@ -38,6 +39,12 @@ def table(text):
 
 def losses(workdir):
     return [row["loss"] for row in table((workdir / "history.csv").read_text())]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def kept():
+    with kept_trainers():
+        yield
 
 
 @pytest.fixture(scope="module")
