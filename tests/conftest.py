@@ -1,8 +1,12 @@
 """What every test runs under: 8 virtual CPU devices, strict promotion of dtypes, no implicit broadcasting of ranks."""
 
 import gc
+import importlib.util
 import os
 import pathlib
+import shutil
+import signal
+import tempfile
 
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8 " + os.environ.get("XLA_FLAGS", "")
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -18,12 +22,30 @@ _TESTS = pathlib.Path(__file__).parent
 
 def pytest_configure(config):
     """The trainer's way around jaxlib's fault, unless only the library is tested: that must be right without it."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in a shell's background, and inherited by processes
+        signal.signal(signal.SIGINT, lambda *_: None)
     paths = [pathlib.Path(argument.split("::")[0]).resolve() for argument in config.args]
     library = (_TESTS / "library", _TESTS.parent / "gravity_optax")
     if not all(any(path.is_relative_to(folder) for folder in library) for path in paths):
         from trainer.jaxlib_fault import work_around
 
         work_around()
+        if importlib.util.find_spec("filelock"):  # JAX's cache needs it for locks
+            share_programs(config)
+
+
+def share_programs(config):
+    """Tests and the processes that they start read what one of them has compiled: most of their time is compilation."""
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # pytest-xdist's workers have it from the first process
+        folder = tempfile.mkdtemp(prefix="gravity-optax-programs-")
+        config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
+        os.environ["JAX_COMPILATION_CACHE_MAX_SIZE"] = str(2**32)  # only with a limit are its files locked
+        os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+        os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"  # XLA:CPU warns of processor features with each program that it reads
+    jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
+    jax.config.update("jax_compilation_cache_max_size", 2**32)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -6,6 +6,8 @@ import pathlib
 import subprocess
 import sys
 
+import pytest
+
 SCRIPT = pathlib.Path(__file__).parents[1] / "speed" / "accelerator.py"
 NOT_NEEDED = ("tensorflow_datasets", "tyro", "sklearn", "tqdm", "orbax.checkpoint", "matplotlib")
 
@@ -17,6 +19,7 @@ def run(*arguments, **options):
     )
 
 
+@pytest.mark.slow
 def test_a_tiny_run_measures_every_part(tmp_path):
     # torch too is left out, whose first steps take long; with it the script was tried by hand.
     blocked = "".join(f"sys.modules[{name!r}] = None; " for name in (*NOT_NEEDED, "torch"))

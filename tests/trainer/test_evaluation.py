@@ -18,7 +18,7 @@ from trainer.building import chunk_lengths
 from trainer.config import Config, UserError, resolve
 from trainer.progress import Preempted
 
-RUN = Config(width=0.05, limit=150, batch_size=16, epochs=3, keep=5, norm="group", learning_rate=0.5)
+RUN = Config(width=0.05, limit=128, batch_size=8, epochs=3, keep=5, norm="group", learning_rate=0.5)
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def run(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("run")
     config = resolve(Config(**vars(RUN) | {"workdir": str(workdir)}))
     with pytest.raises(Preempted):
-        loop.train(config, jax.devices()[:2], StopAfter(len(chunk_lengths(10)) * 2 + 3))
+        loop.train(config, jax.devices()[:2], StopAfter(len(chunk_lengths(16)) * 2 + 3))
     with open(workdir / "history.csv", newline="") as file:
         return workdir, list(csv.DictReader(file))
 
@@ -46,12 +46,12 @@ def test_loss_and_accuracy_are_those_of_the_epochs_row(run, tmp_path):
     for number, row in zip(numbers(workdir), rows, strict=False):
         predictions = tmp_path / "predictions.csv"
         report = evaluation.evaluate(str(workdir), number, str(predictions), None, None)
-        expected = f"loss {float(row['val_loss']):.4f}, accuracy {float(row['val_accuracy']):.4f} on 150 test pictures"
+        expected = f"loss {float(row['val_loss']):.4f}, accuracy {float(row['val_accuracy']):.4f} on 128 test pictures"
         assert expected in report and f"checkpoint {number}, after epoch {row['epoch']}\n" in report
         with open(predictions, newline="") as file:
             pictures = list(csv.DictReader(file))
         labels, predicted = (np.array([int(p[name]) for p in pictures]) for name in ("label", "predicted"))
-        np.testing.assert_array_equal(labels, data.load("digits", None, 150).test_labels)
+        np.testing.assert_array_equal(labels, data.load("digits", None, 128).test_labels)
         np.testing.assert_allclose(np.mean(labels == predicted), float(row["val_accuracy"]), rtol=1e-5)
         lines = {line.split()[0]: line.split()[1:] for line in report.splitlines() if len(line.split()) == 4}
         for label in range(10):
@@ -71,7 +71,7 @@ def test_the_weights_load_elsewhere_in_five_lines(run, tmp_path):
     workdir, rows = run
     path, number = tmp_path / "weights.safetensors", numbers(workdir)[1]
     evaluation.evaluate(str(workdir), number, None, str(path), None)
-    digits = data.load("digits", None, 150)
+    digits = data.load("digits", None, 128)
     images = digits.test_images
 
     from flax.traverse_util import unflatten_dict
@@ -141,7 +141,7 @@ def test_the_command(run, tmp_path):
     command = [sys.executable, script, str(run[0]), "--predictions", str(tmp_path / "p.csv")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=200)
     assert (done.returncode, done.stderr) == (0, "")
-    assert " on 150 test pictures" in done.stdout and f"{tmp_path / 'p.csv'} is written" in done.stdout
+    assert " on 128 test pictures" in done.stdout and f"{tmp_path / 'p.csv'} is written" in done.stdout
     missing = subprocess.run([sys.executable, script, str(tmp_path)], capture_output=True, text=True, timeout=200)
     assert missing.returncode == 1
     assert missing.stderr.startswith(f"error: WORKDIR is {tmp_path}") and missing.stderr.count("\n") == 1

@@ -162,10 +162,13 @@ def test_bfloat16_trains(digits):
     assert {x.dtype.name for x in jax.tree.leaves(trainer.state.params)} == {"float32"}
 
 
-@pytest.mark.parametrize("dataset", ["mnist", "cifar10", "cifar100_coarse", "cifar100_fine"])
-def test_every_dataset_trains(tiny_tfds, tmp_path, dataset):
+@pytest.mark.parametrize(
+    ("dataset", "model"),
+    [("mnist", "vgg11"), ("cifar10", "vgg16"), ("cifar100_coarse", "vgg11"), ("cifar100_fine", "vgg11")],
+)
+def test_every_dataset_trains(tiny_tfds, tmp_path, dataset, model):
     classes = {"cifar100_coarse": 20, "cifar100_fine": 100}.get(dataset, 10)
-    config = Config(dataset, "vgg16", width=0.05, epochs=1, data_dir=tiny_tfds, workdir=str(tmp_path))
+    config = Config(dataset, model, width=0.05, epochs=1, data_dir=tiny_tfds, workdir=str(tmp_path))
     (row,) = loop.train(resolve(config))
     np.testing.assert_allclose(row.loss, np.log(classes), rtol=0.1)  # chance: two steps teach nothing
     assert json.loads((tmp_path / "config.json").read_text())["num_classes"] == classes

@@ -93,17 +93,12 @@ def test_a_dataset_of_tensorflow_datasets_trains_without_tensorflow_and_each_lin
 
 def start_on_a_terminal(*flags):
     controller, terminal = pty.openpty()
-    # In the background of a shell SIGINT is ignored, which a process inherits, unless there is a handler.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        process = subprocess.Popen(
-            [sys.executable, str(MAIN), *map(str, flags)],
-            stdout=terminal,
-            stderr=terminal,
-            env={**ENVIRONMENT, "COLUMNS": "100"},
-        )
-    finally:
-        signal.signal(signal.SIGINT, before)
+    process = subprocess.Popen(
+        [sys.executable, str(MAIN), *map(str, flags)],
+        stdout=terminal,
+        stderr=terminal,
+        env={**ENVIRONMENT, "COLUMNS": "100"},
+    )
     os.close(terminal)
     return process, controller
 

@@ -88,7 +88,7 @@ def test_a_run_that_fails_before_it_begins_leaves_nothing_behind(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-SMALL = ("--width", 0.05, "--limit", 64, "--batch-size", 16, "--epochs", 1, "--resume")
+SMALL = ("--width", 0.05, "--limit", 128, "--batch-size", 8, "--epochs", 1, "--resume")
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_a_run_that_is_stopped_before_its_first_step_can_be_resumed(tmp_path, nu
 
 
 def test_of_two_runs_in_one_folder_the_second_is_refused(tmp_path):
-    flags = ("--width", 0.05, "--limit", 64, "--epochs", 200, "--resume", "--workdir", tmp_path)
+    flags = ("--width", 0.05, "--limit", 128, "--batch-size", 8, "--epochs", 200, "--resume", "--workdir", tmp_path)
     owner = processes.start(*flags)
     assert processes.wait_for(owner, (tmp_path / "config.json").exists)
     other = processes.finish(processes.start(*flags), code=1, seconds=60)

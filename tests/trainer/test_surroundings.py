@@ -15,7 +15,7 @@ from trainer import checkpoints, data, loop
 from trainer.config import Config, resolve
 
 TRAIN = pathlib.Path(__file__).parents[2] / "train"
-SMALL = ["--width", "0.05", "--limit", "64", "--batch-size", "16", "--epochs", "2"]
+SMALL = ["--width", "0.05", "--limit", "128", "--batch-size", "8", "--epochs", "2"]
 
 
 def shell(line, cwd, **environment):
