@@ -36,16 +36,19 @@ def pytest_configure(config):
 
 def share_programs(config):
     """Tests and the processes that they start read what one of them has compiled: most of their time is compilation."""
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # pytest-xdist's workers have it from the first process
+    folder = os.environ.get("JAX_COMPILATION_CACHE_DIR")  # the user's, or in a worker that of the first process
+    if not folder:
         folder = tempfile.mkdtemp(prefix="gravity-optax-programs-")
         config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
-        os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
-        os.environ["JAX_COMPILATION_CACHE_MAX_SIZE"] = str(2**32)  # only with a limit are its files locked
-        os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
-        os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"  # XLA:CPU warns of processor features with each program that it reads
-    jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
-    jax.config.update("jax_compilation_cache_max_size", 2**32)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    settings = {
+        "jax_compilation_cache_dir": folder,
+        "jax_compilation_cache_max_size": 2**32,  # bytes; only with a limit are the files locked
+        "jax_persistent_cache_min_compile_time_secs": 0.1,
+    }
+    for name, value in settings.items():
+        jax.config.update(name, value)
+        os.environ[name.upper()] = str(value)
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"  # XLA:CPU warns of processor features with each program that it reads
 
 
 @pytest.fixture(scope="module", autouse=True)
