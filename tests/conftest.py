@@ -21,8 +21,9 @@ _TESTS = pathlib.Path(__file__).parent
 
 
 def pytest_configure(config):
-    """The trainer's way around jaxlib's fault, unless only the library is tested: that must be right without it."""
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in a shell's background, and inherited by processes
+    """What the trainer's tests need, unless only the library is tested: that must be right without it."""
+    # The background of a shell ignores SIGINT, and so would the processes that tests send it to.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, lambda *_: None)
     paths = [pathlib.Path(argument.split("::")[0]).resolve() for argument in config.args]
     library = (_TESTS / "library", _TESTS.parent / "gravity_optax")
@@ -30,7 +31,7 @@ def pytest_configure(config):
         from trainer.jaxlib_fault import work_around
 
         work_around()
-        if importlib.util.find_spec("filelock"):  # JAX's cache needs it for locks
+        if importlib.util.find_spec("filelock"):  # with which JAX locks its cache
             share_programs(config)
 
 
