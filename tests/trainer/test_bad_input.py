@@ -1,4 +1,4 @@
-"""Wrong invocations, in bulk: each is answered within seconds, in one line, and nothing is overwritten."""
+"""Wrong invocations of main.py, in bulk: each is answered within seconds, in one line, and nothing is overwritten."""
 
 import json
 import logging
@@ -10,11 +10,7 @@ import time
 
 import pytest
 
-import benchmark
-import compare
-import evaluate
 import main
-import report
 import tfds_fixture
 
 # Invalid flags -> what the answer must contain, beside the flag and the value. Exit code 2.
@@ -139,7 +135,7 @@ def snapshot(folder):
 
 
 @pytest.mark.parametrize(("flags", "mend"), USAGE)
-def test_a_flag_that_cannot_be_meant_so(command, monkeypatch, tmp_path, flags, mend):
+def test_an_invalid_flag(command, monkeypatch, tmp_path, flags, mend):
     monkeypatch.chdir(tmp_path)
     code, line = command(*flags.split())
     assert code == 2 and mend in line
@@ -173,64 +169,6 @@ def test_a_path_that_is_empty(command, monkeypatch, tmp_path, name, value, joine
 def test_a_path_that_is_not_utf8(command, name):
     code, line = command(name, os.fsdecode(b"/tmp/\xff"))
     assert code == 2 and f"{name} is '/tmp/\\udcff', a name that is not UTF-8" in line
-
-
-OTHER_COMMANDS = [
-    (benchmark.main, ["--workdir", "{}"]),
-    (benchmark.main, ["--workdir", "R", "--data-dir", "{}"]),
-    (compare.main, ["--workdir", "{}"]),
-    (compare.main, ["--workdir", "{}", "--report"]),
-    (compare.main, ["--workdir", "R", "--data-dir", "{}"]),
-    (report.main, ["{}"]),
-    (evaluate.main, ["{}"]),
-    (evaluate.main, ["R", "--data-dir", "{}"]),
-    (evaluate.main, ["R", "--predictions", "{}"]),
-    (evaluate.main, ["R", "--export", "{}"]),
-]
-
-
-@pytest.fixture
-def other_command(monkeypatch, capfd):
-    """Calls the main function of another command: its exit code and its one line of error."""
-
-    def call(main_of, *words):
-        monkeypatch.setattr("sys.argv", ["command", *words])
-        code = main_of()
-        (line,) = capfd.readouterr().err.splitlines()
-        assert line.startswith("error: ")
-        return code, line
-
-    return call
-
-
-@pytest.mark.parametrize("value", ["", " "])
-@pytest.mark.parametrize("main_of, words", OTHER_COMMANDS)
-def test_the_other_commands_refuse_an_empty_path_too(other_command, monkeypatch, tmp_path, main_of, words, value):
-    monkeypatch.chdir(tmp_path)
-    code, line = other_command(main_of, *[word.format(value) for word in words])
-    assert code == 2 and " is empty" in line
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize(
-    "main_of, words", [(benchmark.main, ["--workdir"]), (compare.main, ["--workdir"]), (report.main, [])]
-)
-def test_results_of_the_other_commands_lie_in_a_local_folder(other_command, monkeypatch, tmp_path, main_of, words):
-    monkeypatch.chdir(tmp_path)
-    code, line = other_command(main_of, *words, "gs://bucket/results")
-    assert code == 2 and "gs://bucket/results" in line and "local folder" in line
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize(
-    "main_of, words", [(compare.main, ["--workdir", "~/none", "--report"]), (report.main, ["~/none"])]
-)
-def test_the_other_commands_expand_a_tilde(other_command, monkeypatch, tmp_path, main_of, words):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    _, line = other_command(main_of, *words)
-    assert f"is {tmp_path / 'none'}, " in line
-    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("name", ["--workdir", "--data-dir"])
@@ -314,7 +252,7 @@ def empty_checkpoint(workdir):
         (empty_checkpoint, "can be read; nothing was deleted"),
     ],
 )
-def test_a_run_that_cannot_be_gone_on_with(command, tmp_path, damage, mend):
+def test_a_run_that_cannot_be_resumed(command, tmp_path, damage, mend):
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "config.json").write_text("{}")
     damage(tmp_path)
