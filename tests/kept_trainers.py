@@ -7,18 +7,19 @@ import jax
 import numpy as np
 import pytest
 
-from trainer import loop, vgg
+from trainer import loop, steps, vgg
 from trainer.config import SAME_RUN
 
 
 @contextlib.contextmanager
 def kept_trainers() -> Iterator[None]:
-    """In it, `loop.Trainer` gives a trainer of before with its initial state, where only other flags differ."""
+    """Within it, `loop.Trainer` returns an earlier trainer, back in its initial state, if its programs are the same."""
     kept = {}
     new_trainer = loop.Trainer
 
     def trainer(config, dataset, devices):
-        key = len(devices), config.watch, vgg.init, *(getattr(config, name) for name in SAME_RUN)
+        replaced_by_tests = vgg.init, steps.train_chunk, steps.evaluate
+        key = len(devices), config.watch, *replaced_by_tests, *(getattr(config, name) for name in SAME_RUN)
         if key not in kept:
             made = new_trainer(config, dataset, devices)
             kept[key] = made, jax.tree.map(np.array, made.state)

@@ -25,3 +25,6 @@ def test_the_table_of_recorded_runs_agrees_with_the_recorded_files():
             cells = expected.setdefault((label, i + 1), ["", "", f"{history[i]:.3f}"])
             cells[run.seed] = f"{ours:.3f}"
     assert shown == expected
+    zero, one, theirs = map(float, expected["CIFAR-10, VGG16, Gravity", 1])
+    assert "On CIFAR-10 both of Gravity's seeds are further from the published first epoch than from each other" in text
+    assert min(abs(zero - theirs), abs(one - theirs)) > abs(zero - one)
