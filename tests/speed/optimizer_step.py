@@ -9,6 +9,7 @@ twice, V and W in and out, six in all; momentum SGD five, Adam seven) over the m
 """
 
 import functools
+import importlib.util
 import math
 import os
 import pathlib
@@ -134,9 +135,14 @@ def arrays_moved(name: str) -> int:
 
 def main() -> None:
     options = timing.arguments(__doc__, rounds=15)
+    peers = all(importlib.util.find_spec(name) for name in ("torch", "pytorch_optimizer"))
+    if not peers:
+        sys.stderr.write("PyTorch's optimizers are left out: torch or pytorch_optimizer is not installed\n")
     figures = {}
     for tree, shapes in trees().items():
-        frameworks = {"jax": functools.partial(with_jax, shapes), "torch": functools.partial(with_torch, shapes)}
+        frameworks = {"jax": functools.partial(with_jax, shapes)}
+        if peers:
+            frameworks["torch"] = functools.partial(with_torch, shapes)
         times, compile_seconds = timing.in_processes(frameworks, options.rounds, settle=True)
         size = sum(4 * math.prod(shape) for shape in shapes)
         own = timing.summary(times["gravity"])["median_ms"]

@@ -65,7 +65,7 @@ def main() -> None:
                 f"{model}, first chunk, cache filled": lambda model=model: first_chunk(model, f"{folder}/{model}"),
             }
         if options.data_dir:
-            candidates["import of the reading module"] = lambda: run("-c", "import data, tensorflow_datasets")
+            candidates["import of the reading module"] = lambda: run("-c", "from trainer import data; import tensorflow_datasets")
             candidates["MNIST, 60,000 + 10,000 pictures"] = lambda: run("-c", READ_MNIST, options.data_dir)
         times = timing.interleaved(candidates, options.rounds, warmup=1)  # which fills the caches
     rows = [{"from start to end": name, **timing.summary(seconds)} for name, seconds in times.items()]

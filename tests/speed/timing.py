@@ -67,6 +67,7 @@ def in_processes(
     for make in frameworks.values():
         connection, other = context.Pipe()
         context.Process(target=_serve, args=(make, other, settle), daemon=True).start()
+        other.close()  # so that a process that dies is noticed
         names, more = connection.recv()
         turns += [(name, connection) for name in names]
         figures |= more
