@@ -34,7 +34,8 @@ def test_the_whole_runs_and_the_sentences_about_them_agree_with_the_recorded_fil
     assert "training loss after 10 epochs is {}, {} and {}.".format(*losses) in text
     assert "by {:.3f}, where the published run does by {:.3f}.".format(*ahead) in text
     ends = [run[name] for run in (last(ours), last(theirs)) for name in order]
-    said = "{:.3f} with Gravity, {:.3f} with Adam and {:.3f} with RMSProp; the published runs have {:.3f}, {:.3f} and {:.3f}."
+    said = "{:.3f} with Gravity, {:.3f} with Adam and {:.3f} with RMSProp; "
+    said += "the published runs have {:.3f}, {:.3f} and {:.3f}."
     assert said.format(*ends) in " ".join((ROOT / "README.md").read_text().split())
 
 

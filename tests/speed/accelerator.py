@@ -4,8 +4,8 @@
 
 It needs jax (with its plugin for the accelerator), optax, flax and NumPy, and compares with PyTorch where that is
 installed. It ends within ten minutes (or `--minutes N`): what there is no time left for is named and left out. FOLDER
-gets `accelerator.json` and `accelerator.txt`, the tables, row by row. Times are medians of runs that end with the device
-idle. `--tiny` goes through everything with small networks, on any machine, in a minute; its numbers say nothing.
+gets `accelerator.json` and `accelerator.txt`, the tables, row by row. Times are medians of runs that end with the
+device idle. `--tiny` goes through everything with small networks, on any machine, in a minute; its numbers say nothing.
 """
 
 import argparse

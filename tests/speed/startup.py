@@ -31,6 +31,7 @@ loop.Trainer.advance = first
 sys.exit(main.main())
 """
 
+IMPORTS = "from trainer import data; import tensorflow_datasets"
 READ_MNIST = "import sys; from trainer import data; assert len(data.load('mnist', sys.argv[1]).train_labels) == 60_000"
 
 MODELS = {"default": [], "vgg16": ["--model", "vgg16", "--width", "1", "--batch-size", "128"]}
@@ -65,7 +66,7 @@ def main() -> None:
                 f"{model}, first chunk, cache filled": lambda model=model: first_chunk(model, f"{folder}/{model}"),
             }
         if options.data_dir:
-            candidates["import of the reading module"] = lambda: run("-c", "from trainer import data; import tensorflow_datasets")
+            candidates["import of the reading module"] = lambda: run("-c", IMPORTS)
             candidates["MNIST, 60,000 + 10,000 pictures"] = lambda: run("-c", READ_MNIST, options.data_dir)
         times = timing.interleaved(candidates, options.rounds, warmup=1)  # which fills the caches
     rows = [{"from start to end": name, **timing.summary(seconds)} for name, seconds in times.items()]
