@@ -41,6 +41,7 @@ IN_CI = {command: command for command in ("ruff check .", "mypy", "pytest -m pee
     "pytest -n 0 -m tpu_compile tests/trainer/test_tpu_compile.py": 'pytest -n 0 -m "${target}_compile"',
     "pytest -n 0 -m gpu_compile tests/trainer/test_gpu_compile.py": 'pytest -n 0 -m "${target}_compile"',
 }
+LIST = "--list"
 TINY = "--epochs 1 --limit 64 --width 0.05"
 COMPARED = f"{TINY} --optimizers gravity adam --rates 3 --widen 0 --search-seeds 1 --seeds 2"
 # Run here, one after another, with these flags added.
@@ -52,6 +53,7 @@ TRAINING = {
     "python train/main.py --dataset cifar10 --data-dir DATA": TINY,
     "python train/benchmark.py --workdir RESULTS --data-dir DATA --list": "",
     "python train/benchmark.py --workdir RESULTS --data-dir DATA": "--datasets digits --models vgg11 --epochs 1",
+    "python train/benchmark.py --workdir RESULTS --data-dir DATA --datasets cifar100_fine --precision default": LIST,
     "python train/report.py RESULTS": "",
     "python train/compare.py --workdir FOLDER --list": "",
     "python train/compare.py --workdir FOLDER": COMPARED,
