@@ -48,7 +48,7 @@ class Runner:
             signal.signal(number, self._on_signal)
         todo = [i for i, s in enumerate(self.states) if s.kind in ("to do", "under way", "failed")]
         skipped = len(self.cells) - len(todo)
-        log.info(f"{len(self.cells)} cells, {skipped} of them skipped; --list shows them all")
+        log.info(f"cells: {len(self.cells)}, {skipped} of them skipped; --list shows them all")
         options = {
             "total": sum(cell.epochs for cell in self.cells),
             "initial": epochs_done(self.cells, self.states),
