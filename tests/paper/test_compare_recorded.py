@@ -7,6 +7,7 @@ import re
 import shlex
 
 import numpy as np
+import pytest
 
 from comparison import evidence, ledger, search
 from comparison.options import CompareOptions, comparisons
@@ -17,6 +18,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 RUNS = ledger.read(ROOT / "notebooks" / "comparison" / "runs.csv")
 REPORT = ROOT / "notebooks" / "comparison" / "report"
 README = (ROOT / "train" / "comparison" / "README.md").read_text()
+FRONT = (ROOT / "README.md").read_text()
 # The entrants of the digits, and their names in README.md.
 ENTRANTS = {
     "gravity": "Gravity, the paper's alpha and beta",
@@ -51,14 +53,13 @@ def test_the_commands_and_flags_of_the_readme_are_the_programs():
 
 
 def test_the_readmes_table_is_the_recorded_search():
-    readme = (ROOT / "README.md").read_text()
     (digits,) = comparisons(CompareOptions("unused", optimizers=tuple(ENTRANTS)))
     for name, label in zip(digits.entrants, ENTRANTS.values(), strict=True):
         scores = search.search(digits, name, RUNS).scores
         cells = [f"{scores[step]:.2f}" for step in (-2, -1, 0, 1, 2)]
         tested = evidence.test_accuracies(evidence.finals(RUNS, evidence.setups(RUNS)[0], name))
         cells.append(f"{np.mean(tested):.3f} ± {np.std(tested, ddof=1):.3f}")
-        assert f"| {label} | " + " | ".join(cells) + " |" in readme
+        assert f"| {label} | " + " | ".join(cells) + " |" in FRONT
 
 
 def test_the_readmes_hints_are_the_numbers():
@@ -78,19 +79,42 @@ def test_the_readmes_hints_are_the_numbers():
     assert min(momentum[0], momentum[1]) > 0.5 > 0.1 > max(momentum[step] for step in (-2, -1, 2))
 
 
-def test_the_readme_tells_of_cifar10_what_was_recorded():
-    readme = (ROOT / "README.md").read_text()
-    (setup,) = [setup for setup in evidence.setups(RUNS) if setup.dataset == "cifar10"]
-    (cifar10,) = comparisons(CompareOptions("unused", datasets=("cifar10",)))
-    assert set(search.known(cifar10, RUNS)) <= set(RUNS) and search.unknown(cifar10, RUNS) == (0, 0)
-    tested = {name: evidence.test_accuracies(evidence.finals(RUNS, setup, name)) for name in cifar10.entrants}
+@pytest.mark.parametrize(("dataset", "column"), [("cifar10", -2), ("cifar100_fine", -1)])
+def test_the_readme_tells_of_the_larger_datasets_what_was_recorded(dataset, column):
+    (setup,) = [setup for setup in evidence.setups(RUNS) if setup.dataset == dataset]
+    (compared,) = comparisons(CompareOptions("unused", datasets=(dataset,)))
+    assert set(search.known(compared, RUNS)) <= set(RUNS) and search.unknown(compared, RUNS) == (0, 0)
+    tested = {name: evidence.test_accuracies(evidence.finals(RUNS, setup, name)) for name in compared.entrants}
     for name, accuracies in tested.items():
+        (row,) = re.findall(rf"^\| {ENTRANTS[name]} \|(.*)\|$", FRONT, re.MULTILINE)
         cell = f"{np.mean(accuracies):.3f} ± {np.std(accuracies, ddof=1):.3f}"
-        assert re.search(rf"^\| {ENTRANTS[name]} \|.*\| {cell} \|$", readme, re.MULTILINE)
-    failures, standing = _of_gravity("failures.csv"), _of_gravity("standings.csv")
-    assert failures["final at chance"] == "2" and "two of the three final runs of Gravity" in readme
-    lead, low, high = (-float(standing[name]) for name in ("minus adam", "from", "to"))
-    assert f"ahead of Gravity by {lead:.2f} (95% interval {high:.2f} to {low:.2f})" in " ".join(readme.split())
+        assert row.split("|")[column].strip() == cell
+
+
+def test_the_readme_tells_of_failures_and_of_gravitys_lead_what_was_recorded():
+    names = ("cifar10", "cifar100_fine")
+    failed = [_row("failures.csv", dataset, "gravity")["final at chance"] for dataset in names]
+    failed_adam = [_row("failures.csv", dataset, "adam")["final at chance"] for dataset in names]
+    assert (failed, failed_adam) == (["2", "0"], ["0", "1"])
+    text = " ".join(FRONT.split())
+    assert "on CIFAR-10 two of Gravity's three final runs, on CIFAR-100 one of Adam's" in text
+    leads = [[float(_row("standings.csv", d, "gravity")[name]) for name in ("minus adam", "from", "to")] for d in names]
+    for lead, low, high in leads:
+        assert f"{lead:+.2f} ({low:+.2f} to {high:+.2f})" in text
+
+
+def test_the_comparisons_readme_answers_the_abstracts_question_with_what_was_recorded():
+    text = " ".join(README.split())
+    with open(REPORT / "growths.csv", newline="") as file:
+        (growth,) = csv.DictReader(file)
+    change, low, high = (float(growth[name]) for name in ("change", "from", "to"))
+    assert growth["answer"] == "yes" and f"by {change:.2f} (95% interval {low:.2f} to {high:.2f})" in text
+    momentum = _row("failures.csv", "cifar100_fine", "momentum")
+    assert momentum["search runs"] == momentum["search at chance"] and momentum["final at chance"] == "3"
+    finals = [
+        run.test_accuracy for trial, run in RUNS.items() if trial.dataset == "cifar100_fine" and run.test_accuracy
+    ]
+    assert 0.12 < max(finals) < 0.13
 
 
 def test_the_trainers_table_of_group_norm_is_what_was_recorded():
@@ -109,8 +133,8 @@ def test_the_trainers_table_of_group_norm_is_what_was_recorded():
         assert f"| {optimizer} | {' | '.join(cells)} |" in readme
 
 
-def _of_gravity(name):
-    """Gravity's row for CIFAR-10 in a table of the report."""
+def _row(name, *wanted):
+    """The row of a dataset and an optimizer in a table of the report."""
     with open(REPORT / name, newline="") as file:
-        (found,) = [row for row in csv.DictReader(file) if (row["dataset"], row["optimizer"]) == ("cifar10", "gravity")]
+        (found,) = [row for row in csv.DictReader(file) if (row["dataset"], row["optimizer"]) == wanted]
     return found
