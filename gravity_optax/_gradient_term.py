@@ -140,9 +140,9 @@ def _max_abs(gradient: jax.Array, stacked_axes: int) -> jax.Array:
 def _fold(g: jax.Array, axis: int) -> jax.Array:
     """A sixteenth of g along an axis, with the same max|g|: XLA:CPU may reduce abs() in a scalar loop on one core.
 
-    Elementwise functions run there with vector instructions on all cores (the whole step twice as fast); the choice is
-    not written with `jnp.maximum`, which jaxlib 0.10.2 takes seven times as long over. The parts may overlap; the
-    barrier keeps XLA from moving the fold back into the reduction.
+    Elementwise functions run there with vector instructions on all cores (the whole step two to three times as fast);
+    the choice is not written with `jnp.maximum`, which jaxlib 0.10.2 takes seven times as long over. The parts may
+    overlap; the barrier keeps XLA from moving the fold back into the reduction.
     """
     size = -(-g.shape[axis] // 16)
     starts = (min(part * size, g.shape[axis] - size) for part in range(16))

@@ -9,7 +9,6 @@ device idle. `--tiny` goes through everything with small networks, on any machin
 """
 
 import argparse
-import contextlib
 import functools
 import math
 import os
@@ -27,6 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import timing
+import torch_peer
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))  # the library need not be installed
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / "train"))
@@ -42,6 +42,7 @@ PEAKS |= {"v5e": 197e12, "v5p": 459e12, "v4": 275e12, "v6": 918e12, "B200": 2250
 TRAIN_SIZES = (60_000, 60_000, 50_000, 50_000, 50_000)  # the paper's five datasets; each has 10,000 test pictures
 LAST_ROW = 80  # seconds: with less time left no row is begun
 SHAPE, CLASSES = (32, 32, 3), 10
+BLOCK = 20  # optimizer steps between two looks at the clock
 
 
 class Setting:
@@ -98,12 +99,11 @@ def optimizer(setting: Setting, figures: dict) -> Iterator[dict]:
     for tree, shapes in setting.trees.items():
         size = 4 * sum(map(math.prod, shapes))
         candidates = {name: functools.partial(jax_step, tx, shapes) for name, tx in OPTIMIZERS.items()}
-        if torch_device():
-            candidates |= {
-                f"PyTorch {name}, fused": functools.partial(torch_step, name, shapes) for name in ("Adam", "SGD")
-            }
+        if torch_peer.device():
+            for peer in ("Adam", "SGD"):
+                candidates[f"PyTorch {peer}, fused"] = functools.partial(torch_peer.optimizer_step, peer, shapes, BLOCK)
         for name, make in candidates.items():
-            seconds = blocked(make(), setting.repeats, inner=20)
+            seconds = blocked(make(), setting.repeats, inner=BLOCK)
             arrays = next(count for word, count in ARRAYS.items() if word in name)
             yield {"optimizer step": name, "leaves": tree, "ms": 1e3 * seconds, "GB/s": arrays * size / seconds / 1e9}
 
@@ -132,43 +132,6 @@ def jax_step(tx: optax.GradientTransformation, shapes: list[tuple[int, ...]]) ->
     def run():
         state[:] = step(*state, gradients)
         return state
-
-    return run
-
-
-def torch_device() -> str | None:
-    """Where PyTorch runs beside jax, if it is installed and sees the same kind of device."""
-    with contextlib.suppress(ImportError):
-        import torch
-
-        if jax.default_backend() == "gpu":
-            return "cuda" if torch.cuda.is_available() else None
-        return "cpu" if jax.default_backend() == "cpu" else None
-    return None
-
-
-def torch_done(result: object = None) -> object:
-    import torch
-
-    if torch_device() == "cuda":
-        torch.cuda.synchronize()
-    return result
-
-
-def torch_step(name: str, shapes: list[tuple[int, ...]]) -> Callable[[], object]:
-    import torch
-
-    params = [torch.zeros(shape, device=torch_device(), requires_grad=True) for shape in shapes]
-    for p in params:
-        p.grad = 0.01 * torch.randn_like(p)
-    options = {"lr": 1e-3, "fused": True} | ({"momentum": 0.9} if name == "SGD" else {})
-    optimizer = getattr(torch.optim, name)(params, **options)
-    calls = iter(range(10**9))
-
-    def run():
-        optimizer.step()
-        if next(calls) % 20 == 19:  # a block of `optimizer`
-            torch_done()
 
     return run
 
@@ -221,16 +184,19 @@ class Training:
         return sums, evaluate(self.state.params, self.test_set, self.test_batches)
 
 
+def scaled(width: float, features: int) -> int:
+    return max(1, round(width * features))
+
+
 def operations(model: str, width: float) -> float:
     """Of the products that a training step makes for one picture: the forward pass, and twice that backward."""
-    scaled = lambda features: max(1, round(width * features))
     size, previous, total = SHAPE[0], SHAPE[2], 0
-    for count, features in zip(vgg.CONVOLUTIONS[model], map(scaled, vgg.CHANNELS), strict=True):
+    for count, features in zip(vgg.CONVOLUTIONS[model], [scaled(width, c) for c in vgg.CHANNELS], strict=True):
         for _ in range(count):
             total += 9 * previous * features * size**2
             previous = features
         size //= 2
-    for features in (scaled(vgg.DENSE), scaled(vgg.DENSE), CLASSES):
+    for features in (scaled(width, vgg.DENSE), scaled(width, vgg.DENSE), CLASSES):
         total += previous * features
         previous = features
     return 3 * 2.0 * total
@@ -251,62 +217,25 @@ def training(setting: Setting, figures: dict) -> Iterator[dict]:
                 "training step": f"{model}, {precision}",
                 "images/s": speed,
                 "of the peak": speed * operations(model, width) / (peak * len(jax.devices())),
-                "PyTorch images/s": peer_speed(setting, model, width, precision),
+                "PyTorch images/s": torch_speed(setting, model, width, precision),
                 "epoch s": epoch,
                 "compile s": run.compile_seconds,
             }
 
 
-def peer_speed(setting: Setting, model: str, width: float, precision: str) -> float:
-    """PyTorch's; nan where it is not installed or does not run, because then the rest is still worth having."""
+def torch_speed(setting: Setting, model: str, width: float, precision: str) -> float:
+    """PyTorch's images/s; nan where it is not installed or fails: the rest is still worth having."""
+    if not torch_peer.device():
+        return math.nan
     try:
-        return torch_speed(setting, model, width, precision) if torch_device() else math.nan
+        channels, dense = [scaled(width, c) for c in vgg.CHANNELS], scaled(width, vgg.DENSE)
+        network = torch_peer.vgg(vgg.CONVOLUTIONS[model], channels, dense, CLASSES)
+        # Compiling needs a C compiler, for nothing in a tiny run.
+        run = torch_peer.training_steps(network, setting.batch, setting.chunk, precision, compiled=not setting.tiny)
+        return setting.chunk * setting.batch / blocked(run, setting.repeats)
     except Exception as error:
         sys.stderr.write(f"PyTorch is left out: {type(error).__name__}: {error}\n")
         return math.nan
-
-
-def torch_speed(setting: Setting, model: str, width: float, precision: str) -> float:
-    """PyTorch's images/s for the same network: channels-last, compiled, fused SGD with momentum."""
-    import torch
-    from torch import nn
-
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision != "float32"
-    network = torch_vgg(model, width).to(torch_device(), memory_format=torch.channels_last)
-    optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9, fused=True)
-    images = torch.randint(0, 256, (setting.batch, 3, 32, 32), device=torch_device(), dtype=torch.uint8)
-    images = images.to(memory_format=torch.channels_last)
-    labels = torch.arange(setting.batch, device=torch_device()) % CLASSES
-    half = precision == "bfloat16"
-
-    def step():
-        with torch.autocast(torch_device(), torch.bfloat16, enabled=half):
-            loss = nn.functional.cross_entropy(network(images.float() / 255), labels)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-
-    if not setting.tiny:  # compiling needs a C compiler, for nothing there
-        network.compile()
-    run = lambda: torch_done([step() for _ in range(setting.chunk)])
-    return setting.chunk * setting.batch / blocked(run, setting.repeats)
-
-
-def torch_vgg(model: str, width: float):
-    from torch import nn
-
-    scaled = lambda features: max(1, round(width * features))
-    layers, previous = [], SHAPE[2]
-    for count, features in zip(vgg.CONVOLUTIONS[model], map(scaled, vgg.CHANNELS), strict=True):
-        for _ in range(count):
-            layers += [nn.Conv2d(previous, features, 3, padding=1), nn.ReLU(inplace=True)]
-            previous = features
-        layers.append(nn.MaxPool2d(2))
-    layers.append(nn.Flatten())
-    for _ in range(2):
-        layers += [nn.Linear(previous, scaled(vgg.DENSE)), nn.ReLU(inplace=True)]
-        previous = scaled(vgg.DENSE)
-    return nn.Sequential(*layers, nn.Linear(previous, CLASSES))
 
 
 def side_by_side(setting: Setting, figures: dict) -> Iterator[dict]:
@@ -361,26 +290,32 @@ def evaluation(setting: Setting, figures: dict) -> Iterator[dict]:
             yield {"30 cells x 100 epochs": precision, "hours": hours, "hours, several at once": hours / gain}
 
 
+def rows_in_time(part: Callable, setting: Setting, figures: dict) -> Iterator[dict]:
+    """The rows of a part; none is begun when the time is nearly over, but those that take no time."""
+    rows = part(setting, figures)
+    while part is evaluation or time.monotonic() < setting.deadline:
+        if (row := next(rows, None)) is None:
+            return
+        yield row
+
+
 def measure(setting: Setting, out: pathlib.Path) -> dict:
-    """All parts in turn, each written to `out` and shown as it ends."""
+    """All parts in turn, each row written to `out` as it is there, each table shown as it ends."""
     figures: dict = {"devices": [d.device_kind for d in jax.devices()]}
     tables = [", ".join(figures["devices"])]
     for part in (correctness, optimizer, training, side_by_side, evaluation):
         figures[part.__name__] = rows = []
-        tables.append("")
-        ahead, note = part(setting, figures), ""
-        while not note:
-            if part is not evaluation and time.monotonic() > setting.deadline:
-                note = " (cut short: the time is nearly over)"
-            elif (row := next(ahead, None)) is None:
-                break
-            else:
-                rows.append(row)
-            tables[-1] = f"{part.__doc__}{note}\n{timing.table(rows) if rows else 'nothing measured'}"
+        tables.append(f"{part.__doc__}\nnothing measured")
+        for row in rows_in_time(part, setting, figures):
+            rows.append(row)
+            tables[-1] = f"{part.__doc__}\n{timing.table(rows)}"
             timing.write(out / "accelerator.json", figures)
             (out / "accelerator.txt").write_text("\n\n".join(tables) + "\n")
+        if time.monotonic() >= setting.deadline:
+            tables[-1] += "\n(the time was nearly over: no more was begun)"
         sys.stdout.write(tables[-1] + "\n\n")
         sys.stdout.flush()
+    (out / "accelerator.txt").write_text("\n\n".join(tables) + "\n")
     return figures
 
 

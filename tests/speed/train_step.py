@@ -22,6 +22,7 @@ from collections.abc import Callable
 
 import numpy as np
 import timing
+import torch_peer
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / "train"))
 
@@ -95,16 +96,7 @@ def pytorch(dtype: str) -> Callable[[], object]:
     from torch import nn
 
     torch.set_num_threads(os.cpu_count() or 1)
-    layers: list[nn.Module] = []
-    previous = 3
-    for count, features in zip(CONVOLUTIONS, CHANNELS, strict=True):
-        for _ in range(count):
-            layers += [nn.Conv2d(previous, features, 3, padding=1), nn.ReLU(inplace=True)]
-            previous = features
-        layers.append(nn.MaxPool2d(2))
-    layers += [nn.Flatten(), nn.Linear(previous, DENSE), nn.ReLU(inplace=True)]
-    layers += [nn.Linear(DENSE, DENSE), nn.ReLU(inplace=True), nn.Linear(DENSE, CLASSES)]
-    model = nn.Sequential(*layers).to(memory_format=torch.channels_last)
+    model = torch_peer.vgg(CONVOLUTIONS, CHANNELS, DENSE, CLASSES).to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, fused=True)
     images, labels = (torch.from_numpy(a) for a in pictures(STEPS * BATCH))
     labels = labels.long()
