@@ -8,13 +8,21 @@ import numpy as np
 import pytest
 
 from comparison import search, trials
-from comparison.options import CompareOptions, comparisons
+from comparison.options import SETTABLE, CompareOptions, comparisons
 from comparison.trials import Laboratory, Stopped, split
 from trainer import data, steps
 from trainer.devices import Program, Replicas
 from trainer.loop import Trainer
 
 FLAGS = {"width": 0.05, "limit": 96, "epochs": 2, "search_seeds": 1, "seeds": 1}
+# Of an entrant's own. Together they set everything that can be set.
+SETTINGS = (
+    "gravity:alpha=0.1,beta=0.99,first_step=0,norm=group",
+    "gravity:max_step_grad=inverse_std,velocity=glorot_normal,weight_decay=0.1",
+    "adam:precision=default,schedule=cosine,warmup_epochs=0.5,clip_norm=0.5",
+    "rmsprop:schedule=step,final_learning_rate=0.00001,clip_value=0.1",
+    "adam:accumulate=2,schedule=linear",
+)
 
 
 def laboratory(devices=1, **flags):
@@ -35,12 +43,16 @@ def test_the_validation_part_is_a_fixed_tenth():
     assert [len(part) for part in split(2)] == [1, 1]
 
 
+def test_everything_that_can_be_set_is_tried_below():
+    assert {pair.partition("=")[0] for text in SETTINGS for pair in text.partition(":")[2].split(",")} == set(SETTABLE)
+
+
 @pytest.mark.slow
 @jax.numpy_dtype_promotion("standard")  # optax's own code promotes
-@pytest.mark.parametrize("optimizer", ["gravity", "gravity:beta=0.99,first_step=0", "adam", "rmsprop", "momentum"])
+@pytest.mark.parametrize("optimizer", ["gravity", "adam", "rmsprop", "momentum", *SETTINGS])
 def test_a_run_is_the_trainers(optimizer):
-    made_in = laboratory(optimizers=(optimizer,))
-    (entrant,) = made_in.comparison.entrants
+    made_in = laboratory(optimizers=("sgd", optimizer))
+    entrant = list(made_in.comparison.entrants)[-1]
     outcome = made_in.run(first_trial(made_in, entrant, "final")._replace(seed=3))
     digits = data.load("digits", limit=96)
     part = dataclasses.replace(
@@ -138,7 +150,7 @@ def test_a_step_count_below_the_chunks_trains_on_what_is_there_alone():
     params = {"w": np.zeros((2, 2), np.float32)}
     state = steps.TrainState(params, optax.sgd(0.5).init(params))
     arguments = ((state, np.float32(0.5), np.int32(2)), pictures, batches)
-    chunk = lambda *a: trials._train_some(apply, comparison.config, *a)
+    chunk = lambda *a: trials._train_some(apply, comparison.config, 2, *a)
     after, sums = Program(replicas, chunk, *arguments).compile()(*arguments)
     w = np.zeros((2, 2))
     for row in (2, 1):

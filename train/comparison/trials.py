@@ -52,10 +52,9 @@ class Laboratory:
         labels = np.concatenate([self.dataset.train_labels, self.dataset.test_labels])
         self._pictures = self._replicas.replicate(steps.Split(steps.flat(images), labels))
         self._image_shape = images.shape[1:]
-        self._model = vgg.build(config.model, config.width, self.dataset.num_classes, config.precision)
-        self._apply = steps.on_flat(self._model.apply, self._image_shape)
-        self._programs: dict[str, Callable] = {}
-        self._evaluation: Callable | None = None
+        self._steps_per_epoch = -(-len(self.training) // config.batch_size)
+        self._programs: dict[str, Callable] = {}  # by entrant
+        self._evaluations: dict[vgg.VGG, Callable] = {}
         self._compiling = 0.0  # seconds, in the run that is being made
 
     def run(
@@ -79,12 +78,12 @@ class Laboratory:
             if not losses or math.isfinite(losses[-1]):
                 state, loss = self._train_epoch(trial.optimizer, config, state, epoch, stop)
                 losses.append(loss)
-                accuracies.append(self._accuracy(state, self.validation))
+                accuracies.append(self._accuracy(config, state, self.validation))
             else:
                 losses.append(losses[-1])
                 accuracies.append(accuracies[-1])
             progress(1)
-        test_accuracy = self._accuracy(state, self.test) if trial.part == "final" else None
+        test_accuracy = self._accuracy(config, state, self.test) if trial.part == "final" else None
         return Outcome(
             classes=self.dataset.num_classes,
             training_pictures=len(self.training),
@@ -96,11 +95,15 @@ class Laboratory:
             seconds=time.perf_counter() - started - self._compiling,
         )
 
+    def _model(self, config: ResolvedConfig) -> vgg.VGG:
+        return vgg.build(config.model, config.width, self.dataset.num_classes, config.precision, config.norm)
+
     def _start(self, config: ResolvedConfig) -> steps.TrainState:
         """Initial weights and velocity, as the trainer draws them from the seed."""
         params_key, velocity_key = jax.random.split(jax.random.key(config.seed))
-        params = vgg.init(self._model, params_key, self._image_shape)
-        return self._replicas.replicate(steps.TrainState(params, optimizers.build(config, velocity_key).init(params)))
+        params = vgg.init(self._model(config), params_key, self._image_shape)
+        tx = optimizers.build(config, velocity_key, self._steps_per_epoch)
+        return self._replicas.replicate(steps.TrainState(params, tx.init(params)))
 
     def _train_epoch(
         self, entrant: str, config: ResolvedConfig, state: steps.TrainState, epoch: int, stop: Callable[[], bool]
@@ -113,7 +116,8 @@ class Laboratory:
                 raise Stopped
             arguments = ((state, np.float32(config.learning_rate), np.int32(count)), self._pictures, batches)
             if entrant not in self._programs:
-                chunk = functools.partial(_train_some, self._apply, config)
+                apply = steps.on_flat(self._model(config).apply, self._image_shape)
+                chunk = functools.partial(_train_some, apply, config, self._steps_per_epoch)
                 self._programs[entrant] = self._compiled(chunk, arguments, donate_first=True)
             state, sums = self._programs[entrant](*arguments)
             loss += float(sums.loss)
@@ -121,14 +125,15 @@ class Laboratory:
                 break
         return state, loss / len(order)
 
-    def _accuracy(self, state: steps.TrainState, rows: np.ndarray) -> float:
+    def _accuracy(self, config: ResolvedConfig, state: steps.TrainState, rows: np.ndarray) -> float:
         """The share of these pictures that are classified rightly."""
-        correct = 0
+        model, correct = self._model(config), 0
         for _, batches in self._chunks(rows, _EVALUATION_STEPS):
             arguments = (state.params, self._pictures, batches)
-            if self._evaluation is None:
-                self._evaluation = self._compiled(functools.partial(steps.evaluate, self._apply), arguments)
-            correct += int(self._evaluation(*arguments).correct)
+            if model not in self._evaluations:
+                apply = steps.on_flat(model.apply, self._image_shape)
+                self._evaluations[model] = self._compiled(functools.partial(steps.evaluate, apply), arguments)
+            correct += int(self._evaluations[model](*arguments).correct)
         return correct / len(rows)
 
     def _compiled(self, function: Callable, arguments: Any, donate_first: bool = False) -> Callable:
@@ -148,12 +153,18 @@ class Laboratory:
 
 
 def _train_some(
-    apply: steps.Apply, config: ResolvedConfig, tree: Any, pictures: steps.Split, batches: jax.Array
+    apply: steps.Apply,
+    config: ResolvedConfig,
+    steps_per_epoch: int,
+    tree: Any,
+    pictures: steps.Split,
+    batches: jax.Array,
 ) -> Any:
     """On the device: as many steps as `tree` = (state, learning rate, count) says, and their sums."""
     state, learning_rate, count = tree
     # The key draws an initial velocity, which the state has already.
-    tx = optimizers.build(dataclasses.replace(config, learning_rate=learning_rate), jax.random.key(0))
+    config = dataclasses.replace(config, learning_rate=learning_rate)
+    tx = optimizers.build(config, jax.random.key(0), steps_per_epoch)
 
     def step(i, carry):
         state, total = carry

@@ -21,7 +21,6 @@ the same values:
 
 import dataclasses
 import inspect
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -122,7 +121,7 @@ def schedule(config: ResolvedConfig, steps_per_epoch: int) -> optax.Schedule:
     warmup, end = updates(config.warmup_epochs), updates(config.epochs)
     constant, length = optax.constant_schedule, max(1, end - warmup)
     if config.schedule == "step":
-        parts = [constant(peak), constant(math.sqrt(peak * final)), constant(final)]
+        parts = [constant(peak), constant((peak * final) ** 0.5), constant(final)]
         boundaries = [updates(config.epochs / 2), updates(config.epochs * 3 / 4)]
     else:
         after = {
