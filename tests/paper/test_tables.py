@@ -80,6 +80,18 @@ def test_seeds_that_agree_to_the_last_digit_have_no_distance_in_spreads(tmp_path
     assert {(row.spread, row.in_spreads) for row in rows} == {(0.0, None)}
 
 
+def test_agreement_counts_what_lies_within_two_spreads_and_names_the_rest(two_seeds):
+    found = results.load(two_seeds).runs
+    rows = [row for row in tables.distance(found) if row.spread]
+    far = [row for row in rows if abs(row.ours - row.published) > 2 * row.spread]
+    assert 0 < len(far) < len(rows)
+    assert tables.agreement(tables.distance(found)) == (len(rows) - len(far), len(rows), far)
+    text = page.agreement(found)
+    assert f"{len(rows) - len(far)} of {len(rows)} means" in text
+    assert all(f"{row.metric} {row.ours:.4g} for {row.published:.4g}" in text for row in far)
+    assert "No cell has two seeds" in page.agreement(found[:1])
+
+
 def test_the_epochs_compared_at_are_a_few_and_the_last_that_both_have(tmp_path):
     for epochs, expected in ((7, [1, 2, 5, 7]), (120, [1, 2, 5, 10, 20, 50, 100])):
         fake_results.write(tmp_path / str(epochs), MNIST, 0, SEED_0[:1] * epochs)

@@ -177,6 +177,23 @@ def claim() -> str:
     )
 
 
+def agreement(runs: Sequence[RecordedRun]) -> str:
+    """How many of our means lie within two of our own spreads of the published values, and which do not."""
+    within, compared, outside = tables.agreement(tables.distance(runs))
+    if not compared:
+        return "No cell has two seeds, so there is no spread to hold the distance from the published runs against."
+    text = (
+        f"At the matched epochs, {within} of {compared} means over our seeds lie within two of our own spreads of the"
+        " published value (a cell with one seed has no spread)."
+    )
+    cells: dict[str, list[str]] = {}
+    for row in outside:
+        cell = f"{_name(row.optimizer)}, {MODEL_NAMES[row.model]}, {DATASET_NAMES[row.dataset]}, epoch {row.epoch}"
+        cells.setdefault(cell, []).append(f"{row.metric} {row.ours:.4g} for {row.published:.4g}")
+    others = "; ".join(f"{cell}: {', '.join(values)}" for cell, values in cells.items())
+    return f"{text} The others, ours for theirs: {others}." if others else text
+
+
 def _introduction(found: Results, missing: formats.Table) -> str:
     cells = len(published.load())
     machines = sorted({_machine(run) for run in (*found.runs, *found.study)})
@@ -191,6 +208,8 @@ def _introduction(found: Results, missing: formats.Table) -> str:
         " deviation of our own runs; with one seed it is not available. Loss is the training loss, a running mean over"
         " the epoch.</p>",
     ]
+    if found.runs:
+        parts.append(f"<p class='note'>{_text(agreement(found.runs))}</p>")
     if machines:
         parts.append(f"<p class='note'>Run on: {_text('; '.join(machines))}.</p>")
     parts += [f"<p class='note'>{_text(found.about[key])}</p>" for key in ("machine", "notes") if key in found.about]

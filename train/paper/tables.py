@@ -79,6 +79,14 @@ class DistanceRow(CellRow):
     remarks: Departures
 
 
+class Agreement(NamedTuple):
+    """How many distances lie within two of our own spreads."""
+
+    within: int
+    compared: int  # distances for which there is a spread
+    outside: list[DistanceRow]
+
+
 @dataclasses.dataclass(frozen=True)
 class MissingRow(CellRow):
     """A cell without a complete run of ours under the published protocol."""
@@ -190,6 +198,13 @@ def at_the_end(rows: Sequence[DistanceRow]) -> list[DistanceRow]:
     # Other settings, in the remarks, make another run. Epochs come in order: the last one stays.
     last = {(row.dataset, row.model, row.optimizer, row.remarks): row.epoch for row in rows}
     return [row for row in rows if row.epoch == last[row.dataset, row.model, row.optimizer, row.remarks]]
+
+
+def agreement(rows: Sequence[DistanceRow]) -> Agreement:
+    """Of the rows of `distance`, where there is a spread."""
+    compared = [row for row in rows if row.in_spreads is not None]
+    outside = [row for row in compared if abs(row.in_spreads or 0.0) > 2]
+    return Agreement(len(compared) - len(outside), len(compared), outside)
 
 
 def missing(runs: Sequence[RecordedRun]) -> list[MissingRow]:
