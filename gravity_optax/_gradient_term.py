@@ -61,7 +61,7 @@ def damping(
       max_step_grad: as in `gravity`.
 
     Returns:
-      `Damping(max_abs, share)`, NaN for a matrix whose maximum is NaN, 0 for one without entries.
+      `Damping(max_abs, share)`, NaN for a matrix with a NaN, 0 for one without entries.
 
     Raises:
       ValueError: for leaves with fewer axes than `stacked_axes`.
@@ -85,9 +85,14 @@ def damping(
         damped = jnp.where(jnp.isnan(ratio), ratio, (ratio > 1).astype(ratio.dtype))
         return jnp.sum(damped, axis=tuple(range(stack, gradient.ndim))) / max(math.prod(gradient.shape[stack:]), 1)
 
+    def max_abs_of(gradient: jax.Array) -> jax.Array:
+        largest = _max_abs(gradient, stack).reshape(gradient.shape[:stack])
+        # XLA:CPU's maximum of a large array passes over NaNs.
+        has_nan = jnp.any(jnp.isnan(gradient), axis=tuple(range(stack, gradient.ndim)))
+        return jnp.where(has_nan, jnp.nan, largest)
+
     gradients = jax.tree.map(lambda g: jnp.asarray(g).astype(compute_dtype(jnp.asarray(g))), gradients)
-    max_abs = jax.tree.map(lambda g: _max_abs(g, stack).reshape(g.shape[:stack]), gradients)
-    return Damping(max_abs, jax.tree.map(share_of, gradients))
+    return Damping(jax.tree.map(max_abs_of, gradients), jax.tree.map(share_of, gradients))
 
 
 def ratio_to_m(gradient: jax.Array, max_step_grad: MaxStepGrad | None, stacked_axes: int) -> jax.Array:

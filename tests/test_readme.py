@@ -53,7 +53,7 @@ TRAINING = {
     "python train/main.py --dataset cifar10 --data-dir DATA": TINY,
     "python train/benchmark.py --workdir RESULTS --data-dir DATA --list": "",
     "python train/benchmark.py --workdir RESULTS --data-dir DATA": "--datasets digits --models vgg11 --epochs 1",
-    "python train/benchmark.py --workdir RESULTS --data-dir DATA --datasets cifar100_fine cifar10 --precision default": LIST,
+    "python train/benchmark.py --workdir RESULTS --data-dir DATA --datasets cifar100_fine cifar10 --precision default": LIST,  # noqa: E501
     "python train/benchmark.py --workdir RESULTS --data-dir DATA --models vgg16 --seeds 0 1 2 --epochs 1": LIST,
     "python train/benchmark.py --workdir RESULTS --data-dir DATA --models vgg19 --optimizers gravity --epochs 1": LIST,
     "python train/report.py RESULTS": "",
