@@ -236,6 +236,11 @@ def test_what_is_not_known_yet_is_counted():
     made, outcomes = work_through(one, peaked_at({"gravity": 0.1, "adam": 2.5e-4}))
     assert search.unknown(one, outcomes) == (0, 0)
     assert len(made) == len(search.known(one, outcomes)) == 2 * 5 * 2 + 6
+    one_more = only(optimizers=("gravity", "adam", "nadam"), search_seeds=2, seeds=3)
+    assert search.unknown(one_more, outcomes) == (3, 2 * 2)
+    assert set(made) < set(search.known(one_more, outcomes))
+    listed = driver.listing([one_more], outcomes)
+    assert "the others" in listed and f"{2 * 5 * 2 + 6} done, {5 * 2 + 3} to do" in listed
 
 
 # The file of runs

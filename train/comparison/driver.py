@@ -44,7 +44,8 @@ def listing(comparisons: Sequence[Comparison], outcomes: Outcomes) -> str:
         finals, _ = search.unknown(comparison, outcomes)
         if finals:
             count = f"{finals} to do, {len(comparison.seeds)} each, when the search has ended"
-            rows.append([comparison.config.dataset, comparison.config.model, "all", "the best", "", "final", count])
+            who = "all" if finals == len(comparison.entrants) * len(comparison.seeds) else "the others"
+            rows.append([comparison.config.dataset, comparison.config.model, who, "the best", "", "final", count])
     widths = [max(len(row[i]) for row in rows) for i in range(6)] + [0]
     lines = ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)) for row in rows]
     return "\n".join([*lines, summary(comparisons, outcomes)]) + "\n"

@@ -92,8 +92,6 @@ def known(comparison: Comparison, outcomes: Outcomes) -> list[Trial]:
         if i < len(found.steps)
     ]
     chosen = {entrant: found.chosen for entrant, found in searches.items() if found.chosen is not None}
-    if len(chosen) < len(searches):
-        return trials
     return trials + [
         trial(comparison, entrant, step, seed, "final") for seed in comparison.seeds for entrant, step in chosen.items()
     ]
@@ -104,5 +102,4 @@ def unknown(comparison: Comparison, outcomes: Outcomes) -> tuple[int, int]:
     searches = [search(comparison, entrant, outcomes) for entrant in comparison.entrants]
     going_on = [found for found in searches if found.chosen is None]
     spare = sum(comparison.rates + comparison.widen - len(found.steps) for found in going_on)
-    finals = len(comparison.entrants) * len(comparison.seeds) if going_on else 0
-    return finals, spare * len(comparison.search_seeds)
+    return len(going_on) * len(comparison.seeds), spare * len(comparison.search_seeds)
