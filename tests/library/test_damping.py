@@ -49,6 +49,7 @@ def test_nan_stays_in_its_leaf_and_empty_leaves_are_0():
     assert np.isnan(max_abs[0]) and np.isnan(share[0])
     assert [float(x) for x in (max_abs[1], share[1], max_abs[2], share[2])] == [0, 0, 2, 1]
 
+
 @pytest.mark.parametrize("place", [0, 1, 300_007, 2**19 - 1])
 def test_a_nan_anywhere_in_a_large_leaf_makes_its_numbers_nan(place):
     leaf = jnp.full(2**19, 0.5).at[place].set(jnp.nan).reshape(512, 1024)

@@ -1,4 +1,4 @@
-"""The recorded comparison in notebooks/comparison, and what READMEs say about it."""
+"""The recorded comparisons, in `notebooks/comparison` and `notebooks/comparison_h100`, and what READMEs say of them."""
 
 import csv
 import dataclasses
@@ -15,11 +15,22 @@ from trainer.config import flag
 from trainer.flags import parse_command
 
 ROOT = pathlib.Path(__file__).parents[2]
-RUNS = ledger.read(ROOT / "notebooks" / "comparison" / "runs.csv")
-REPORT = ROOT / "notebooks" / "comparison" / "report"
+FOLDERS = {machine: ROOT / "notebooks" / name for machine, name in (("CPU", "comparison"), ("H100", "comparison_h100"))}
+EVERY = {machine: ledger.read(folder / "runs.csv") for machine, folder in FOLDERS.items()}
+RUNS = EVERY["CPU"]
 README = (ROOT / "train" / "comparison" / "README.md").read_text()
 FRONT = (ROOT / "README.md").read_text()
-# The entrants of the digits, and their names in README.md.
+FOUR = ("gravity", "adam", "rmsprop", "momentum")
+# The rows of README.md's table.
+ROWS = {
+    "digits, CPU": "digits",
+    "Fashion-MNIST, H100": "fashion_mnist",
+    "CIFAR-10, CPU": "cifar10",
+    "CIFAR-10, H100": "cifar10",
+    "CIFAR-100 (fine), CPU": "cifar100_fine",
+    "CIFAR-100 (fine), H100": "cifar100_fine",
+}
+# The entrants of the digits, and their names in the table of rates.
 ENTRANTS = {
     "gravity": "Gravity, the paper's alpha and beta",
     "gravity:beta=0.99": "Gravity, beta 0.99",
@@ -38,7 +49,7 @@ def test_the_recorded_comparison_of_the_digits_is_whole():
 
 
 def test_recorded_runs_hold_no_times():
-    assert {outcome.seconds for outcome in RUNS.values()} == {None}
+    assert {outcome.seconds for runs in EVERY.values() for outcome in runs.values()} == {None}
 
 
 def test_the_commands_and_flags_of_the_readme_are_the_programs():
@@ -47,19 +58,19 @@ def test_the_commands_and_flags_of_the_readme_are_the_programs():
     for command in commands:
         assert comparisons(parse_command(CompareOptions, "compare.py", shlex.split(command)))
     names = {name.removesuffix("_only") for name in (field.name for field in dataclasses.fields(CompareOptions))}
-    table = "".join(line for line in README.splitlines() if line.startswith("|"))
+    table = "".join(line for line in README.splitlines() if line.startswith("| `--"))
     told = {"--workdir", "--list", "--data-dir", *re.findall(r"--[a-z-]+[a-z]", table)}
     assert told == {flag(name) for name in names}
 
 
-def test_the_readmes_table_is_the_recorded_search():
+def test_the_table_of_rates_is_the_recorded_search():
     (digits,) = comparisons(CompareOptions("unused", optimizers=tuple(ENTRANTS)))
     for name, label in zip(digits.entrants, ENTRANTS.values(), strict=True):
         scores = search.search(digits, name, RUNS).scores
         cells = [f"{scores[step]:.2f}" for step in (-2, -1, 0, 1, 2)]
         tested = evidence.test_accuracies(evidence.finals(RUNS, evidence.setups(RUNS)[0], name))
         cells.append(f"{np.mean(tested):.3f} ± {np.std(tested, ddof=1):.3f}")
-        assert f"| {label} | " + " | ".join(cells) + " |" in FRONT
+        assert f"| {label} | " + " | ".join(cells) + " |" in README
 
 
 def test_the_readmes_hints_are_the_numbers():
@@ -79,42 +90,62 @@ def test_the_readmes_hints_are_the_numbers():
     assert min(momentum[0], momentum[1]) > 0.5 > 0.1 > max(momentum[step] for step in (-2, -1, 2))
 
 
-@pytest.mark.parametrize(("dataset", "column"), [("cifar10", -2), ("cifar100_fine", -1)])
-def test_the_readme_tells_of_the_larger_datasets_what_was_recorded(dataset, column):
-    (setup,) = [setup for setup in evidence.setups(RUNS) if setup.dataset == dataset]
+@pytest.mark.parametrize(("label", "dataset"), ROWS.items())
+def test_the_front_page_has_the_test_accuracies_of_whole_comparisons(label, dataset):
+    machine = label.rpartition(", ")[2]
+    runs, standing = EVERY[machine], _row(machine, "standings.csv", dataset, "gravity")
     (compared,) = comparisons(CompareOptions("unused", datasets=(dataset,)))
-    assert set(search.known(compared, RUNS)) <= set(RUNS) and search.unknown(compared, RUNS) == (0, 0)
-    tested = {name: evidence.test_accuracies(evidence.finals(RUNS, setup, name)) for name in compared.entrants}
-    for name, accuracies in tested.items():
-        (row,) = re.findall(rf"^\| {ENTRANTS[name]} \|(.*)\|$", FRONT, re.MULTILINE)
-        cell = f"{np.mean(accuracies):.3f} ± {np.std(accuracies, ddof=1):.3f}"
-        assert row.split("|")[column].strip() == cell
+    assert set(search.known(compared, runs)) <= set(runs) and search.unknown(compared, runs) == (0, 0)
+    (setup,) = [setup for setup in evidence.setups(runs) if setup.dataset == dataset and not setup.settings]
+    cells = []
+    for name in FOUR:
+        accuracies = evidence.test_accuracies(evidence.finals(runs, setup, name))
+        assert len(accuracies) == (5 if dataset == "digits" else 3)
+        cells.append(f"{np.mean(accuracies):.3f} ± {np.std(accuracies, ddof=1):.3f}")
+    cells.append(
+        "{:+.3f} ({:+.3f} to {:+.3f})".format(*(float(standing[name]) for name in ("minus adam", "from", "to")))
+    )
+    assert f"| {label} | {' | '.join(cells)} |" in FRONT
 
 
-def test_the_readme_tells_of_failures_and_of_gravitys_lead_what_was_recorded():
-    names = ("cifar10", "cifar100_fine")
-    failed = [_row("failures.csv", dataset, "gravity")["final at chance"] for dataset in names]
-    failed_adam = [_row("failures.csv", dataset, "adam")["final at chance"] for dataset in names]
-    assert (failed, failed_adam) == (["2", "0"], ["0", "1"])
-    text = " ".join(FRONT.split())
-    assert "on CIFAR-10 two of Gravity's three final runs, on CIFAR-100 one of Adam's" in text
-    leads = [[float(_row("standings.csv", d, "gravity")[name]) for name in ("minus adam", "from", "to")] for d in names]
-    for lead, low, high in leads:
-        assert f"{lead:+.2f} ({low:+.2f} to {high:+.2f})" in text
+def test_what_is_said_of_the_two_machines_is_what_was_recorded():
+    chosen = {machine: _row(machine, "plateaus.csv", "cifar10", "gravity")["best rate"] for machine in EVERY}
+    assert chosen == {"CPU": "0.3162", "H100": "0.1"}
+    failed = {
+        (machine, dataset, name): int(_row(machine, "failures.csv", dataset, name)["final at chance"])
+        for machine in EVERY
+        for dataset in ("cifar10", "cifar100_fine")
+        for name in ("gravity", "adam")
+    }
+    assert {key: count for key, count in failed.items() if count} == {
+        ("CPU", "cifar10", "gravity"): 2,
+        ("CPU", "cifar100_fine", "adam"): 1,
+    }
+    text, front = " ".join(README.split()), " ".join(FRONT.split())
+    assert "that made the search choose 0.3 once, where two of Gravity's three seeds failed, and 0.1 once" in front
+    scores = {machine: _scores(machine, "cifar10", "gravity") for machine in EVERY}
+    for said, machine in (("scored {} and {} on the CPU", "CPU"), ("{} and {} on the H100", "H100")):
+        assert said.format(*(f"{scores[machine][rate]:.3f}" for rate in (0.1, 0.3162))) in text
 
 
-def test_the_comparisons_readme_answers_the_abstracts_question_with_what_was_recorded():
-    text = " ".join(README.split())
-    with open(REPORT / "growths.csv", newline="") as file:
-        (growth,) = csv.DictReader(file)
-    change, low, high = (float(growth[name]) for name in ("change", "from", "to"))
-    assert growth["answer"] == "yes" and f"by {change:.2f} (95% interval {low:.2f} to {high:.2f})" in text
-    momentum = _row("failures.csv", "cifar100_fine", "momentum")
-    assert momentum["search runs"] == momentum["search at chance"] and momentum["final at chance"] == "3"
-    finals = [
-        run.test_accuracy for trial, run in RUNS.items() if trial.dataset == "cifar100_fine" and run.test_accuracy
-    ]
-    assert 0.12 < max(finals) < 0.13
+def test_the_abstracts_question_is_answered_with_what_was_recorded():
+    text, front = " ".join(README.split()), " ".join(FRONT.split())
+    answers = {}
+    for machine in EVERY:
+        growth = _growth(machine, "cifar10", "cifar100_fine")
+        change, low, high = (float(growth[name]) for name in ("change", "from", "to"))
+        assert f"by {change:+.2f} ({low:+.2f} to {high:+.2f}) on the {machine}" in front
+        answers[machine] = growth["answer"].partition(":")[0]
+        if machine == "CPU":
+            assert f"by {change:.2f} (95% interval {low:.2f} to {high:.2f})" in text
+        else:
+            assert f"it changes by {change:+.2f} ({low:+.2f} to {high:+.2f})" in text
+    assert answers == {"CPU": "yes", "H100": "not shown"}
+    for machine, runs in EVERY.items():
+        momentum = _row(machine, "failures.csv", "cifar100_fine", "momentum")
+        assert momentum["search runs"] == momentum["search at chance"] and momentum["final at chance"] == "3"
+        finals = [run.test_accuracy for trial, run in runs.items() if trial.dataset == "cifar100_fine"]
+        assert max(accuracy for accuracy in finals if accuracy) < 0.13
 
 
 def test_the_trainers_table_of_group_norm_is_what_was_recorded():
@@ -133,8 +164,23 @@ def test_the_trainers_table_of_group_norm_is_what_was_recorded():
         assert f"| {optimizer} | {' | '.join(cells)} |" in readme
 
 
-def _row(name, *wanted):
-    """The row of a dataset and an optimizer in a table of the report."""
-    with open(REPORT / name, newline="") as file:
-        (found,) = [row for row in csv.DictReader(file) if (row["dataset"], row["optimizer"]) == wanted]
+def _table(machine, name):
+    with open(FOLDERS[machine] / "report" / name, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def _row(machine, name, *wanted):
+    """The row of a dataset and an optimizer in a table of a report."""
+    (found,) = [row for row in _table(machine, name) if (row["dataset"], row["optimizer"]) == wanted]
+    return found
+
+
+def _scores(machine, *wanted):
+    """Validation accuracies by learning rate."""
+    rows = [row for row in _table(machine, "rate_scores.csv") if (row["dataset"], row["optimizer"]) == wanted]
+    return {float(row["learning rate"]): float(row["validation accuracy"]) for row in rows}
+
+
+def _growth(machine, few, many):
+    (found,) = [row for row in _table(machine, "growths.csv") if (row["few"], row["many"]) == (few, many)]
     return found

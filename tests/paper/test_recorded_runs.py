@@ -95,6 +95,8 @@ def test_the_sentences_about_first_epochs_agree_with_the_recorded_files():
     text = " ".join(TEXT.split())
     assert f"Of the {compared} means" in text and f"{within} lie within two of our own spreads" in text
     assert compared == 15 * len(published.METRICS)
+    front = " ".join((ROOT / "README.md").read_text().split())
+    assert f"{within} of {compared} means lie within two of our standard deviations of the published value" in front
     # One value and the mean of three, of one normal distribution: their distance over the spread of the three is
     # sqrt(1 + 1 / 3) times Student's t with two degrees of freedom, whose distribution has a closed form.
     t = 2 / (4 / 3) ** 0.5
