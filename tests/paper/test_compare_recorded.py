@@ -140,6 +140,25 @@ def test_what_is_said_of_the_two_machines_is_what_was_recorded():
         assert said.format(*(f"{scores[machine][rate]:.3f}" for rate in (0.1, 0.3162))) in text
 
 
+def test_what_is_said_of_rounding_is_what_was_recorded():
+    pairs = {
+        (trial.dataset, trial.optimizer, trial.seed): (run.test_accuracy, EVERY["H100"][trial].test_accuracy)
+        for trial, run in RUNS.items()
+        if trial.part == "final" and trial in EVERY["H100"]
+    }
+    chance = {"cifar10": 0.1, "cifar100_fine": 0.01}
+    moved = [abs(a - b) for (dataset, *_), (a, b) in pairs.items() if min(a, b) > 1.01 * chance[dataset]]
+    text = " ".join(README.split())
+    assert f"by up to {max(moved):.2f} where both runs train" in text
+    split = {key: pair for key, pair in pairs.items() if min(pair) <= 1.01 * chance[key[0]] < 2 * min(pair) < max(pair)}
+    assert set(split) == {("cifar100_fine", "adam", 100), ("cifar10", "momentum", 101)}
+    assert (
+        "Adam with seed 100 on CIFAR-100 (fine) has {:.3f} and {:.3f}".format(*split["cifar100_fine", "adam", 100])
+        in text
+    )
+    assert "with seed 101 on CIFAR-10 {:.3f} and {:.3f}".format(*split["cifar10", "momentum", 101]) in text
+
+
 def test_the_abstracts_question_is_answered_with_what_was_recorded():
     text, front = " ".join(README.split()), " ".join(FRONT.split())
     answers = {}

@@ -19,7 +19,7 @@ FLAGS = {"width": 0.05, "limit": 96, "epochs": 2, "search_seeds": 1, "seeds": 1}
 SETTINGS = (
     "gravity:alpha=0.1,beta=0.99,first_step=0,norm=group",
     "gravity:max_step_grad=inverse_std,velocity=glorot_normal,weight_decay=0.1",
-    "adam:precision=default,schedule=cosine,warmup_epochs=0.5,clip_norm=0.5",
+    "adam:precision=bfloat16,schedule=cosine,warmup_epochs=0.5,clip_norm=0.5",
     "rmsprop:schedule=step,final_learning_rate=0.00001,clip_value=0.1",
     "adam:accumulate=2,schedule=linear",
 )

@@ -91,7 +91,9 @@ def test_the_table_of_first_epochs_agrees_with_the_recorded_files():
 
 def test_the_sentences_about_first_epochs_agree_with_the_recorded_files():
     runs = results.load(ROOT / "notebooks" / "results").runs
-    within, compared, outside = tables.agreement([row for row in tables.distance(runs) if row.epoch == 1])
+    rows = [row for row in tables.distance(runs) if row.epoch == 1 and row.in_spreads is not None]
+    compared, outside = len(rows), tables.beyond(rows, 2)
+    within = compared - len(outside)
     text = " ".join(TEXT.split())
     assert f"Of the {compared} means" in text and f"{within} lie within two of our own spreads" in text
     assert compared == 15 * len(published.METRICS)

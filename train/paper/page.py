@@ -179,12 +179,13 @@ def claim() -> str:
 
 def agreement(runs: Sequence[RecordedRun]) -> str:
     """How many of our means lie within two of our own spreads of the published values, and which do not."""
-    within, compared, outside = tables.agreement(tables.distance(runs))
+    compared = [row for row in tables.distance(runs) if row.in_spreads is not None]
+    outside = tables.beyond(compared, 2)
     if not compared:
         return "No cell has two seeds, so there is no spread to hold the distance from the published runs against."
     text = (
-        f"At the matched epochs, {within} of {compared} means over our seeds lie within two of our own spreads of the"
-        " published value (a cell with one seed has no spread)."
+        f"At the matched epochs, {len(compared) - len(outside)} of {len(compared)} means over our seeds lie within two"
+        " of our own spreads of the published value (a cell with one seed has no spread)."
     )
     cells: dict[str, list[str]] = {}
     for row in outside:

@@ -79,14 +79,6 @@ class DistanceRow(CellRow):
     remarks: Departures
 
 
-class Agreement(NamedTuple):
-    """How many distances lie within two of our own spreads."""
-
-    within: int
-    compared: int  # distances for which there is a spread
-    outside: list[DistanceRow]
-
-
 @dataclasses.dataclass(frozen=True)
 class MissingRow(CellRow):
     """A cell without a complete run of ours under the published protocol."""
@@ -200,11 +192,9 @@ def at_the_end(rows: Sequence[DistanceRow]) -> list[DistanceRow]:
     return [row for row in rows if row.epoch == last[row.dataset, row.model, row.optimizer, row.remarks]]
 
 
-def agreement(rows: Sequence[DistanceRow]) -> Agreement:
-    """Of the rows of `distance`, where there is a spread."""
-    compared = [row for row in rows if row.in_spreads is not None]
-    outside = [row for row in compared if abs(row.in_spreads or 0.0) > 2]
-    return Agreement(len(compared) - len(outside), len(compared), outside)
+def beyond(rows: Sequence[DistanceRow], spreads: float) -> list[DistanceRow]:
+    """The rows of `distance` that lie further than so many of our own spreads from the published value."""
+    return [row for row in rows if row.in_spreads is not None and abs(row.in_spreads) > spreads]
 
 
 def missing(runs: Sequence[RecordedRun]) -> list[MissingRow]:
