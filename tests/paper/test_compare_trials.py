@@ -47,6 +47,14 @@ def test_everything_that_can_be_set_is_tried_below():
     assert {pair.partition("=")[0] for text in SETTINGS for pair in text.partition(":")[2].split(",")} == set(SETTABLE)
 
 
+def test_each_entrant_has_the_network_of_its_own_settings():
+    """Six steps in bfloat16 give losses too close to float32's to tell."""
+    made_in = laboratory(optimizers=("adam", "adam:precision=bfloat16", "adam:norm=group"))
+    models = [made_in._model(config) for config in made_in.comparison.entrants.values()]
+    assert [model.dtype for model in models] == [np.float32, jax.numpy.bfloat16, np.float32]
+    assert [model.norm for model in models] == ["none", "none", "group"]
+
+
 @pytest.mark.slow
 @jax.numpy_dtype_promotion("standard")  # optax's own code promotes
 @pytest.mark.parametrize("optimizer", ["gravity", "adam", "rmsprop", "momentum", *SETTINGS])
