@@ -15,6 +15,8 @@ from gravity_optax import _checks
 from gravity_optax._first_velocity import draw_velocity, initial_stddev
 from gravity_optax._gradient_term import MaxStepGrad, compute_dtype, ratio_to_m, zeta_of_ratio
 
+_STREAM = 0x47726176  # "Grav"
+
 
 class ScaleByGravityState(NamedTuple):
     """State of `scale_by_gravity`.
@@ -198,7 +200,9 @@ def scale_by_gravity(
         _checks.check_stacked("params", params, stacked_axes)
         _checks.check_stddev(velocity_stddev, params, velocity_dtype)
         leaves, treedef = jax.tree.flatten(params)
-        keys = jax.random.split(jax.random.clone(base_key), len(leaves))  # init may be called again
+        # A stream of its own: users give the weights the same seed, and split(key, n)[i] is fold_in(key, i).
+        stream = jax.random.fold_in(jax.random.clone(base_key), _STREAM)  # a clone, since init may be called again
+        keys = jax.random.split(stream, len(leaves))
         velocity = [
             draw_velocity(k, velocity_stddev, leaf, velocity_dtype) for k, leaf in zip(keys, leaves, strict=True)
         ]
