@@ -30,9 +30,8 @@ def main() -> int:
 def compare(options: CompareOptions) -> int:
     """Makes the runs and writes the report; or only lists the runs; or only reports."""
     folder = pathlib.Path(local_path_given("--workdir", options.workdir))
-    wanted = [
-        one for flags in (studies.expanded(options) if options.study else [options]) for one in comparisons(flags)
-    ]
+    every = studies.expanded(options) if options.study else [options]
+    wanted = [comparison for flags in every for comparison in comparisons(flags)]
     if options.list_only:
         sys.stdout.write(listing(wanted, ledger.read(folder / "runs.csv")))
         return 0

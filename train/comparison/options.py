@@ -61,7 +61,7 @@ class CompareOptions:
     limit: int | None = None
     """Use only the first N training and the first N test examples."""
     study: Literal["ablation"] | None = None
-    """Comparisons that belong together, on --datasets, instead of one for each dataset (train/comparison/studies.py)."""
+    """Comparisons that belong together, on --datasets, as train/comparison/studies.py has them."""
     data_dir: str | None = None
     """Folder of the prepared datasets. Default: tensorflow-datasets' own (~/tensorflow_datasets)."""
     list_only: Annotated[bool, tyro.conf.arg(name="list")] = False
