@@ -5,17 +5,20 @@ at each step applies Eqs. 20 to 26 to each leaf (`_gradient_term` has Eqs. 20 an
 are in `_checks`.
 """
 
+import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from gravity_optax import _checks
 from gravity_optax._first_velocity import draw_velocity, initial_stddev
 from gravity_optax._gradient_term import MaxStepGrad, compute_dtype, ratio_to_m, zeta_of_ratio
 
-_STREAM = 0x47726176  # "Grav"
+Key = jax.Array | np.ndarray | np.integer | int
 
 
 class ScaleByGravityState(NamedTuple):
@@ -38,14 +41,15 @@ def gravity(
     alpha: jax.typing.ArrayLike = 0.01,
     beta: jax.typing.ArrayLike = 0.9,
     *,
-    key: jax.Array | int,
+    key: Key,
     first_step: int = 1,
     max_step_grad: MaxStepGrad | None = None,
     stacked_axes: int | None = None,
     velocity_dtype: jax.typing.DTypeLike | None = None,
-    weight_decay: jax.typing.ArrayLike | None = None,
+    velocity_stddev: jax.typing.ArrayLike | None = None,
+    weight_decay: optax.ScalarOrSchedule | None = None,
     weight_decay_mask: Any = None,
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformationExtraArgs:
     r"""The Gravity optimizer.
 
     For each leaf G of the gradients at step t (Algorithm 1 of the paper; equation numbers are the paper's)
@@ -124,35 +128,42 @@ def gravity(
       Bahrami and Pouriyan Zadeh, `Gravity Optimizer: a Kinematic Approach on Optimization in Deep Learning
       <https://arxiv.org/abs/2101.09192>`_, 2021.
     """
-    decay = []
-    if weight_decay is not None:
-        _checks.check_number("weight_decay", weight_decay, *_checks.NOT_NEGATIVE)
-        decay = [optax.add_decayed_weights(weight_decay, weight_decay_mask)]
-    return optax.chain(
-        scale_by_gravity(
-            initial_stddev(learning_rate, alpha),
-            beta,
-            key=key,
-            first_step=first_step,
-            max_step_grad=max_step_grad,
-            stacked_axes=stacked_axes,
-            velocity_dtype=velocity_dtype,
-        ),
-        *decay,
-        optax.scale_by_learning_rate(learning_rate),
+    _checks.check_number("alpha", alpha, *_checks.NOT_NEGATIVE)
+    if not callable(learning_rate):
+        # An array may be 0: optax.inject_hyperparams passes on what a schedule gives, at every step.
+        in_range = _checks.NOT_NEGATIVE if isinstance(learning_rate, jax.Array) else _checks.POSITIVE
+        _checks.check_number("learning_rate", learning_rate, _checks.POSITIVE[0], in_range[1])
+    if velocity_stddev is not None:
+        _checks.check_number("velocity_stddev", velocity_stddev, *_checks.NOT_NEGATIVE)
+    velocity = _velocity(
+        lambda: initial_stddev(learning_rate, alpha) if velocity_stddev is None else velocity_stddev,
+        beta,
+        key,
+        first_step,
+        max_step_grad,
+        stacked_axes,
+        velocity_dtype,
     )
+    parts = [velocity, optax.scale_by_learning_rate(learning_rate)]
+    if callable(weight_decay):  # add_decayed_weights takes a schedule from optax 0.2.6 on
+        add_decayed_weights = optax.inject_hyperparams(optax.add_decayed_weights, static_args="mask")
+        parts.insert(1, add_decayed_weights(weight_decay, weight_decay_mask))
+    elif weight_decay is not None:
+        _checks.check_number("weight_decay", weight_decay, *_checks.NOT_NEGATIVE)
+        parts.insert(1, optax.add_decayed_weights(weight_decay, weight_decay_mask))
+    return optax.chain(*parts)
 
 
 def scale_by_gravity(
     velocity_stddev: jax.typing.ArrayLike = 0.1,
     beta: jax.typing.ArrayLike = 0.9,
     *,
-    key: jax.Array | int,
+    key: Key,
     first_step: int = 1,
     max_step_grad: MaxStepGrad | None = None,
     stacked_axes: int | None = None,
     velocity_dtype: jax.typing.DTypeLike | None = None,
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformationExtraArgs:
     r"""Replaces gradients by Gravity's velocity V: `gravity` without the learning rate.
 
     Use it where :math:`\alpha / l` has no value, for instance with a warm-up from 0::
@@ -188,50 +199,73 @@ def scale_by_gravity(
       [0.125      0.05882353]
     """
     _checks.check_number("velocity_stddev", velocity_stddev, *_checks.NOT_NEGATIVE)
+    return _velocity(lambda: velocity_stddev, beta, key, first_step, max_step_grad, stacked_axes, velocity_dtype)
+
+
+def _velocity(
+    stddev_of: Callable[[], jax.typing.ArrayLike],
+    beta: jax.typing.ArrayLike,
+    key: Key,
+    first_step: int,
+    max_step_grad: MaxStepGrad | None,
+    stacked_axes: int | None,
+    velocity_dtype: jax.typing.DTypeLike | None,
+) -> optax.GradientTransformationExtraArgs:
     _checks.check_number("beta", beta, *_checks.UNIT)
     _checks.check_first_step(first_step)
     _checks.check_max_step_grad(max_step_grad)
     _checks.check_stacked_axes(stacked_axes)
     _checks.check_velocity_dtype(velocity_dtype)
-    base_key = _checks.canonical_key(key)
+    jax.eval_shape(lambda: _checks.canonical_key(key))  # its errors; nothing is computed until init
+    # Compiled once for leaves that are alike. Not with a function of the user's, which may not be pure.
+    leaf_step = _compiled_leaf_step if max_step_grad is None else _leaf_step
 
     def init_fn(params: optax.Params) -> ScaleByGravityState:
         _checks.check_real("params", params)
         _checks.check_stacked("params", params, stacked_axes)
-        _checks.check_stddev(velocity_stddev, params, velocity_dtype)
-        leaves, treedef = jax.tree.flatten(params)
-        # A stream of its own: users give the weights the same seed, and split(key, n)[i] is fold_in(key, i).
-        stream = jax.random.fold_in(jax.random.clone(base_key), _STREAM)  # a clone, since init may be called again
-        keys = jax.random.split(stream, len(leaves))
-        velocity = [
-            draw_velocity(k, velocity_stddev, leaf, velocity_dtype) for k, leaf in zip(keys, leaves, strict=True)
-        ]
-        return ScaleByGravityState(jnp.zeros([], jnp.int32), jax.tree.unflatten(treedef, velocity))
+        stddev = stddev_of()
+        _checks.check_stddev(stddev, params, velocity_dtype)
+        velocity = draw_velocity(_checks.canonical_key(key), stddev, params, velocity_dtype)
+        return ScaleByGravityState(jnp.zeros([], jnp.int32), velocity)
 
     def update_fn(
-        updates: optax.Updates, state: ScaleByGravityState, params: optax.Params | None = None
+        updates: optax.Updates, state: ScaleByGravityState, params: optax.Params | None = None, **extra_args: Any
     ) -> tuple[optax.Updates, ScaleByGravityState]:
-        del params
+        del params, extra_args
         _checks.check_matches(updates, state.velocity)
-        updates = jax.tree.map(jnp.asarray, updates)
+        count = jnp.asarray(state.count, jnp.int32)
 
-        def new_velocity(gradient: jax.Array, velocity: jax.Array) -> jax.Array:
-            dtype = compute_dtype(gradient, velocity)
-            gradient, velocity = gradient.astype(dtype), velocity.astype(dtype)
-            t = state.count.astype(dtype) + jnp.asarray(first_step, dtype)
-            zeta = zeta_of_ratio(gradient, ratio_to_m(gradient, max_step_grad, stacked_axes or 0))  # Eqs. 20 and 21
-            # Eq. 26, and 1 - beta_hat without the catastrophic cancellation as beta_hat nears 1.
+        @functools.cache
+        def weights(dtype: Any) -> tuple[jax.Array, jax.Array]:
+            """Eq. 26, and 1 - beta_hat without the catastrophic cancellation as beta_hat nears 1."""
+            t = count.astype(dtype) + jnp.asarray(first_step, dtype)
             beta_hat = (jnp.asarray(beta, dtype) * t + 1) / (t + 2)
-            one_minus_beta_hat = (jnp.asarray(1 - beta, dtype) * t + 1) / (t + 2)
-            return beta_hat * velocity + one_minus_beta_hat * zeta  # Eq. 22
+            return beta_hat, (jnp.asarray(1 - beta, dtype) * t + 1) / (t + 2)
 
-        computed = jax.tree.map(new_velocity, updates, state.velocity)
-        return (
-            jax.tree.map(lambda v, like: v.astype(like.dtype), computed, updates),
-            ScaleByGravityState(
-                optax.safe_increment(state.count),
-                jax.tree.map(lambda v, like: v.astype(like.dtype), computed, state.velocity),
-            ),
-        )
+        gradients, treedef = jax.tree.flatten(updates)
+        computed = []
+        for g, v in zip(gradients, jax.tree.leaves(state.velocity), strict=True):
+            g, v = (x if isinstance(x, jax.Array) else jnp.asarray(x) for x in (g, v))
+            computed.append(leaf_step(g, v, *weights(compute_dtype(g, v)), max_step_grad, stacked_axes or 0))
+        steps, velocity = (jax.tree.unflatten(treedef, [pair[i] for pair in computed]) for i in (0, 1))
+        return steps, ScaleByGravityState(optax.safe_increment(count), velocity)
 
-    return optax.GradientTransformation(init_fn, update_fn)
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _leaf_step(
+    gradient: jax.Array,
+    velocity: jax.Array,
+    beta_hat: jax.Array,
+    one_minus_beta_hat: jax.Array,
+    max_step_grad: MaxStepGrad | None,
+    stacked_axes: int,
+) -> tuple[jax.Array, jax.Array]:
+    """The new V of one leaf as an update, in the wider dtype of gradient and velocity, and as it is kept."""
+    g = gradient.astype(beta_hat.dtype)
+    zeta = zeta_of_ratio(g, ratio_to_m(g, max_step_grad, stacked_axes))  # Eqs. 20 and 21
+    new = beta_hat * velocity.astype(g.dtype) + one_minus_beta_hat * zeta  # Eq. 22
+    return new.astype(gradient.dtype) if gradient.dtype == velocity.dtype else new, new.astype(velocity.dtype)
+
+
+_compiled_leaf_step = jax.jit(_leaf_step, static_argnums=(4, 5))
