@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import optax.contrib
 import pytest
 
 from gravity_optax import Damping, ScaleByGravityState, damping, gravity, gravity_term, scale_by_gravity
