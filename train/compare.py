@@ -4,7 +4,7 @@ import logging
 import pathlib
 import sys
 
-from comparison import ledger
+from comparison import ledger, studies
 from comparison.driver import Driver, listing
 from comparison.options import CompareOptions, comparisons
 from trainer.config import UsageError, UserError, local_path_given
@@ -30,7 +30,8 @@ def main() -> int:
 def compare(options: CompareOptions) -> int:
     """Makes the runs and writes the report; or only lists the runs; or only reports."""
     folder = pathlib.Path(local_path_given("--workdir", options.workdir))
-    wanted = comparisons(options)
+    every = studies.expanded(options) if options.study else [options]
+    wanted = [comparison for flags in every for comparison in comparisons(flags)]
     if options.list_only:
         sys.stdout.write(listing(wanted, ledger.read(folder / "runs.csv")))
         return 0

@@ -22,6 +22,7 @@ SETTINGS = (
     "adam:precision=bfloat16,schedule=cosine,warmup_epochs=0.5,clip_norm=0.5",
     "rmsprop:schedule=step,final_learning_rate=0.00001,clip_value=0.1",
     "adam:accumulate=2,schedule=linear",
+    "gravity:max_step_grad=rms,max_step_grad_factor=5,init=he,init_noise=0.01,augment=crop-flip",
 )
 
 
@@ -67,7 +68,12 @@ def test_a_run_is_the_trainers(optimizer):
         digits, train_images=digits.train_images[made_in.training], train_labels=digits.train_labels[made_in.training]
     )
     config = dataclasses.replace(made_in.comparison.entrants[entrant], seed=3)
-    trainer = Trainer(config, part, jax.devices()[:1])
+    if config.augment == "none":
+        trainer = Trainer(config, part, jax.devices()[:1])
+    else:  # it goes by the pictures' numbers, which are those of the whole training set
+        trainer, size = Trainer(config, digits, jax.devices()[:1]), len(made_in.training)
+        order = lambda epoch: made_in.training[np.random.default_rng([3, epoch]).permutation(size)]
+        trainer.train_size, trainer._order = size, order
     losses = [trainer.train_epoch(epoch)[0] for epoch in (1, 2)]
     assert outcome.loss_by_epoch == pytest.approx(losses, rel=1e-4)
     assert outcome.test_accuracy == pytest.approx(trainer.evaluate()[1], abs=0.011)  # one picture of 96
@@ -157,8 +163,8 @@ def test_a_step_count_below_the_chunks_trains_on_what_is_there_alone():
     (comparison,) = comparisons(CompareOptions("unused", **FLAGS, optimizers=("sgd",)))
     params = {"w": np.zeros((2, 2), np.float32)}
     state = steps.TrainState(params, optax.sgd(0.5).init(params))
-    arguments = ((state, np.float32(0.5), np.int32(2)), pictures, batches)
-    chunk = lambda *a: trials._train_some(apply, comparison.config, 2, *a)
+    arguments = ((state, np.float32(0.5), np.int32(2), np.uint32(0)), pictures, batches)
+    chunk = lambda *a: trials._train_some(apply, comparison.config, 2, (1, 2, 1), *a)
     after, sums = Program(replicas, chunk, *arguments).compile()(*arguments)
     w = np.zeros((2, 2))
     for row in (2, 1):

@@ -56,6 +56,7 @@ def test_a_given_value_is_kept():
         ("alpha", -0.01),
         ("beta", 1.5),
         ("first_step", -1),
+        ("init_noise", -0.1),
         ("epochs", 0),
         ("batch_size", 0),
         ("limit", 0),
@@ -69,7 +70,7 @@ def test_a_value_out_of_range_is_refused_by_its_flag(field, value):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("field", ["alpha", "beta", "first_step", "max_step_grad", "velocity"])
+@pytest.mark.parametrize("field", ["alpha", "beta", "first_step", "max_step_grad", "max_step_grad_factor", "velocity"])
 def test_gravitys_flags_are_refused_with_another_optimizer(field):
     with pytest.raises(UsageError, match=f"{flag(field)} is 0, but --optimizer is adam"):
         resolve(Config(optimizer="adam", **{field: 0}))

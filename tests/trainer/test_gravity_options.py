@@ -31,6 +31,8 @@ def test_the_flags_have_the_names():
         ("inverse_std", 1 / np.std([-3.0, 1.0, 2.0])),
         ("max", 2.0),
         ("max_abs", 3.0),
+        ("none", np.inf),
+        ("rms", 3 * np.sqrt(14 / 3)),
     ],
 )
 def test_the_first_step_from_rest_has_the_rules_m(rule, m):
@@ -38,6 +40,27 @@ def test_the_first_step_from_rest_has_the_rules_m(rule, m):
     g = np.array([-3.0, 1.0, 2.0])
     updates, _ = tx.update(jnp.asarray(g), tx.init(jnp.zeros(3)))
     np.testing.assert_allclose(updates, -0.1 * 0.5 * g / (1 + (g / m) ** 2), rtol=1e-5)
+
+
+def test_with_rms_the_step_scales_with_the_gradient_and_with_the_papers_rule_it_does_not():
+    g = np.random.default_rng(0).normal(size=50)
+    for rule, scales in (("rms", True), ("inverse_max_abs", False)):
+        tx = optimizers.build(resolve(Config(alpha=0.0, max_step_grad=rule)), KEY)
+        small, large = (tx.update(jnp.asarray(c * g, jnp.float32), tx.init(jnp.zeros(50)))[0] for c in (1, 1000))
+        assert np.allclose(large, 1000 * small, rtol=1e-4) == scales
+
+
+def test_the_factor_is_of_the_root_mean_square_alone():
+    assert resolve(Config()).max_step_grad_factor is None
+    assert resolve(Config(max_step_grad="rms")).max_step_grad_factor == 3
+    g, updates = jnp.array([0.5, -2.0, 1.0]), []
+    for factor in (1.0, 7.0):
+        tx = optimizers.build(resolve(Config(alpha=0.0, max_step_grad="rms", max_step_grad_factor=factor)), KEY)
+        updates.append(np.asarray(tx.update(g, tx.init(jnp.zeros(3)))[0]))
+    ratio = np.asarray(g) ** 2 / (21 / 12)
+    np.testing.assert_allclose(updates[1] / updates[0], (1 + ratio) / (1 + ratio / 49), rtol=1e-5)
+    with pytest.raises(UsageError, match=r"^--max-step-grad-factor is 2.0; only --max-step-grad rms has it: leave"):
+        resolve(Config(max_step_grad_factor=2.0))
 
 
 @pytest.mark.parametrize("leaf", PARAMS)

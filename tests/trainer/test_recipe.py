@@ -14,7 +14,7 @@ from gravity_optax import gravity, scale_by_gravity
 from processes import differences, result
 from stop_after import StopAfter
 from trainer import loop, optimizers
-from trainer.config import Config, UsageError, UserError, resolve
+from trainer.config import RECIPE, Config, UsageError, UserError, as_recorded, resolve
 from trainer.progress import Preempted
 
 KEY = jax.random.key(3)
@@ -180,6 +180,13 @@ def train(workdir, chunks=None, **flags):
         return loop.train(config, jax.devices()[:2], None if chunks is None else StopAfter(chunks))
 
 
+def test_a_run_of_before_these_flags_is_one_without_them():
+    recorded = {"norm": "group", "seed": 3}
+    known = as_recorded(recorded)
+    assert known == {name: getattr(resolve(Config()), name) for name in RECIPE} | recorded
+    assert (known["init"], known["init_noise"], known["augment"]) == ("glorot", 0.0, "none")
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     """The same run at one go, and stopped in the middle of the first epoch and resumed."""
@@ -211,7 +218,13 @@ def test_the_flags_are_recorded_and_the_learning_rate_is_the_last_column(runs):
     np.testing.assert_allclose([float(row["learning_rate"]) for row in rows], [middle, 0.01], rtol=1e-5)
 
 
-@pytest.mark.parametrize("flags", [{"clip_norm": 1.0}, {"accumulate": 2}, {"warmup_epochs": 0.0}, {"epochs": 3}])
+@pytest.mark.parametrize(
+    "flags",
+    [
+        *({"clip_norm": 1.0}, {"accumulate": 2}, {"warmup_epochs": 0.0}, {"epochs": 3}, {"init": "he"}),
+        *({"init_noise": 0.1}, {"augment": "crop-flip"}, {"max_step_grad": "none"}),
+    ],
+)
 def test_another_recipe_is_another_run(runs, flags):
     ((name, value),) = flags.items()
     with pytest.raises(UserError, match=f"--{name.replace('_', '-')} was .* and is {value}"):

@@ -94,7 +94,7 @@ BY_HAND = [
 def test_the_numbers_are_those_of_the_gradient_that_the_next_step_gets(flags, clip, rule, monkeypatch):
     """On three devices, at weights whose gradients Gravity damps."""
     # Neither is called here, and compiling them takes most of the time.
-    monkeypatch.setattr(steps, "train_chunk", lambda apply, tx, state, pictures, batches: (state, 0.0))
+    monkeypatch.setattr(steps, "train_chunk", lambda apply, tx, state, pictures, batches, view: (state, 0.0))
     monkeypatch.setattr(steps, "evaluate", lambda apply, params, pictures, batches: 0.0)
     config = resolve(Config(watch=True, **TINY | flags))
     with jax.numpy_dtype_promotion("standard"):  # optax's own code promotes

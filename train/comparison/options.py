@@ -8,7 +8,7 @@ heavy is imported here, so that `--list` and an invalid flag are answered at onc
 import dataclasses
 import typing
 from collections.abc import Iterable
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -60,6 +60,8 @@ class CompareOptions:
     """Runs at the chosen learning rate, with seeds 100, 101, ... Default: the rule's."""
     limit: int | None = None
     """Use only the first N training and the first N test examples."""
+    study: Literal["ablation"] | None = None
+    """Comparisons that belong together, on --datasets, as train/comparison/studies.py has them."""
     data_dir: str | None = None
     """Folder of the prepared datasets. Default: tensorflow-datasets' own (~/tensorflow_datasets)."""
     list_only: Annotated[bool, tyro.conf.arg(name="list")] = False

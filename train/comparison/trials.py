@@ -18,7 +18,7 @@ import numpy as np
 
 from comparison.ledger import Outcome, Trial
 from comparison.options import Comparison
-from trainer import data, devices, optimizers, steps, vgg
+from trainer import augment, data, devices, networks, optimizers, steps
 from trainer.config import ResolvedConfig
 
 # How many steps a device is handed at once. The batches of an epoch need not divide by it: only those that are there
@@ -54,7 +54,7 @@ class Laboratory:
         self._image_shape = images.shape[1:]
         self._steps_per_epoch = -(-len(self.training) // config.batch_size)
         self._programs: dict[str, Callable] = {}  # by entrant
-        self._evaluations: dict[vgg.VGG, Callable] = {}
+        self._evaluations: dict[networks.Network, Callable] = {}
         self._compiling = 0.0  # seconds, in the run that is being made
 
     def run(
@@ -95,13 +95,13 @@ class Laboratory:
             seconds=time.perf_counter() - started - self._compiling,
         )
 
-    def _model(self, config: ResolvedConfig) -> vgg.VGG:
-        return vgg.build(config.model, config.width, self.dataset.num_classes, config.precision, config.norm)
+    def _model(self, config: ResolvedConfig) -> networks.Network:
+        return networks.build(config, self.dataset.num_classes)
 
     def _start(self, config: ResolvedConfig) -> steps.TrainState:
         """Initial weights and velocity, as the trainer draws them from the seed."""
         params_key, velocity_key = jax.random.split(jax.random.key(config.seed))
-        params = vgg.init(self._model(config), params_key, self._image_shape)
+        params = networks.initial(config, self._model(config), params_key, self._image_shape)
         tx = optimizers.build(config, velocity_key, self._steps_per_epoch)
         return self._replicas.replicate(steps.TrainState(params, tx.init(params)))
 
@@ -110,14 +110,16 @@ class Laboratory:
     ) -> tuple[steps.TrainState, float]:
         """The state after an epoch, and the mean loss over its pictures; an epoch is cut short where that breaks."""
         order = self.training[np.random.default_rng([config.seed, epoch]).permutation(len(self.training))]
+        pictures = augment.pictures_of(self._pictures, config, epoch, self._replicas.replicate)
         loss = 0.0
         for count, batches in self._chunks(order, _STEPS):
             if stop():
                 raise Stopped
-            arguments = ((state, np.float32(config.learning_rate), np.int32(count)), self._pictures, batches)
+            tree = state, np.float32(config.learning_rate), np.int32(count), np.uint32(config.seed)
+            arguments = (tree, pictures, batches)
             if entrant not in self._programs:
                 apply = steps.on_flat(self._model(config).apply, self._image_shape)
-                chunk = functools.partial(_train_some, apply, config, self._steps_per_epoch)
+                chunk = functools.partial(_train_some, apply, config, self._steps_per_epoch, self._image_shape)
                 self._programs[entrant] = self._compiled(chunk, arguments, donate_first=True)
             state, sums = self._programs[entrant](*arguments)
             loss += float(sums.loss)
@@ -156,19 +158,21 @@ def _train_some(
     apply: steps.Apply,
     config: ResolvedConfig,
     steps_per_epoch: int,
+    image_shape: tuple[int, ...],
     tree: Any,
     pictures: steps.Split,
     batches: jax.Array,
 ) -> Any:
-    """On the device: as many steps as `tree` = (state, learning rate, count) says, and their sums."""
-    state, learning_rate, count = tree
+    """On the device: as many steps as `tree` = (state, learning rate, count, seed) says, and their sums."""
+    state, learning_rate, count, seed = tree
     # The key draws an initial velocity, which the state has already.
-    config = dataclasses.replace(config, learning_rate=learning_rate)
+    config = dataclasses.replace(config, learning_rate=learning_rate, seed=seed)
     tx = optimizers.build(config, jax.random.key(0), steps_per_epoch)
+    view = augment.view(config, image_shape)
 
     def step(i, carry):
         state, total = carry
-        state, sums = steps.train_step(apply, tx, state, pictures, batches[i])
+        state, sums = steps.train_step(apply, tx, state, pictures, batches[i], view)
         return state, jax.tree.map(jnp.add, total, sums)
 
     zero = steps.Sums(jnp.float32(0), jnp.int32(0), jnp.int32(0))

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from trainer import data, optimizers, steps, vgg, watch
+from trainer import augment, data, networks, optimizers, steps, watch
 from trainer.config import ResolvedConfig
 from trainer.devices import Program, Replicas, release_memory
 
@@ -29,31 +29,35 @@ def build(config: ResolvedConfig, dataset: data.Dataset, replicas: Replicas) -> 
     """Puts the data and the initial state on all devices, and compiles."""
     image_shape, size, test_size = dataset.train_images.shape[1:], config.batch_size, len(dataset.test_labels)
     lengths = chunk_lengths(-(-len(dataset.train_labels) // size))  # the last, partial batch counts
-    model = vgg.build(config.model, config.width, dataset.num_classes, config.precision, config.norm)
+    model = networks.build(config, dataset.num_classes)
     params_key, velocity_key = jax.random.split(jax.random.key(config.seed))
     tx = optimizers.build(config, velocity_key, sum(lengths))
 
     def initial_state() -> steps.TrainState:
-        params = vgg.init(model, params_key, image_shape)
+        params = networks.initial(config, model, params_key, image_shape)
         return steps.TrainState(params, tx.init(params))
 
     train_set = replicas.replicate(steps.Split(steps.flat(dataset.train_images), dataset.train_labels))
     test_set = replicas.replicate(steps.Split(steps.flat(dataset.test_images), dataset.test_labels))
     test_batches = replicas.split(steps.in_batches(np.arange(test_size), -(-test_size // size), size))
 
-    apply = steps.on_flat(model.apply, image_shape)
-    train, evaluate = functools.partial(steps.train_chunk, apply, tx), functools.partial(steps.evaluate, apply)
+    apply, view = steps.on_flat(model.apply, image_shape), augment.view(config, image_shape)
+    train, evaluate = (
+        functools.partial(steps.train_chunk, apply, tx, view=view),
+        functools.partial(steps.evaluate, apply),
+    )
+    seen = augment.pictures_of(train_set, config, 1, replicas.replicate)
     shapes = jax.eval_shape(initial_state)
     evaluation = Program(replicas, evaluate, shapes.params, test_set, test_batches)
     no_batch = lambda length: replicas.split(np.full((length, size), -1, np.int32))
-    measure = functools.partial(watch.measure, apply, config)
-    watching = Program(replicas, measure, shapes, train_set, no_batch(1)) if config.watch else None
+    measure = functools.partial(watch.measure, apply, config, view=view)
+    watching = Program(replicas, measure, shapes, seen, no_batch(1)) if config.watch else None
     # Meanwhile: the other compilations, and the many small ones that draw the initial state.
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
         drawn = pool.submit(initial_state)
         compiled = [pool.submit(program.compile) for program in (evaluation, watching) if program]
         chunks = {
-            length: Program(replicas, train, shapes, train_set, no_batch(length), donate_first=True).compile()
+            length: Program(replicas, train, shapes, seen, no_batch(length), donate_first=True).compile()
             for length in sorted(set(lengths))
         }
     for other in compiled:

@@ -13,11 +13,11 @@ from typing import Any, Literal
 DatasetName = Literal["digits", "mnist", "fashion_mnist", "cifar10", "cifar100_coarse", "cifar100_fine"]
 # Any set of TFDS: its name, perhaps its configuration, perhaps its label.
 TFDS_SET = re.compile(r"tfds:(?P<name>\w+(/[\w.+-]+)?)(:(?P<label>\w+))?")
-ModelName = Literal["vgg11", "vgg16", "vgg19"]
+ModelName = Literal["vgg11", "vgg16", "vgg19", "mlp", "softmax"]
 OptimizerName = Literal[
     "gravity", "sgd", "momentum", "adagrad", "adadelta", "rmsprop", "nesterov", "adam", "adamax", "nadam", "amsgrad"
 ]
-MaxStepGradName = Literal["inverse_max_abs", "inverse_range", "inverse_std", "max", "max_abs"]
+MaxStepGradName = Literal["inverse_max_abs", "inverse_range", "inverse_std", "max", "max_abs", "none", "rms"]
 VelocityName = Literal[
     "normal",
     "glorot_normal",
@@ -51,7 +51,7 @@ OTHER_LEARNING_RATES = {
 # What the paper's runs do without; the defaults change nothing.
 RECIPE = (
     *("norm", "schedule", "warmup_epochs", "final_learning_rate", "weight_decay", "clip_norm", "clip_value"),
-    "accumulate",
+    *("accumulate", "init", "init_noise", "augment", "max_step_grad_factor"),
 )
 # What makes a run what it is: `--resume` refuses another value (see `same_run`). The other flags may differ.
 SAME_RUN = (
@@ -90,11 +90,20 @@ class Config:
     """digits (they come with scikit-learn), mnist, fashion_mnist, cifar10, cifar100_coarse, cifar100_fine, or another
     image set of tensorflow-datasets: tfds:NAME or tfds:NAME:LABEL, such as tfds:kmnist (see --data-dir)."""
     model: ModelName | None = None
-    """Default: vgg11 for the digits, vgg16 elsewhere."""
+    """mlp: VGG's dense layers on the pictures as they are. softmax: softmax regression, which has no width. Default:
+    vgg11 for the digits, vgg16 elsewhere."""
     width: float | None = None
     """Multiplier of all layer widths; 1.0 is the paper's. Default: 0.25 for the digits, 1.0 elsewhere."""
     norm: Literal["none", "group"] = "none"
     """group: GroupNorm before each ReLU, 32 groups at width 1 and fewer in narrow layers. The paper has none."""
+    init: Literal["glorot", "he"] = "glorot"
+    """What the kernels are drawn from. glorot: Glorot's uniform distribution, the paper's. he: He's normal one, of
+    variance 2 / fan-in and cut at two standard deviations. Biases start at 0."""
+    init_noise: float = 0.0
+    """Standard deviation of normal noise that is added to every initial weight, biases too."""
+    augment: Literal["none", "crop-flip"] = "none"
+    """crop-flip: training sees a random crop of each picture, padded by 4 reflected pixels on each side, and half of
+    the time its mirror image. Evaluation sees the pictures as they are."""
     optimizer: OptimizerName = "gravity"
     """Gravity or one of the paper's Table 1, with Keras' default settings, as in the published runs."""
     learning_rate: float | None = None
@@ -106,7 +115,10 @@ class Config:
     first_step: int | None = None
     """Gravity's t at the first update: 1 as in Algorithm 1, 0 as in the published runs. Default: 1."""
     max_step_grad: MaxStepGradName | None = None
-    """Gravity's rule for m; all but the default are of the authors' tuning study. Default: inverse_max_abs (Eq. 20)."""
+    """Gravity's rule for m. none: no damping. rms: --max-step-grad-factor times the gradient's root mean square. The
+    others are of the authors' tuning study. Default: inverse_max_abs (Eq. 20)."""
+    max_step_grad_factor: float | None = None
+    """Of --max-step-grad rms. Default: 3."""
     velocity: VelocityName | None = None
     """What Gravity's initial velocity is drawn from; all but the default are Keras initialisers, of the authors' tuning
     study, and take no --alpha. Default: normal, of standard deviation alpha / learning rate (Eq. 27)."""
@@ -204,10 +216,15 @@ def resolve(config: Config) -> ResolvedConfig:
         "beta": 0.9,
         "first_step": 1,
         "max_step_grad": "inverse_max_abs",
+        "max_step_grad_factor": 3.0,
         "velocity": "normal",
     }
     if config.optimizer == "gravity":
         defaults |= gravity_only
+        if config.max_step_grad != "rms":
+            if (factor := config.max_step_grad_factor) is not None:
+                raise UsageError(f"--max-step-grad-factor is {factor}; only --max-step-grad rms has it: leave it out.")
+            del defaults["max_step_grad_factor"]
         if config.velocity not in (None, "normal"):
             if config.alpha is not None:
                 raise UsageError(f"--alpha is {config.alpha}, but --velocity is {config.velocity}: leave --alpha out.")
@@ -296,6 +313,8 @@ def _check_ranges(config: ResolvedConfig) -> None:
         "alpha": nonnegative,
         "beta": ("between 0 and 1", lambda x: 0 <= x <= 1),
         "first_step": ("between 0 and 1000000000", lambda x: 0 <= x <= 10**9),
+        "max_step_grad_factor": positive,
+        "init_noise": nonnegative,
         "epochs": whole,
         "batch_size": ("between 1 and 65536", lambda x: 1 <= x <= 2**16),
         "warmup_epochs": nonnegative,

@@ -16,7 +16,7 @@ from etils import epath
 from flax.traverse_util import flatten_dict
 from safetensors.numpy import save
 
-from trainer import data, steps, vgg
+from trainer import data, networks, steps, vgg
 from trainer.checkpoints import Arrays, ReadCheckpoints
 from trainer.config import Config, ResolvedConfig, UserError, as_recorded, brief
 
@@ -52,7 +52,7 @@ def evaluate(
     finally:
         checkpoints.close()
     dataset = data.load(config.dataset, data_dir or config.data_dir, config.limit)
-    model = vgg.build(config.model, config.width, dataset.num_classes, config.precision, config.norm)
+    model = networks.build(config, dataset.num_classes)
     params = _params(model, dataset, arrays, folder)
     scores = score(model, params, dataset.test_images, config.batch_size, dataset.test_labels)
     written = {folder / "confusion.png": _confusion_picture(dataset, scores)}
@@ -70,7 +70,7 @@ def evaluate(
     return "\n".join([where, *_table(dataset, scores), *(f"{path} is written" for path in written)]) + "\n"
 
 
-def score(model: vgg.VGG, params: Any, images: np.ndarray, batch_size: int, labels: np.ndarray) -> Scores:
+def score(model: networks.Network, params: Any, images: np.ndarray, batch_size: int, labels: np.ndarray) -> Scores:
     """Scores pictures, uint8 (n, h, w, c), with labels (n,), in batches."""
 
     apply: steps.Apply = model.apply
@@ -104,7 +104,7 @@ def _config(folder: epath.Path) -> ResolvedConfig:
         raise UserError(f"WORKDIR is {folder}, whose config.json cannot be read ({brief(error)}); {mend}.") from error
 
 
-def _params(model: vgg.VGG, dataset: data.Dataset, arrays: Arrays, folder: epath.Path) -> Any:
+def _params(model: networks.Network, dataset: data.Dataset, arrays: Arrays, folder: epath.Path) -> Any:
     """The parameters among a checkpoint's arrays."""
     shape = dataset.test_images.shape[1:]
     like = jax.eval_shape(lambda: vgg.init(model, jax.random.key(0), shape))

@@ -1,24 +1,30 @@
 """What the authors tried on the way to Gravity: other rules for Max-Step Grad and other initial velocities.
 
 The names are those of their notes (published_tuning.csv). The initial velocities are Keras' initialisers, with Keras'
-default sizes. `study.py` says which of them make up which of the authors' runs.
+default sizes. `tuning_study.py` says which of them make up which of the authors' runs. Two rules for m are not theirs:
+without damping, and one that does not depend on the scale of the loss.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from trainer.config import ResolvedConfig
+
 _EPSILON = 1e-7  # the authors'
 
 # The rule for m -> `gravity`'s argument max_step_grad; the first is Eq. 20. Of m only the size counts.
-MAX_STEP_GRAD = {
+MAX_STEP_GRAD: dict[str, Callable[[jax.Array], Any] | None] = {
     "inverse_max_abs": None,
     "inverse_range": lambda g: 1 / (jnp.max(g) - jnp.min(g) + _EPSILON),
     "inverse_std": lambda g: 1 / (jnp.std(g) + _EPSILON),
     "max": jnp.max,
     "max_abs": lambda g: jnp.max(jnp.abs(g)),
+    "none": lambda g: jnp.inf,  # zeta = G
+    "rms": lambda g: jnp.sqrt(jnp.mean(jnp.square(g))),
 }
 # Arguments of jax.nn.initializers.variance_scaling: scale, mode, distribution.
 _SCALED: dict[str, tuple[Any, ...]] = {
@@ -35,6 +41,12 @@ _FIXED = {
     "truncated_normal": jax.nn.initializers.truncated_normal(0.05),
 }
 INITIALIZERS = (*_SCALED, *_FIXED)
+
+
+def max_step_grad(config: ResolvedConfig) -> Callable[[jax.Array], Any] | None:
+    """The rule for m of a resolved configuration; that of Eq. 20 for an optimizer that is not Gravity."""
+    rule, factor = MAX_STEP_GRAD[config.max_step_grad or "inverse_max_abs"], config.max_step_grad_factor
+    return rule if rule is None or factor is None else lambda g: factor * rule(g)
 
 
 def start_from(tx: optax.GradientTransformation, name: str, key: jax.Array) -> optax.GradientTransformation:

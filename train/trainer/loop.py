@@ -16,7 +16,7 @@ import numpy as np
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from trainer import data, jaxlib_fault, optimizers, steps, watch
+from trainer import augment, data, jaxlib_fault, optimizers, steps, watch
 from trainer.building import build
 from trainer.config import ResolvedConfig
 from trainer.devices import Replicas, asked_to_stop, primary
@@ -64,7 +64,7 @@ class Trainer:
         ahead = None
         for chunk in chunks:
             first, length = sum(self.lengths[:chunk]) * self.config.batch_size, self.lengths[chunk]
-            read, (self.state, ahead) = ahead, self._run(self.state, order[first:], length)
+            read, (self.state, ahead) = ahead, self._run(self.state, epoch, order[first:], length)
             if read:
                 yield _read_back(read)
         if ahead:
@@ -93,24 +93,29 @@ class Trainer:
         """With `config.watch`: what Gravity makes of the gradient of the step that follows `epoch`, leaf by leaf."""
         assert self.built.watching, "config.watch is off"
         batches = self.replicas.split(steps.in_batches(self._order(epoch + 1), 1, self.config.batch_size))
-        measured = self.built.watching(self.state, self.built.train_set, batches)
+        measured = self.built.watching(self.state, self._pictures(epoch + 1), batches)
         return watch.rows(epoch, self.state.params, measured)
 
     def profile(self, profiling: contextlib.AbstractContextManager) -> None:
         """Runs two chunks of steps, the second one in `profiling`. The state stays as it is."""
         order, length = np.arange(self.train_size), min(self.lengths)
-        state, _ = jax.block_until_ready(self._run(jax.tree.map(jnp.copy, self.state), order, length))
+        state, _ = jax.block_until_ready(self._run(jax.tree.map(jnp.copy, self.state), 1, order, length))
         with profiling:
-            jax.block_until_ready(self._run(state, order, length))
+            jax.block_until_ready(self._run(state, 1, order, length))
 
     def _order(self, epoch: int) -> np.ndarray:
         """The numbers of the pictures, as this epoch goes through them."""
         return np.random.default_rng([self.config.seed, epoch]).permutation(self.train_size)
 
-    def _run(self, state: steps.TrainState, order: np.ndarray, length: int) -> tuple[steps.TrainState, steps.Sums]:
+    def _pictures(self, epoch: int) -> steps.Split:
+        return augment.pictures_of(self.built.train_set, self.config, epoch, self.replicas.replicate)
+
+    def _run(
+        self, state: steps.TrainState, epoch: int, order: np.ndarray, length: int
+    ) -> tuple[steps.TrainState, steps.Sums]:
         """Hands the devices `length` steps on the first of the picture numbers `order`; `state` is used up."""
         batches = self.replicas.split(steps.in_batches(order, length, self.config.batch_size))
-        return self.built.chunks[length](state, self.built.train_set, batches)
+        return self.built.chunks[length](state, self._pictures(epoch), batches)
 
 
 def _read_back(sums: steps.Sums) -> Chunk:

@@ -147,6 +147,6 @@ def _alone(config: ResolvedConfig, key: jax.Array) -> optax.GradientTransformati
         beta=config.beta,
         key=key,
         first_step=config.first_step,
-        max_step_grad=gravity_options.MAX_STEP_GRAD[config.max_step_grad],
+        max_step_grad=gravity_options.max_step_grad(config),
     )
     return tx if config.velocity == "normal" else gravity_options.start_from(tx, config.velocity, key)

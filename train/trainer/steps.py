@@ -28,6 +28,7 @@ class Split(NamedTuple):
 
     images: jax.Array | np.ndarray  # (n, height, width, channels), or (n, height * width * channels); uint8
     labels: jax.Array | np.ndarray  # (n,), int32
+    epoch: jax.Array | None = None  # (), int32: the one that is trained, where `View` depends on it
 
 
 class Sums(NamedTuple):
@@ -39,6 +40,7 @@ class Sums(NamedTuple):
 
 
 Apply = Callable[..., Any]  # ({"params": params}, uint8 images as in Split) -> float32 logits (b, classes)
+View = Callable[[Split, jax.Array], jax.Array]  # (pictures, row numbers (b,)) -> uint8 images, as in Split
 
 
 def flat(images: np.ndarray) -> np.ndarray:
@@ -62,11 +64,16 @@ def in_batches(order: np.ndarray, count: int, size: int) -> np.ndarray:
     return filled.reshape(count, size)
 
 
-def batch_sums(apply: Apply, params: Any, pictures: Split, batch: jax.Array) -> Sums:
+def unchanged(pictures: Split, rows: jax.Array) -> jax.Array:
+    """The images of these rows as they are."""
+    return pictures.images[rows]
+
+
+def batch_sums(apply: Apply, params: Any, pictures: Split, batch: jax.Array, view: View = unchanged) -> Sums:
     """Cross-entropy (of the softmax of the logits) and hits of this device's part of a batch, int32 (b,)."""
     valid = batch >= 0
     rows = jnp.maximum(batch, 0)
-    logits = apply({"params": params}, pictures.images[rows])
+    logits = apply({"params": params}, view(pictures, rows))
     labels = pictures.labels[rows]
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     return Sums(
@@ -76,32 +83,44 @@ def batch_sums(apply: Apply, params: Any, pictures: Split, batch: jax.Array) -> 
     )
 
 
-def mean_gradient(apply: Apply, params: Any, pictures: Split, batch: jax.Array) -> tuple[Any, Sums]:
+def mean_gradient(
+    apply: Apply, params: Any, pictures: Split, batch: jax.Array, view: View = unchanged
+) -> tuple[Any, Sums]:
     """The mean gradient over the valid pictures of all devices, and their sums."""
     # The loss is divided and not the gradient, which would be written to memory once more.
     count = sum_over_devices(jnp.sum(batch >= 0, dtype=jnp.int32))
 
     def part_of_mean(params):
-        sums = batch_sums(apply, params, pictures, batch)
+        sums = batch_sums(apply, params, pictures, batch, view)
         return sums.loss / count.astype(sums.loss.dtype), sums
 
     return sum_over_devices(jax.grad(part_of_mean, has_aux=True)(params))
 
 
 def train_step(
-    apply: Apply, tx: optax.GradientTransformation, state: TrainState, pictures: Split, batch: jax.Array
+    apply: Apply,
+    tx: optax.GradientTransformation,
+    state: TrainState,
+    pictures: Split,
+    batch: jax.Array,
+    view: View = unchanged,
 ) -> tuple[TrainState, Sums]:
     """One update, from the mean gradient over the valid pictures of all devices."""
-    gradients, sums = mean_gradient(apply, state.params, pictures, batch)
+    gradients, sums = mean_gradient(apply, state.params, pictures, batch, view)
     updates, opt_state = tx.update(gradients, state.opt_state, state.params)
     return TrainState(optax.apply_updates(state.params, updates), opt_state), sums
 
 
 def train_chunk(
-    apply: Apply, tx: optax.GradientTransformation, state: TrainState, pictures: Split, batches: jax.Array
+    apply: Apply,
+    tx: optax.GradientTransformation,
+    state: TrainState,
+    pictures: Split,
+    batches: jax.Array,
+    view: View = unchanged,
 ) -> tuple[TrainState, Sums]:
     """Many steps, int32 (steps, b) picture numbers; the sums of each step, (steps,), as it was before its update."""
-    return jax.lax.scan(lambda s, batch: train_step(apply, tx, s, pictures, batch), state, batches)
+    return jax.lax.scan(lambda s, batch: train_step(apply, tx, s, pictures, batch, view), state, batches)
 
 
 def evaluate(apply: Apply, params: Any, pictures: Split, batches: jax.Array) -> Sums:

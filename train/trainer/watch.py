@@ -51,16 +51,21 @@ class Measured(NamedTuple):
 
 
 def measure(
-    apply: steps.Apply, config: ResolvedConfig, state: steps.TrainState, pictures: steps.Split, batches: jax.Array
+    apply: steps.Apply,
+    config: ResolvedConfig,
+    state: steps.TrainState,
+    pictures: steps.Split,
+    batches: jax.Array,
+    view: steps.View = steps.unchanged,
 ) -> Measured:
     """What one device computes, as `steps.train_chunk` does, for the first batch of `batches`, int32 (steps, b).
 
     For an optimizer that is not Gravity: what Gravity (Eq. 20) would do to these gradients.
     """
-    gradients, _ = steps.mean_gradient(apply, state.params, pictures, batches[0])
+    gradients, _ = steps.mean_gradient(apply, state.params, pictures, batches[0], view)
     for clip in optimizers.clipping(config):
         gradients, _ = clip.update(gradients, clip.init(state.params))
-    rule = gravity_options.MAX_STEP_GRAD[config.max_step_grad or "inverse_max_abs"]
+    rule = gravity_options.max_step_grad(config)
     found = damping(gradients, max_step_grad=rule)
     velocity = optax.tree.get(state.opt_state, "velocity") if config.optimizer == "gravity" else None
     norms = jax.tree.map(lambda v: jnp.sqrt(jnp.sum(jnp.square(v))), velocity)

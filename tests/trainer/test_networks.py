@@ -1,0 +1,75 @@
+"""The networks by name, and the weights that a run starts from."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from trainer import networks, vgg
+from trainer.config import Config, resolve
+
+KEY = jax.random.key(5)
+
+
+def start(shape=(8, 8, 1), **flags):
+    """The configuration's network and its initial weights, by name."""
+    config = resolve(Config(**flags))
+    model = networks.build(config, 10)
+    params = networks.initial(config, model, KEY, shape)
+    return (
+        model,
+        params,
+        {"/".join(k.key for k in path): np.asarray(x) for path, x in jax.tree.leaves_with_path(params)},
+    )
+
+
+def test_without_flags_it_is_the_papers_network_and_weights_bit_for_bit():
+    model, params, _ = start(width=0.125)
+    paper = vgg.build("vgg11", 0.125, 10, "float32", "none")
+    assert model == paper
+    jax.tree.map(np.testing.assert_array_equal, params, vgg.init(paper, KEY, (8, 8, 1)))
+
+
+@pytest.mark.parametrize("norm", ["none", "group"])
+def test_with_he_the_kernels_have_twice_the_variance_over_the_fan_in(norm):
+    _, _, weights = start(width=0.5, init="he", norm=norm)
+    _, _, glorot = start(width=0.5, norm=norm)
+    assert weights.keys() == glorot.keys()
+    for name, w in weights.items():
+        if not name.endswith("kernel"):
+            np.testing.assert_array_equal(w, glorot[name])
+            continue
+        expected = np.sqrt(2 / np.prod(w.shape[:-1]))
+        assert abs(w.std() / expected - 1) < 4 / np.sqrt(w.size)
+        assert np.abs(w).max() <= 2.0001 * expected / 0.87962566  # cut at two deviations, and scaled for it
+        assert np.abs(w).max() > np.sqrt(3) * expected or w.size < 1000  # not uniform
+
+
+@pytest.mark.parametrize("model", ["vgg11", "mlp", "softmax"])
+def test_noise_is_added_to_every_weight(model):
+    """With norm, so that there are scales too."""
+    flags = {"model": model, "width": 0.25, "norm": "group"}
+    plain, noisy = start(**flags)[2], start(init_noise=0.03, **flags)[2]
+    assert plain.keys() == noisy.keys()
+    noise = {name: noisy[name] - w for name, w in plain.items()}
+    for name, n in noise.items():
+        assert abs(n.std() / 0.03 - 1) < 4 / np.sqrt(n.size), name
+        assert abs(n.mean()) < 4 * 0.03 / np.sqrt(n.size), name
+    firsts = [n.ravel()[0] for n in noise.values()]
+    assert len(set(firsts)) == len(firsts), "leaves share their noise"
+
+
+@pytest.mark.parametrize(("model", "hidden"), [("softmax", 0), ("mlp", 2)])
+@pytest.mark.parametrize("shape", [(8, 8, 1), (4, 3, 3)])
+def test_the_small_networks_are_dense_layers_on_the_pictures_as_they_are(model, hidden, shape):
+    network, params, weights = start(shape, model=model, width=0.01, init_noise=0.1)
+    assert len(weights) == 2 * (hidden + 1)
+    images = np.random.default_rng(0).integers(0, 256, (5, *shape), np.uint8)
+    x = images.reshape(5, -1) / 255.0
+    for i in range(hidden + 1):
+        x = x @ weights[f"Dense_{i}/kernel"].astype(float) + weights[f"Dense_{i}/bias"]
+        x = np.maximum(x, 0) if i < hidden else x
+        assert x.shape[1] == (41 if i < hidden else 10)
+    logits = network.apply({"params": params}, jnp.asarray(images))
+    assert logits.dtype == jnp.float32
+    np.testing.assert_allclose(logits, x, rtol=1e-4, atol=1e-5)
