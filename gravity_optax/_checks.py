@@ -1,5 +1,6 @@
 """Errors about invalid arguments and trees, raised before anything is computed: the name, the value and the remedy."""
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -22,45 +23,29 @@ def check_number(name: str, value: Any, range_text: str, in_range: Callable[[flo
         raise ValueError(f"{name} is {value}; it must be {range_text}.")
 
 
-def check_first_learning_rate(value: Any) -> None:
-    """Raises unless a schedule's value at step 0, which sets alpha / l, is positive."""
-    check_number("learning_rate(0)", value, POSITIVE[0], lambda x: True)
-    if not isinstance(value, jax.core.Tracer) and not POSITIVE[1](float(value)):
-        raise ValueError(
-            f"learning_rate is a schedule whose value at step 0 is {float(value)}, so that the standard deviation"
-            " alpha / learning_rate of the first velocity has no value; chain"
-            " scale_by_gravity(velocity_stddev, key=key) with optax.scale_by_learning_rate(schedule) instead."
-        )
-
-
-def check_first_step(first_step: Any) -> None:
-    """Raises unless `first_step` is a whole number of at least 0."""
-    if not _is_scalar(first_step, int, np.integer):
-        raise TypeError(f"first_step is {first_step!r}; it must be a whole number: 0 or 1 in the paper's conventions.")
-    if not isinstance(first_step, jax.core.Tracer) and int(first_step) < 0:
-        raise ValueError(f"first_step is {first_step}; it must be at least 0.")
-
-
-def check_max_step_grad(max_step_grad: Any) -> None:
-    """Raises unless `max_step_grad` is None or a function."""
+def check_options(max_step_grad: Any, stacked_axes: Any, first_step: Any = 0, velocity_dtype: Any = None) -> None:
+    """Raises unless each is of its type and in its range."""
     if max_step_grad is not None and not callable(max_step_grad):
         raise TypeError(
             f"max_step_grad is {max_step_grad!r}; it must be a function from a gradient matrix to m, or None:"
             " for a constant m pass lambda g: m."
         )
-
-
-def check_stacked_axes(stacked_axes: Any) -> None:
-    """Raises unless `stacked_axes` is None or a whole number, known when the transformation is built."""
-    if stacked_axes is None:
-        return
-    if isinstance(stacked_axes, bool) or not isinstance(stacked_axes, int | np.integer):
+    if stacked_axes is not None and (isinstance(stacked_axes, bool) or not isinstance(stacked_axes, int | np.integer)):
         raise TypeError(
             f"stacked_axes is {stacked_axes!r}; it must be an int or None"
             " (under optax.inject_hyperparams name it in static_args)."
         )
-    if stacked_axes < 0:
+    if stacked_axes is not None and stacked_axes < 0:
         raise ValueError(f"stacked_axes is {stacked_axes}; it must be at least 0.")
+    if not _is_scalar(first_step, int, np.integer):
+        raise TypeError(f"first_step is {first_step!r}; it must be a whole number: 0 or 1 in the paper's conventions.")
+    if not isinstance(first_step, jax.core.Tracer) and int(first_step) < 0:
+        raise ValueError(f"first_step is {first_step}; it must be at least 0.")
+    if velocity_dtype is not None and not _is_real(jnp.dtype(velocity_dtype)):
+        raise TypeError(
+            f"velocity_dtype is {velocity_dtype!r}; it must be a float dtype such as jnp.bfloat16 (with a sign and a"
+            " zero), or None."
+        )
 
 
 def check_stddev(stddev: Any, params: Any, dtype: Any) -> None:
@@ -68,19 +53,13 @@ def check_stddev(stddev: Any, params: Any, dtype: Any) -> None:
     if isinstance(stddev, jax.core.Tracer):
         return
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        limits = jnp.finfo(jax.typeof(leaf).dtype if dtype is None else jax.dtypes.canonicalize_dtype(dtype))
+        limits = jnp.finfo(_dtype_of(leaf) if dtype is None else jax.dtypes.canonicalize_dtype(dtype))
         if as_float(stddev) > float(limits.max):
             raise ValueError(
                 f"velocity_stddev (alpha / learning_rate) is {as_float(stddev):g}, beyond {limits.dtype}, the dtype of"
                 f" the velocity of params{jax.tree_util.keystr(path)}, which ends at {float(limits.max):.3g};"
                 " lower alpha, raise learning_rate, or choose a wider velocity_dtype."
             )
-
-
-def check_velocity_dtype(dtype: Any) -> None:
-    """Raises unless `dtype` is None or a real float dtype."""
-    if dtype is not None and not jnp.issubdtype(dtype, jnp.floating):
-        raise TypeError(f"velocity_dtype is {dtype!r}; it must be a float dtype such as jnp.bfloat16, or None.")
 
 
 def check_stacked(name: str, tree: Any, stacked_axes: int | None) -> None:
@@ -119,18 +98,20 @@ def canonical_key(key: Any) -> jax.Array:
 
 def check_real(name: str, tree: Any) -> None:
     """Raises unless every leaf is a dense array of real floats."""
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree, is_leaf=_is_sparse):
+    if all(map(_is_real, {_dtype_of(leaf) for leaf in jax.tree.leaves(tree)})):
+        return  # without the paths, which take longer than all else
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda node: hasattr(node, "todense")):
         where = name + jax.tree_util.keystr(path)
-        if _is_sparse(leaf):
+        if hasattr(leaf, "todense"):
             raise TypeError(
                 f"{where} is a sparse array ({type(leaf).__name__}); Gravity needs dense ones: use .todense()."
             )
-        dtype = jax.typeof(leaf).dtype
+        dtype = _dtype_of(leaf)
         if jnp.issubdtype(dtype, jnp.complexfloating):
             raise TypeError(f"{where} is {dtype}; wrap the optimizer in optax.contrib.split_real_and_imaginary.")
-        if not jnp.issubdtype(dtype, jnp.floating):
+        if not _is_real(dtype):
             raise TypeError(
-                f"{where} is {dtype}; Gravity updates floats only: keep other leaves out with optax.masked."
+                f"{where} is {dtype}; Gravity updates signed floats only: keep other leaves out with optax.masked."
             )
 
 
@@ -142,17 +123,28 @@ def check_matches(updates: Any, velocity: Any) -> None:
             f"updates has the tree {jax.tree.structure(updates)}, the state {jax.tree.structure(velocity)};"
             " call init with the parameters that these gradients are taken of."
         )
-    for (path, g), v in zip(jax.tree_util.tree_leaves_with_path(updates), jax.tree.leaves(velocity), strict=True):
+    for i, (g, v) in enumerate(zip(jax.tree.leaves(updates), jax.tree.leaves(velocity), strict=True)):
         if np.shape(g) != np.shape(v):
+            path, _ = jax.tree_util.tree_leaves_with_path(updates)[i]
             raise ValueError(
                 f"updates{jax.tree_util.keystr(path)} has shape {np.shape(g)}, its velocity {np.shape(v)};"
                 " call init with the parameters that these gradients are taken of."
             )
 
 
-def _is_sparse(leaf: Any) -> bool:
-    # By module name: importing jax.experimental.sparse would slow every start for a case that is an error.
-    return type(leaf).__module__.startswith("jax.experimental.sparse")
+def as_array(leaf: Any) -> Any:
+    """A leaf as it is, or the array that an object with `__jax_array__` stands for."""
+    return leaf.__jax_array__() if hasattr(leaf, "__jax_array__") and not isinstance(leaf, jax.Array) else leaf
+
+
+def _dtype_of(leaf: Any) -> Any:
+    return leaf.dtype if isinstance(leaf, jax.Array) else jax.typeof(as_array(leaf)).dtype
+
+
+@functools.cache
+def _is_real(dtype: Any) -> bool:
+    # float8_e8m0fnu has neither a sign nor a zero.
+    return jnp.issubdtype(dtype, jnp.floating) and float(jnp.finfo(dtype).min) < 0
 
 
 def _is_scalar(value: Any, python_type: Any, dtype: type) -> bool:

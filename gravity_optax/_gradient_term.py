@@ -1,6 +1,5 @@
 """Max-Step Grad (Eq. 20) and the gradient term zeta (Eq. 21), and what they do to a gradient (`damping`)."""
 
-import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -11,21 +10,61 @@ import optax
 
 from gravity_optax import _checks
 
-MaxStepGrad = Callable[[jax.Array], jax.Array]  # one gradient matrix -> m, a scalar
+MaxStepGrad = Callable[[jax.Array], jax.typing.ArrayLike]  # one gradient matrix -> m, a scalar
 
 
-def gravity_term(gradient: jax.typing.ArrayLike, max_step_grad: jax.typing.ArrayLike) -> jax.Array:
+def ratio_to_m(gradient: jax.Array, max_step_grad: MaxStepGrad | None, stacked_axes: int) -> jax.Array:
+    """|G / m| of a leaf, with an m (Eq. 20 unless `max_step_grad` is given) for each of its matrices."""
+    if max_step_grad is None or 0 in gradient.shape:
+        return jnp.abs(gradient * _max_abs(gradient, stacked_axes))
+
+    def m_of(matrix: jax.Array) -> jax.Array:
+        m = jnp.asarray(max_step_grad(matrix), gradient.dtype)
+        if m.shape != ():
+            raise ValueError(f"max_step_grad gave an array of shape {m.shape}; it must give one m for each matrix.")
+        return m
+
+    for _ in range(stacked_axes):
+        m_of = jax.vmap(m_of)
+    # XLA divides by a constant as a product with its inverse, which underflows for m above 8e37; hence the barrier.
+    m = jax.lax.optimization_barrier(m_of(gradient))
+    return _over_m(gradient, jnp.expand_dims(m, tuple(range(stacked_axes, gradient.ndim))))
+
+
+def _max_abs(gradient: jax.Array, stacked_axes: int) -> jax.Array:
+    """max|G| of each matrix of a leaf, whose axes stay with size 1; 0 where there is nothing."""
+    return jnp.max(jnp.abs(gradient), axis=tuple(range(stacked_axes, gradient.ndim)), keepdims=True, initial=0)
+
+
+def _over_m(g: jax.Array, m: jax.Array) -> jax.Array:
+    """|g / m|, with m = 0 taken as the smallest normal number, so that g = 0 gives 0 and not NaN."""
+    return jnp.abs(g / jnp.maximum(jnp.abs(m), jnp.finfo(g.dtype).tiny))
+
+
+def zeta_of_ratio(g: jax.Array, ratio: jax.Array) -> jax.Array:
+    """Eq. 21, g / (1 + ratio^2) for ratio = |g / m|; neither it nor its derivatives overflow."""
+    # Above 1, numerator and denominator are divided by the ratio, so that its square is not needed. As products with
+    # its inverse: XLA rewrites (a / b) / c as a / (b c), which does overflow.
+    above = ratio > 1
+    inverse = 1 / jnp.where(above, ratio, 1)
+    return (g * inverse) / (inverse + jnp.where(above, 1, ratio) * ratio)
+
+
+def gravity_term(gradient: jax.typing.ArrayLike, m: jax.typing.ArrayLike) -> jax.Array:
     r"""The gradient term :math:`\zeta = g / (1 + (g / m)^2)` (Eq. 21).
 
     It is largest, m / 2, at g = m; for g well below m it is g, well above m it is :math:`m^2 / g`. Neither a large g
     nor m = 0 or m = inf makes it overflow or NaN; a non-finite g or a NaN m does.
 
     Args:
-      gradient: g, a float array of any shape.
-      max_step_grad: m > 0 (Max-Step Grad), broadcast against `gradient`.
+      gradient: g, a real array of any shape; integers are taken as float32.
+      m: Max-Step Grad, above 0, broadcast against `gradient`.
 
     Returns:
-      :math:`\zeta`, in the dtype of `gradient` (computed in at least float32).
+      Zeta, in the dtype of `gradient` (computed in at least float32).
+
+    Raises:
+      TypeError: for a complex g or m.
 
     Example:
       >>> import jax.numpy as jnp
@@ -33,12 +72,15 @@ def gravity_term(gradient: jax.typing.ArrayLike, max_step_grad: jax.typing.Array
       >>> print(gravity_term(jnp.array([0.0, 1.0, 2.0, 3.0]), 1.0))
       [0.  0.5 0.4 0.3]
     """
-    gradient = jnp.asarray(gradient)
+    gradient, m = jnp.asarray(gradient), jnp.asarray(m)
+    for name, value in (("gradient", gradient), ("m", m)):
+        if jnp.iscomplexobj(value):
+            raise TypeError(f"{name} is {value.dtype}; give gravity_term the real and the imaginary part one by one.")
     if not jnp.issubdtype(gradient.dtype, jnp.floating):  # a Python int, say
         gradient = gradient.astype(jnp.float32)
     dtype = compute_dtype(gradient)
     g = gradient.astype(dtype)
-    return zeta_of_ratio(g, _over_m(g, jnp.asarray(max_step_grad, dtype))).astype(gradient.dtype)
+    return zeta_of_ratio(g, _over_m(g, m.astype(dtype))).astype(gradient.dtype)
 
 
 class Damping(NamedTuple):
@@ -74,8 +116,7 @@ def damping(
       >>> print(max_abs["w"], share["w"])
       4.0 0.5
     """
-    _checks.check_max_step_grad(max_step_grad)
-    _checks.check_stacked_axes(stacked_axes)
+    _checks.check_options(max_step_grad, stacked_axes)
     _checks.check_real("gradients", gradients)
     _checks.check_stacked("gradients", gradients, stacked_axes)
     stack = stacked_axes or 0
@@ -83,7 +124,8 @@ def damping(
     def share_of(gradient: jax.Array) -> jax.Array:
         ratio = ratio_to_m(gradient, max_step_grad, stack)
         damped = jnp.where(jnp.isnan(ratio), ratio, (ratio > 1).astype(ratio.dtype))
-        return jnp.sum(damped, axis=tuple(range(stack, gradient.ndim))) / max(math.prod(gradient.shape[stack:]), 1)
+        count = 1 if 0 in gradient.shape else math.prod(gradient.shape[stack:])
+        return jnp.sum(damped, axis=tuple(range(stack, gradient.ndim))) / count
 
     def max_abs_of(gradient: jax.Array) -> jax.Array:
         largest = _max_abs(gradient, stack).reshape(gradient.shape[:stack])
@@ -93,67 +135,6 @@ def damping(
 
     gradients = jax.tree.map(lambda g: jnp.asarray(g).astype(compute_dtype(jnp.asarray(g))), gradients)
     return Damping(jax.tree.map(max_abs_of, gradients), jax.tree.map(share_of, gradients))
-
-
-def ratio_to_m(gradient: jax.Array, max_step_grad: MaxStepGrad | None, stacked_axes: int) -> jax.Array:
-    """|G / m| of a leaf, with an m (Eq. 20 unless `max_step_grad` is given) for each of its matrices."""
-    if max_step_grad is None or gradient.size == 0:
-        return jnp.abs(gradient * _max_abs(gradient, stacked_axes))
-
-    def m_of(matrix: jax.Array) -> jax.Array:
-        m = jnp.asarray(max_step_grad(matrix), gradient.dtype)
-        if m.shape != ():
-            raise ValueError(f"max_step_grad gave an array of shape {m.shape}; it must give one m for each matrix.")
-        return m
-
-    for _ in range(stacked_axes):
-        m_of = jax.vmap(m_of)
-    # XLA divides by a constant as a product with its inverse, which underflows for m above 8e37; hence the barrier.
-    m = jax.lax.optimization_barrier(m_of(gradient))
-    return _over_m(gradient, jnp.expand_dims(m, tuple(range(stacked_axes, gradient.ndim))))
-
-
-def _over_m(g: jax.Array, m: jax.Array) -> jax.Array:
-    """|g / m|, with m = 0 taken as the smallest normal number, so that g = 0 gives 0 and not NaN."""
-    return jnp.abs(g / jnp.maximum(jnp.abs(m), jnp.finfo(g.dtype).tiny))
-
-
-def zeta_of_ratio(g: jax.Array, ratio: jax.Array) -> jax.Array:
-    """Eq. 21, g / (1 + ratio^2) for ratio = |g / m|; neither it nor its derivatives overflow."""
-    # Above 1, numerator and denominator are divided by the ratio, so that its square is not needed. As products with
-    # its inverse: XLA rewrites (a / b) / c as a / (b c), which does overflow.
-    above = ratio > 1
-    inverse = 1 / jnp.where(above, ratio, 1)
-    return (g * inverse) / (inverse + jnp.where(above, 1, ratio) * ratio)
-
-
-def _max_abs(gradient: jax.Array, stacked_axes: int) -> jax.Array:
-    """max|G| of each matrix of a leaf, whose axes stay with size 1; 0 where there is nothing."""
-    axes = tuple(range(stacked_axes, gradient.ndim))
-
-    def largest(g: jax.Array) -> jax.Array:  # one reduction: the maxima of sharded leaves share one all-reduce
-        return jnp.max(jnp.abs(g), axis=axes, keepdims=True, initial=0)
-
-    axis = -2 if len(axes) > 1 else -1
-    is_sharded = any(jax.typeof(gradient).sharding.spec)  # in explicit mode, where an axis cannot be cut
-    if not axes or gradient.size < 2**16 or gradient.shape[axis] < 16 or is_sharded:
-        return largest(gradient)
-    fold = functools.partial(_fold, axis=axis)
-    return jax.lax.platform_dependent(gradient, cpu=lambda g: largest(fold(g)), default=largest)
-
-
-def _fold(g: jax.Array, axis: int) -> jax.Array:
-    """A sixteenth of g along an axis, with the same max|g|: XLA:CPU may reduce abs() in a scalar loop on one core.
-
-    Elementwise functions run there with vector instructions on all cores (the whole step two to three times as fast);
-    the choice is not written with `jnp.maximum`, which jaxlib 0.10.2 takes seven times as long over. The parts may
-    overlap; the barrier keeps XLA from moving the fold back into the reduction.
-    """
-    size = -(-g.shape[axis] // 16)
-    starts = (min(part * size, g.shape[axis] - size) for part in range(16))
-    parts = (jax.lax.slice_in_dim(g, start, start + size, axis=axis) for start in starts)
-    larger = lambda a, b: jnp.where((jnp.abs(b) > jnp.abs(a)) | jnp.isnan(b), b, a)  # NaN if one of them is
-    return jax.lax.optimization_barrier(functools.reduce(larger, parts))
 
 
 def compute_dtype(*arrays: Any) -> jnp.dtype:

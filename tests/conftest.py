@@ -66,6 +66,7 @@ def tiny_tfds(tmp_path_factory):
     import tfds_fixture  # the library's tests need none of what it imports
 
     folder = str(tmp_path_factory.mktemp("tfds"))
-    done = tfds_fixture.python(tfds_fixture.__file__, folder, *tfds_fixture.TFDS_NAMES)
+    temporary = str(tmp_path_factory.mktemp("temporary"))  # TFDS leaves folders there
+    done = tfds_fixture.python(tfds_fixture.__file__, folder, TMPDIR=temporary)
     assert done.returncode == 0, done.stderr
     return folder

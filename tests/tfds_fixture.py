@@ -1,17 +1,14 @@
-"""Tiny datasets in the official file formats; `python tests/tfds_fixture.py DATA_DIR NAME...` prepares them.
+"""Tiny datasets under the official names; `python tests/tfds_fixture.py DATA_DIR` writes them with TFDS' own writer.
 
-TFDS takes a file in DATA_DIR/downloads/NAME that bears the expected name, with an .INFO file beside it, for a finished
-download. So its genuine builders run on these pictures without a network. TensorFlow, which they need, stays in this
-process.
+That needs no TensorFlow, since each picture is handed over as a PNG. test_preparing.py compares them with what the
+genuine builders prepare. The builders here bear the names of genuine ones, so they stay in a process of their own.
 """
 
-import gzip
 import io
 import os
 import pathlib
 import subprocess
 import sys
-import tarfile
 
 import numpy as np
 
@@ -36,64 +33,22 @@ def pictures(name: str, split: str) -> tuple[np.ndarray, np.ndarray]:
     return np.clip(images + rng.integers(-15, 16, images.shape), 0, 255).astype(np.uint8), labels
 
 
-def official_files(name: str) -> dict[str, bytes]:
-    """What one would download: file name -> its bytes."""
-    if name.startswith("cifar"):
-        archive = "cifar-10-binary.tar.gz" if name == "cifar10" else "cifar-100-binary.tar.gz"
-        folder = "cifar-10-batches-bin" if name == "cifar10" else "cifar-100-binary"
-        return {archive: _cifar_tar(name, folder)}
-    files = {}
-    for split, stem in (("train", "train"), ("test", "t10k")):
-        images, labels = pictures(name, split)
-        files[f"{stem}-images-idx3-ubyte.gz"] = gzip.compress(_idx(images[..., 0]))
-        files[f"{stem}-labels-idx1-ubyte.gz"] = gzip.compress(_idx(labels.astype(np.uint8)))
-    return files
+def shades(split: str, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """What the builders of tfds_builders.py make: uint8 (N, *shape), and as labels how bright they are, from 0 to 2."""
+    rng, count = np.random.default_rng(split == "test"), {"train": 60, "test": 30}[split]
+    labels = np.arange(count) % 3
+    images = 60 + 60 * labels[:, None, None, None] + rng.integers(-50, 51, (count, *shape))
+    return images.astype(np.uint8), labels
 
 
-def _idx(array: np.ndarray) -> bytes:
-    return bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">u4").tobytes() + array.tobytes()
+def png(image: np.ndarray) -> io.BytesIO:
+    """As a file, which TFDS copies as it is; an array it would encode with TensorFlow."""
+    from PIL import Image
 
-
-def _cifar_tar(name: str, folder: str) -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
-        for file, content in _cifar_members(name).items():
-            member = tarfile.TarInfo(f"{folder}/{file}")
-            member.size = len(content)
-            tar.addfile(member, io.BytesIO(content))
-    return buffer.getvalue()
-
-
-def _cifar_members(name: str) -> dict[str, bytes]:
-    rows = {}
-    for split in SIZES:
-        images, labels = pictures(name, split)
-        columns = [labels] if name == "cifar10" else [labels // 5, labels]
-        planes = images.transpose(0, 3, 1, 2).reshape(len(images), -1)
-        rows[split] = np.concatenate([np.stack(columns, 1).astype(np.uint8), planes], 1)
-    if name == "cifar10":
-        batches = {f"data_batch_{i}.bin": part.tobytes() for i, part in enumerate(np.split(rows["train"], 5), 1)}
-        return {"batches.meta.txt": _names("class", 10), **batches, "test_batch.bin": rows["test"].tobytes()}
-    texts = {"coarse_label_names.txt": _names("coarse", 20), "fine_label_names.txt": _names("fine", 100)}
-    return {**texts, "train.bin": rows["train"].tobytes(), "test.bin": rows["test"].tobytes()}
-
-
-def _names(stem: str, count: int) -> bytes:
-    return "".join(f"{stem}{i}\n" for i in range(count)).encode()
-
-
-def fill_cache(data_dir: str, name: str) -> None:
-    """Put the files where TFDS looks for finished downloads."""
-    import tensorflow_datasets as tfds
-    from tensorflow_datasets.core.download import resource
-
-    folder = pathlib.Path(data_dir) / "downloads" / name
-    folder.mkdir(parents=True, exist_ok=True)
-    files = official_files(name)
-    for url, info in tfds.builder_cls(name).url_infos.items():
-        path = resource.epath.Path(folder / resource.get_dl_fname(url, info.checksum))
-        path.write_bytes(files[info.filename])
-        resource.write_info_file(url=url, path=path, dataset_name=name, original_fname=info.filename, url_info=info)
+    file = io.BytesIO()
+    Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).save(file, "png")
+    file.seek(0)
+    return file
 
 
 def python(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -103,17 +58,36 @@ def python(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str
     return subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True, timeout=300)
 
 
-def main(data_dir: str, *names: str) -> None:
-    """Prepare the named datasets the way a user does: by loading them."""
-    from tensorflow_datasets.image_classification import mnist
+def tiny(genuine):
+    """A builder of our pictures with the name, the version and the features of a genuine one."""
 
-    from trainer import data
+    class Tiny(genuine):
+        name = genuine.name
 
-    # The builder of MNIST asks its files for as many pictures as the real ones hold.
-    mnist._TRAIN_EXAMPLES, mnist._TEST_EXAMPLES = SIZES["train"], SIZES["test"]
-    for name in names:
-        fill_cache(data_dir, name)
-        data.load("cifar100_fine" if name == "cifar100" else name, data_dir)
+        def _split_generators(self, dl_manager):
+            for key in sorted({"label", "coarse_label"} & {*self.info.features}):
+                label = self.info.features[key]
+                if self.name.startswith("cifar"):  # which has its names from a file
+                    stem = {10: "class", 20: "coarse", 100: "fine"}[label.num_classes]
+                    label.names = [f"{stem}{i}" for i in range(label.num_classes)]
+            return {split: self._generate_examples(split) for split in SIZES}
+
+        def _generate_examples(self, split):
+            for i, (image, label) in enumerate(zip(*pictures(self.name, split), strict=True)):
+                features = {"image": png(image), "label": label, "coarse_label": label // 5, "id": f"{split}_{i:05d}"}
+                yield i, {name: features[name] for name in self.info.features}
+
+    return Tiny
+
+
+def main(data_dir: str) -> None:
+    import tensorflow_datasets as tfds
+
+    tfds.disable_progress_bar()
+    for genuine in [tfds.builder_cls(name) for name in TFDS_NAMES]:
+        with tfds.core.registered.skip_registration():
+            builder = tiny(genuine)(data_dir=data_dir)
+        builder.download_and_prepare(file_format="array_record")
 
 
 if __name__ == "__main__":

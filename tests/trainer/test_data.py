@@ -8,10 +8,14 @@ import logging
 import os
 import pathlib
 import shutil
+import sys
+import tempfile
 import time
+import tomllib
 
 import numpy as np
 import pytest
+from packaging.requirements import Requirement
 from sklearn.datasets import load_digits
 
 import tfds_fixture
@@ -54,6 +58,14 @@ def hide(monkeypatch):
         monkeypatch.setattr(importlib.util, "find_spec", lambda name, *_: None if name == package else find_spec(name))
 
     return hide
+
+
+@pytest.fixture
+def with_tensorflow(monkeypatch):
+    """Preparing finds all packages that it needs, whether they are installed or not."""
+    find_spec, sys_spec = importlib.util.find_spec, importlib.util.find_spec("sys")
+    there = ("tensorflow", "importlib_resources")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *_: sys_spec if name in there else find_spec(name))
 
 
 @pytest.fixture
@@ -292,11 +304,38 @@ def test_a_data_dir_that_may_not_be_read(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("missing", ["tensorflow", "importlib_resources"])
-def test_preparing_without_tensorflow(tmp_path, hide, missing):
+def test_preparing_without_tensorflow(tmp_path, with_tensorflow, hide, monkeypatch, missing):
+    monkeypatch.setattr(data, "_NEWEST_WITH_TENSORFLOW", sys.version_info[:2])
     hide(missing)
     message = failure("cifar100_fine", tmp_path)
     assert f"not prepared in {tmp_path}" in message and f"needs {missing}:" in message
-    assert 'pip install -e ".[prepare]"' in message
+    assert 'run `pip install -e ".[prepare]"`, then' in message and "another --data-dir" in message
+
+
+def test_preparing_on_a_python_without_tensorflow_names_one_that_has_it(tmp_path, hide, monkeypatch):
+    monkeypatch.setattr(data, "_NEWEST_WITH_TENSORFLOW", (3, 9))
+    hide("tensorflow")
+    message = failure("mnist", tmp_path)
+    assert f"which has no release for Python {sys.version_info[0]}.{sys.version_info[1]}" in message
+    assert 'with Python 3.9 run `pip install -e ".[prepare]"`' in message
+
+
+def test_the_extra_for_preparing_asks_for_tensorflow_where_it_is_released():
+    pyproject = tomllib.loads((pathlib.Path(__file__).parents[2] / "pyproject.toml").read_text())
+    (tensorflow,) = (line for line in pyproject["project"]["optional-dependencies"]["prepare"] if "tensorflow" in line)
+    marker, (major, minor) = Requirement(tensorflow).marker, data._NEWEST_WITH_TENSORFLOW
+    assert [marker.evaluate({"python_version": f"{major}.{minor + newer}"}) for newer in (0, 1)] == [True, False]
+
+
+def test_loading_leaves_nothing_in_the_temporary_folder(tiny_tfds, tmp_path, monkeypatch, with_tensorflow):
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    for variable, value in OFFLINE.items():
+        monkeypatch.setenv(variable, value)
+    data.load("mnist", tiny_tfds)
+    for name in ("mnist", "tfds:kmnist"):
+        failure(name, tmp_path / "data")
+    assert os.listdir(tmp_path / "temporary") == [] and tempfile.tempdir == str(tmp_path / "temporary")
 
 
 @pytest.mark.parametrize(
@@ -308,7 +347,18 @@ def test_a_missing_package_is_named(tmp_path, hide, name, missing):
     assert f"{name} needs {missing}" in message and 'pip install -e ".[train]"' in message
 
 
-def test_another_version_is_mentioned(mnist_copy, hide):
+def test_a_run_leaves_nothing_in_the_temporary_folder(tiny_tfds, tmp_path):
+    (tmp_path / "temporary").mkdir()
+    main = str(pathlib.Path(data.__file__).parents[1] / "main.py")
+    flags = ("--limit", "64", "--epochs", "1", "--width", "0.05", "--workdir", str(tmp_path / "run"))
+    for name, data_dir, code in (("cifar10", str(tmp_path / "none"), 1), ("mnist", tiny_tfds, 0)):
+        variables = {**OFFLINE, "TMPDIR": str(tmp_path / "temporary"), "JAX_NUMPY_DTYPE_PROMOTION": "standard"}
+        done = tfds_fixture.python(main, "--dataset", name, "--data-dir", data_dir, *flags, **variables)
+        assert done.returncode == code, done.stderr
+    assert os.listdir(tmp_path / "temporary") == []
+
+
+def test_another_version_is_mentioned(mnist_copy, with_tensorflow, hide):
     hide("tensorflow")
     mnist_copy.rename(mnist_copy.parent / "3.0.0")
     message = failure("mnist", mnist_copy.parents[1])
@@ -316,7 +366,7 @@ def test_another_version_is_mentioned(mnist_copy, hide):
 
 
 @pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "cifar100_coarse"])
-def test_without_a_network_the_answer_comes_at_once(tmp_path, monkeypatch, name):
+def test_without_a_network_the_answer_comes_at_once(tmp_path, monkeypatch, with_tensorflow, name):
     for variable, value in OFFLINE.items():
         monkeypatch.setenv(variable, value)
     start = time.monotonic()
@@ -325,31 +375,3 @@ def test_without_a_network_the_answer_comes_at_once(tmp_path, monkeypatch, name)
     assert f"not prepared in {tmp_path}" in message and "cannot be reached" in message
     assert f"`python train/main.py --dataset {name} --data-dir {tmp_path}`" in message
     assert '`pip install -e ".[prepare]"`' in message and "copy a prepared" in message
-
-
-def test_a_network_that_goes_away(tmp_path):
-    """One file of four is there already, so TFDS itself is asked for the rest; it would retry for 200 seconds."""
-    tfds_fixture.fill_cache(str(tmp_path), "mnist")
-    for path in (tmp_path / "downloads" / "mnist").glob("*t10k-labels*"):
-        path.unlink()
-    code = """if True:
-        import logging
-        import sys
-        import time
-        from trainer import data
-        import tensorflow
-        logging.basicConfig(level="INFO")
-        start = time.monotonic()
-        try:
-            data.load("mnist", sys.argv[1])
-        except data.DataError as error:
-            print(time.monotonic() - start, error)
-    """
-    done = tfds_fixture.python(
-        "-c", code, str(tmp_path), TF_CPP_MIN_LOG_LEVEL="3", TF_ENABLE_ONEDNN_OPTS="0", **OFFLINE
-    )
-    seconds, message = done.stdout.strip().split(" ", 1)
-    assert float(seconds) < 10 and "Dl Completed" not in done.stderr  # no progress bars in a pipe
-    assert f"INFO:train:Preparing mnist in {tmp_path}" in done.stderr and "INFO:absl" not in done.stderr
-    assert "preparing it failed (ProxyError: " in message and "\n" not in message
-    assert not (tmp_path / "mnist" / "3.0.1").exists()

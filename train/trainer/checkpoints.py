@@ -4,25 +4,35 @@ A checkpoint is the arrays of the training state and a JSON text, the progress. 
 because the file format does not notice every flipped bit.
 """
 
+import contextlib
 import functools
 import json
 import logging
+import os
+import pathlib
 import shutil
 import sys
+import tempfile
+import time
 import zlib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from trainer.config import UserError, brief
+from trainer.config import UsageError, UserError, brief
 
 Arrays = dict[str, np.ndarray]
 
 log = logging.getLogger("train")
 
-_UNFINISHED = "*.orbax-checkpoint-tmp*"
+_UNFINISHED = ".orbax-checkpoint-tmp"
+# Orbax takes paths for patterns, and tensorstore a backslash for a slash.
+_PATTERN = frozenset("[]*?\\")
+_OPEN_FILES = "/proc/self/fd"  # Linux: a folder or file that is open has a name there, and is there though deleted
+_SECONDS_TO_REPLACE = 1.0  # from when a run deletes a file of a checkpoint to when the checkpoint is gone
 
 
 class Checkpoints:
@@ -35,16 +45,16 @@ class Checkpoints:
         """Makes the folder. The `keep` newest checkpoints stay."""
         self.folder, self.keep = epath.Path(folder), keep
         self.folder.mkdir(parents=True, exist_ok=True)
-        for path in self.folder.glob(_UNFINISHED):
-            log.warning(f"the checkpoint {path} was not finished; it is left out and will be replaced")
+        for path in self.folder.iterdir():
+            if _UNFINISHED in path.name:
+                log.warning(f"the checkpoint {path} was not finished; it is left out and will be replaced")
+        self._closing = contextlib.ExitStack()
+        self._path = self._closing.enter_context(_plain_name(self.folder))
         self._manager = _manager(
-            self.folder,
-            max_to_keep=keep,
+            self._path,
+            preservation_policy=ocp.checkpoint_managers.LatestN(keep),
             create=False,
             cleanup_tmp_directories=True,
-            multiprocessing_options=ocp.options.MultiprocessingOptions(
-                primary_host=0, active_processes={0}, barrier_sync_key_prefix="train"
-            ),
         )
 
     @property
@@ -90,11 +100,11 @@ class Checkpoints:
         damaged: list[int] = []
         for number in sorted(self._manager.all_steps(), reverse=True):
             try:
-                found = self._read(number)
+                found = _read(self.folder, number)
+            except UserError:
+                raise
             except Exception as error:  # whatever a damaged file leads to
-                log.warning(
-                    f"the checkpoint {self.folder / str(number)} is damaged ({brief(error)[:150]}); it is left out"
-                )
+                log.warning(f"the checkpoint {self.folder / str(number)} is damaged ({_why(error)}); it is left out")
                 damaged.append(number)
                 continue
             for newer in damaged:
@@ -110,18 +120,7 @@ class Checkpoints:
     def close(self) -> None:
         """Ends the background threads; what is being written is finished."""
         self._manager.close()
-
-    def _read(self, number: int) -> tuple[Arrays, dict[str, Any]]:
-        what = ocp.args.Composite(arrays=ocp.args.StandardRestore(), progress=ocp.args.JsonRestore())
-        found = self._manager.restore(number, args=what)
-        arrays, item = dict(found["arrays"]), dict(found["progress"])
-        if _checksum({key: item[key] for key in ("progress", "arrays")}) != item["itself"]:
-            raise ValueError("the checksum of its progress is wrong")
-        checksums, expected = _checksums(arrays), item["arrays"]
-        wrong = sorted(name for name in checksums | expected if checksums.get(name) != expected.get(name))
-        if wrong:
-            raise ValueError(f"the checksum of {wrong[0]} is wrong")
-        return arrays, item["progress"]
+        self._closing.close()
 
     def _unwritten(self, error: Exception) -> UserError:
         left = list(self._manager.all_steps(read=True)) if (there := self.folder.is_dir()) else []
@@ -129,45 +128,146 @@ class Checkpoints:
         kept = kept if there else f"the folder {self.folder} is gone"
         full = any(text in str(error) for text in ("No space left", "quota exceeded", "File too large"))
         return UserError(
-            f"--workdir is {self.folder.parent}, where a checkpoint could not be written ({brief(error)[:150]});"
+            f"--workdir is {self.folder.parent}, where a checkpoint could not be written ({_why(error)});"
             f" {kept}. {'Make room there' if full else 'Mend that'}, then resume with --resume."
         )
 
 
-class ReadCheckpoints(Checkpoints):
-    """Those of a folder that may be another process's: read one by one, nothing is made, changed or deleted."""
+class ReadCheckpoints:
+    """Those of a folder that another process may be writing: nothing is made, changed or deleted there."""
 
     def __init__(self, folder: epath.Path):
         """UserError if there are none."""
         self.folder = epath.Path(folder)
-        numbers = [path.name for path in self.folder.iterdir()] if self.folder.exists() else []
-        if not any(name.isdecimal() for name in numbers):
-            raise UserError(f"WORKDIR is {self.folder.parent}, which has no checkpoint yet.")
-        self._manager = _manager(self.folder, read_only=True)
+        _numbers(self.folder)
 
     def read(self, number: int | None) -> tuple[int, Arrays, dict[str, Any]]:
-        """Checkpoint `number` (default: the newest), its arrays and progress; UserError if it cannot be read."""
-        numbers = sorted(self._manager.all_steps())
-        if number is not None and number not in numbers:
-            there = ", ".join(map(str, numbers))
-            raise UserError(f"--checkpoint is {number}, which is not in {self.folder}; choose one of {there}.")
-        number = numbers[-1] if number is None else number
+        """Checkpoint `number` (default: the newest), its arrays and progress; UserError if it cannot be read.
+
+        The newest may be replaced while it is read; then the one that is the newest by then is.
+        """
+        while True:
+            numbers = _numbers(self.folder)
+            if number is not None and number not in numbers:
+                there = ", ".join(map(str, numbers))
+                raise UserError(f"--checkpoint is {number}, which is not in {self.folder}; choose one of {there}.")
+            chosen = numbers[-1] if number is None else number
+            try:
+                return chosen, *_read(self.folder, chosen)
+            except UserError:
+                raise
+            except Exception as error:  # whatever a damaged file leads to
+                if _goes(self.folder, chosen):
+                    continue
+                others = ", ".join(str(other) for other in numbers if other != chosen)
+                fix = f"choose another with --checkpoint: {others}" if others else "there is no other"
+                raise UserError(f"checkpoint {chosen} in {self.folder} is damaged ({_why(error)}); {fix}.") from error
+
+
+def _numbers(folder: epath.Path) -> list[int]:
+    """Those of the checkpoints there, rising; UserError if there are none."""
+    names = [path.name for path in folder.iterdir()] if folder.exists() else []
+    if numbers := sorted(int(name) for name in names if name.isdecimal()):
+        return numbers
+    raise UserError(f"WORKDIR is {folder.parent}, which has no checkpoint yet.")
+
+
+def _goes(folder: epath.Path, number: int) -> bool:
+    """Whether the run that writes there is deleting this checkpoint: its files go first."""
+    end = time.monotonic() + _SECONDS_TO_REPLACE
+    while (there := (folder / str(number)).exists()) and time.monotonic() < end:
+        time.sleep(0.02)
+    return not there
+
+
+def _read(folder: epath.Path, number: int) -> tuple[Arrays, dict[str, Any]]:
+    """Arrays and progress of a checkpoint; an exception of any kind if it is damaged."""
+    what = ocp.args.Composite(arrays=ocp.args.StandardRestore(), progress=ocp.args.JsonRestore())
+    with _held(folder, number) as held, contextlib.closing(_manager(held, read_only=True)) as manager:
+        found = manager.restore(number, args=what)
+    arrays, item = dict(found["arrays"]), dict(found["progress"])
+    if _checksum({key: item[key] for key in ("progress", "arrays")}) != item["itself"]:
+        raise ValueError("the checksum of its progress is wrong")
+    checksums, expected = _checksums(arrays), item["arrays"]
+    wrong = sorted(name for name in checksums | expected if checksums.get(name) != expected.get(name))
+    if wrong:
+        raise ValueError(f"the checksum of {wrong[0]} is wrong")
+    return arrays, item["progress"]
+
+
+@contextlib.contextmanager
+def _held(folder: epath.Path, number: int) -> Iterator[epath.Path]:
+    """A folder with links to the open files of a checkpoint, which stay readable when it is deleted meanwhile."""
+    if "://" in str(folder):
+        yield folder
+        return
+    source = pathlib.Path(folder) / str(number)
+    with contextlib.ExitStack() as stack:
         try:
-            return number, *self._read(number)
-        except Exception as error:  # whatever a damaged file leads to
-            others = ", ".join(str(other) for other in numbers if other != number)
-            mend = f"choose another with --checkpoint: {others}" if others else "there is no other"
+            target = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gravity-optax-")))
+        except OSError as error:
             raise UserError(
-                f"checkpoint {number} in {self.folder} is damaged ({brief(error)[:150]}); {mend}."
+                f"no temporary folder can be made ({brief(error)}); set TMPDIR to one with room."
             ) from error
+        (target / source.name).mkdir()
+        for part, inside in _parts(source):
+            for path in part.rglob("*"):
+                link = target / source.name / inside / path.relative_to(part)
+                if path.is_dir():
+                    link.mkdir(parents=True, exist_ok=True)
+                elif not link.exists():
+                    file = stack.enter_context(path.open("rb"))
+                    open_file = f"{_OPEN_FILES}/{file.fileno()}"
+                    link.parent.mkdir(parents=True, exist_ok=True)
+                    link.symlink_to(open_file if os.path.exists(open_file) else path.absolute())
+        yield stack.enter_context(_plain_name(epath.Path(target)))
+
+
+def _parts(checkpoint: pathlib.Path) -> Iterator[tuple[pathlib.Path, str]]:
+    """The folders of a checkpoint's files, and where in it they belong.
+
+    Earlier versions left the arrays where they were first written if the path has a character of _PATTERN.
+    """
+    yield checkpoint, ""
+    if not (checkpoint / "arrays" / "manifest.ocdbt").exists():
+        unfinished = f"{checkpoint.absolute()}{_UNFINISHED}/arrays{_UNFINISHED}".replace("\\", "/")
+        for written in (checkpoint / "arrays", pathlib.Path(unfinished)):
+            yield written / "ocdbt.process_0", "arrays"
+
+
+@contextlib.contextmanager
+def _plain_name(folder: epath.Path) -> Iterator[epath.Path]:
+    """A name of this folder without a character that Orbax takes for part of a pattern; UsageError if it has none."""
+    path = folder if "://" in str(folder) else folder.absolute()
+    if "://" in str(folder) or not _PATTERN & set(str(path)):
+        yield path
+        return
+    if not os.path.isdir(_OPEN_FILES):
+        found = " ".join(sorted(_PATTERN & set(str(path))))
+        raise UsageError(
+            f"--workdir is {folder.parent}, and on this system no checkpoint can be written where the path has {found};"
+            " choose another folder."
+        )
+    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield epath.Path(f"{_OPEN_FILES}/{handle}")
+    finally:
+        os.close(handle)
+
+
+def _why(error: Exception) -> str:
+    return brief(error)[:150]
 
 
 def _manager(folder: epath.Path, **options: Any) -> ocp.CheckpointManager:
+    """In this process alone, whatever others the run has."""
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs errors there that it also raises
     _ignore_late_errors()
-    path = folder if "://" in str(folder) else folder.absolute()
-    made = ocp.CheckpointManagerOptions(**options)
-    return ocp.CheckpointManager(path, options=made, item_names=("arrays", "progress"))
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=0, active_processes={0}, barrier_sync_key_prefix="read" if "read_only" in options else "train"
+    )
+    made = ocp.CheckpointManagerOptions(**options, multiprocessing_options=alone)
+    return ocp.CheckpointManager(folder, options=made)
 
 
 @functools.cache

@@ -30,6 +30,7 @@ _DIGITS_TEST_SIZE = 360
 _BATCH = 1000
 _LARGEST = 256  # height and width
 _PROBE_SECONDS = 5
+_NEWEST_WITH_TENSORFLOW = (3, 13)  # the newest Python that a final release of TensorFlow is for
 
 log = logging.getLogger("train")
 
@@ -194,7 +195,9 @@ def _open(name: str, root: pathlib.Path) -> Any:
     builder_class = tfds.builder_cls(tfds_name)
     folder = root / tfds_name / str(builder_class.VERSION)
     if not os.path.lexists(folder):
-        _prepare(name, builder_class(data_dir=root), root, folder)
+        with _temporary_folder():
+            builder = builder_class(data_dir=root)
+        _prepare(name, builder, root, folder)
     # Without this file TFDS would neither prepare the dataset anew nor find any splits in it.
     if not (folder / "dataset_info.json").is_file():
         raise _unusable(name, folder, "it has no dataset_info.json")
@@ -218,7 +221,8 @@ def _open_any(name: str, root: pathlib.Path) -> Any:
     _check_is_folder(name, root)
     tfds_name = _in_tfds(name)[0]
     try:
-        builder = tfds.builder(tfds_name, data_dir=root)
+        with _temporary_folder():
+            builder = tfds.builder(tfds_name, data_dir=root)
     except Exception as error:  # DatasetNotFoundError, ValueError for the configuration, ...
         mend = f"give the name of one of its sets, or copy a prepared {tfds_name} folder into {root}"
         raise DataError(
@@ -235,6 +239,17 @@ def _open_any(name: str, root: pathlib.Path) -> Any:
     if importlib.util.find_spec(module) is None:
         raise _unusable(name, folder, f"it was prepared as {file_format.value} and {module} is not installed")
     return builder
+
+
+@contextlib.contextmanager
+def _temporary_folder() -> Iterator[None]:
+    """One of its own, removed at the end: TFDS leaves an empty folder behind for each set that is not prepared."""
+    before = tempfile.tempdir
+    try:
+        with tempfile.TemporaryDirectory() as tempfile.tempdir:
+            yield
+    finally:
+        tempfile.tempdir = before
 
 
 def _check_is_folder(name: str, root: pathlib.Path) -> None:
@@ -254,8 +269,12 @@ def _prepare(name: str, builder: Any, root: pathlib.Path, folder: pathlib.Path) 
     absent = f"{name} is not prepared in {root}{_other_versions(folder)}"
     missing = [m for m in ("tensorflow", "importlib_resources") if importlib.util.find_spec(m) is None]
     if missing:
-        needs = f"preparing it needs {' and '.join(missing)}"
-        raise DataError(f'{absent}, and {needs}: run `pip install -e ".[prepare]"`, then the same command again.')
+        needs, where = f"preparing it needs {' and '.join(missing)}", ""
+        if "tensorflow" in missing and sys.version_info[:2] > _NEWEST_WITH_TENSORFLOW:
+            needs += f", which has no release for Python {sys.version_info[0]}.{sys.version_info[1]}"
+            where = "with Python {}.{} ".format(*_NEWEST_WITH_TENSORFLOW)
+        mend = f'{where}run `pip install -e ".[prepare]"`, then the same command again, or choose another --data-dir'
+        raise DataError(f"{absent}, and {needs}: {mend}.")
     command = (
         f'`pip install -e ".[prepare]"` and `python train/main.py --dataset {name} --data-dir {shlex.quote(str(root))}`'
     )
@@ -297,7 +316,7 @@ def _download_and_prepare(builder: Any) -> None:
     """Run TFDS' own preparation, with its progress bars only on a terminal."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # else TensorFlow announces it on stderr
-    import tensorflow as tf  # type: ignore[import-untyped]
+    import tensorflow as tf
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core.download import downloader
 

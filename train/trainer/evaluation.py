@@ -46,11 +46,7 @@ def evaluate(
     """
     folder = epath.Path(workdir)
     config = _config(folder)
-    checkpoints = ReadCheckpoints(folder / "checkpoints")
-    try:
-        number, arrays, progress = checkpoints.read(checkpoint)
-    finally:
-        checkpoints.close()
+    number, arrays, progress = ReadCheckpoints(folder / "checkpoints").read(checkpoint)
     dataset = data.load(config.dataset, data_dir or config.data_dir, config.limit)
     model = networks.build(config, dataset.num_classes)
     params = _params(model, dataset, arrays, folder)

@@ -160,7 +160,8 @@ class Workdir:
         """What config.json says; nothing if the run did not come that far."""
         path = self.path / "config.json"
         if not path.exists():
-            if any(self.checkpoints.glob("[0-9]*")):
+            there = self.checkpoints.iterdir() if self.checkpoints.exists() else ()
+            if any(checkpoint.name.isdecimal() for checkpoint in there):
                 raise UserError(f"--workdir is {self.path}, which has checkpoints but no config.json; put it back.")
             return {}
         try:

@@ -1,0 +1,68 @@
+"""A release is what pyproject.toml, CHANGELOG.md and the workflows say that it is, and they agree."""
+
+import pathlib
+import re
+import subprocess
+import tomllib
+
+import pytest
+import yaml
+
+import gravity_optax
+
+ROOT = pathlib.Path(__file__).parents[1]
+CHANGELOG = (ROOT / "CHANGELOG.md").read_text()
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+KNOWN = [line.split()[-1] for line in PROJECT["project"]["classifiers"] if re.search(r":: 3\.\d+$", line)]
+
+
+def workflow(name):
+    return yaml.safe_load((ROOT / ".github" / "workflows" / f"{name}.yml").read_text())["jobs"]
+
+
+def check_tag(tag, folder):
+    """The return code of the step of release.yml that compares the tag with the version and the changelog."""
+    (step,) = (step for step in workflow("release")["build"]["steps"] if "tag" in step.get("name", ""))
+    return subprocess.run(
+        ["bash", "-e", "-c", step["run"]], cwd=folder, env={"GITHUB_REF_NAME": tag, "PATH": "/usr/bin:/bin"}
+    ).returncode
+
+
+@pytest.mark.parametrize(
+    ("tag", "changelog", "passes"),
+    [
+        ("v{version}", "## [{version}] - 2030-01-31", True),
+        ("v{version}", "## [Unreleased]", False),
+        ("{version}", "## [{version}] - 2030-01-31", False),
+        ("v9.9.9", "## [{version}] - 2030-01-31", False),
+    ],
+)
+def test_only_the_tag_of_the_version_in_the_changelog_is_published(tmp_path, tag, changelog, passes):
+    (tmp_path / "gravity_optax").mkdir()
+    source = ROOT / PROJECT["tool"]["hatch"]["version"]["path"]
+    (tmp_path / "gravity_optax" / "__init__.py").write_text(source.read_text())
+    (tmp_path / "CHANGELOG.md").write_text(changelog.format(version=gravity_optax.__version__))
+    assert (check_tag(tag.format(version=gravity_optax.__version__), tmp_path) == 0) is passes
+
+
+def test_nothing_is_published_before_the_tests_pass():
+    jobs = workflow("release")
+    assert {*jobs["publish"]["needs"]} == {"tests", "build"} == {*jobs} - {"publish"}
+    assert jobs["tests"]["uses"] == "./.github/workflows/ci.yml"
+    assert [name for name, job in jobs.items() if "id-token" in job.get("permissions", {})] == ["publish"]
+
+
+def test_the_changelog_begins_with_what_is_unreleased_and_dates_the_rest():
+    sections = re.findall(r"^## (.*)$", CHANGELOG, re.MULTILINE)
+    assert sections[0] == "[Unreleased]"
+    assert all(re.fullmatch(r"\[\d+\.\d+\.\d+\] - \d{4}-\d\d-\d\d", section) for section in sections[1:])
+    kinds = {*re.findall(r"^### (.*)$", CHANGELOG, re.MULTILINE)}
+    assert kinds <= {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
+
+
+def test_ci_runs_the_pythons_that_the_classifiers_name():
+    jobs = workflow("ci")
+    assert jobs["library"]["strategy"]["matrix"]["python"] == KNOWN
+    assert jobs["trainer"]["strategy"]["matrix"]["python"] == KNOWN[:-1]  # the newest only has the library
+    (python,) = re.findall(r"for version in (3[\d. ]+);", (ROOT / ".ci" / "run").read_text())
+    assert python.split() == KNOWN
