@@ -59,7 +59,7 @@ def draw_velocity(key: jax.Array, stddev: jax.typing.ArrayLike, params: optax.Pa
     keys = jax.random.split(stream, len(leaves))
 
     def kind(leaf: Any) -> tuple[Any, ...]:
-        aval = jax.typeof(_checks.as_array(leaf))
+        aval = jax.typeof(leaf)
         kept = aval.dtype if dtype is None else jax.dtypes.canonicalize_dtype(dtype)
         if isinstance(leaf, jax.core.Tracer):
             sharding = aval.sharding

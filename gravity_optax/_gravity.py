@@ -203,6 +203,7 @@ def scale_by_gravity(
     leaf_step = _compiled_leaf_step if max_step_grad is None else _leaf_step
 
     def init_fn(params: optax.Params) -> ScaleByGravityState:
+        params = _checks.as_arrays(params)
         _checks.check_real("params", params)
         _checks.check_stacked("params", params, stacked_axes)
         _checks.check_stddev(velocity_stddev, params, velocity_dtype)
@@ -213,6 +214,7 @@ def scale_by_gravity(
         updates: optax.Updates, state: ScaleByGravityState, params: optax.Params | None = None, **extra_args: Any
     ) -> tuple[optax.Updates, ScaleByGravityState]:
         del params, extra_args
+        updates = _checks.as_arrays(updates)
         _checks.check_matches(updates, state.velocity)
         count = jnp.asarray(state.count, jnp.int32)
 

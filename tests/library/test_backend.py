@@ -64,7 +64,7 @@ def test_built_under_one_explicit_mesh_and_used_under_another(key):
 @pytest.mark.parametrize("partitionable", [False, True])
 @pytest.mark.parametrize("impl", ["threefry2x32", "rbg"])
 def test_init_gives_the_numbers_of_its_definition_eagerly_and_under_jit(impl, partitionable):
-    params = [jnp.zeros(shape) for shape in ((3, 5), (7,), (3, 5), (), (0, 2), (15,), (3, 5))]
+    params = [jnp.zeros(shape) for shape in ((3, 5), (0, 2), (15,), (3, 5))]
     key = jax.random.key(5, impl=impl)
     with jax.threefry_partitionable(partitionable):
         tx = scale_by_gravity(0.5, key=key)
@@ -77,6 +77,7 @@ def test_init_gives_the_numbers_of_its_definition_eagerly_and_under_jit(impl, pa
 # ---- trees of many leaves
 
 
+@jax.numpy_dtype_promotion("standard")  # Adam raises a float to an int32
 def test_many_leaves_are_drawn_by_one_loop_and_updated_by_one_function():
     params = [jnp.zeros(1000)] * 1000
     tx, adam = gravity(0.1, key=0), optax.adam(0.1)
