@@ -23,34 +23,29 @@ def check_number(name: str, value: Any, range_text: str, in_range: Callable[[flo
         raise ValueError(f"{name} is {value}; it must be {range_text}.")
 
 
-def check_first_step(first_step: Any) -> None:
-    """Raises unless `first_step` is a whole number of at least 0."""
-    if not _is_scalar(first_step, int, np.integer):
-        raise TypeError(f"first_step is {first_step!r}; it must be a whole number: 0 or 1 in the paper's conventions.")
-    if not isinstance(first_step, jax.core.Tracer) and int(first_step) < 0:
-        raise ValueError(f"first_step is {first_step}; it must be at least 0.")
-
-
-def check_max_step_grad(max_step_grad: Any) -> None:
-    """Raises unless `max_step_grad` is None or a function."""
+def check_options(max_step_grad: Any, stacked_axes: Any, first_step: Any = 0, velocity_dtype: Any = None) -> None:
+    """Raises unless each is of its type and in its range."""
     if max_step_grad is not None and not callable(max_step_grad):
         raise TypeError(
             f"max_step_grad is {max_step_grad!r}; it must be a function from a gradient matrix to m, or None:"
             " for a constant m pass lambda g: m."
         )
-
-
-def check_stacked_axes(stacked_axes: Any) -> None:
-    """Raises unless `stacked_axes` is None or a whole number, known when the transformation is built."""
-    if stacked_axes is None:
-        return
-    if isinstance(stacked_axes, bool) or not isinstance(stacked_axes, int | np.integer):
+    if stacked_axes is not None and (isinstance(stacked_axes, bool) or not isinstance(stacked_axes, int | np.integer)):
         raise TypeError(
             f"stacked_axes is {stacked_axes!r}; it must be an int or None"
             " (under optax.inject_hyperparams name it in static_args)."
         )
-    if stacked_axes < 0:
+    if stacked_axes is not None and stacked_axes < 0:
         raise ValueError(f"stacked_axes is {stacked_axes}; it must be at least 0.")
+    if not _is_scalar(first_step, int, np.integer):
+        raise TypeError(f"first_step is {first_step!r}; it must be a whole number: 0 or 1 in the paper's conventions.")
+    if not isinstance(first_step, jax.core.Tracer) and int(first_step) < 0:
+        raise ValueError(f"first_step is {first_step}; it must be at least 0.")
+    if velocity_dtype is not None and not _is_real(jnp.dtype(velocity_dtype)):
+        raise TypeError(
+            f"velocity_dtype is {velocity_dtype!r}; it must be a float dtype such as jnp.bfloat16 (with a sign and a"
+            " zero), or None."
+        )
 
 
 def check_stddev(stddev: Any, params: Any, dtype: Any) -> None:
@@ -65,12 +60,6 @@ def check_stddev(stddev: Any, params: Any, dtype: Any) -> None:
                 f" the velocity of params{jax.tree_util.keystr(path)}, which ends at {float(limits.max):.3g};"
                 " lower alpha, raise learning_rate, or choose a wider velocity_dtype."
             )
-
-
-def check_velocity_dtype(dtype: Any) -> None:
-    """Raises unless `dtype` is None or a real float dtype with a sign and a zero."""
-    if dtype is not None and not _is_real(jnp.dtype(dtype)):
-        raise TypeError(f"velocity_dtype is {dtype!r}; it must be a float dtype such as jnp.bfloat16, or None.")
 
 
 def check_stacked(name: str, tree: Any, stacked_axes: int | None) -> None:

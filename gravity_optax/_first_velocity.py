@@ -61,11 +61,14 @@ def draw_velocity(key: jax.Array, stddev: jax.typing.ArrayLike, params: optax.Pa
     def kind(leaf: Any) -> tuple[Any, ...]:
         aval = jax.typeof(_checks.as_array(leaf))
         kept = aval.dtype if dtype is None else jax.dtypes.canonicalize_dtype(dtype)
-        sharding = aval.sharding if isinstance(leaf, jax.core.Tracer) else getattr(leaf, "sharding", None)
-        return aval.shape, kept, compute_dtype(aval), sharding if getattr(leaf, "committed", True) else None
+        if isinstance(leaf, jax.core.Tracer):
+            sharding = aval.sharding
+        else:
+            sharding = getattr(leaf, "sharding", None) if getattr(leaf, "committed", True) else None
+        return aval.shape, kept, compute_dtype(aval), sharding
 
     if not any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
-        velocity = [_compiled_draw(*kind(leaf))(k, stddev) for k, leaf in zip(keys, leaves, strict=True)]
+        velocity = [_draw_now(k, stddev, *kind(leaf)) for k, leaf in zip(keys, leaves, strict=True)]
         return jax.tree.unflatten(treedef, velocity)
     # Inside jit, leaves that are alike are drawn in one loop, which is compiled once.
     alike = collections.defaultdict(list)
@@ -87,10 +90,23 @@ def _draw(key, stddev, shape, dtype, sample_dtype, out_sharding=None):
     return jnp.clip(sample, -limit, limit).astype(dtype)
 
 
+def _draw_now(key, stddev, shape, dtype, sample_dtype, sharding):
+    if sharding is not None:  # compiled with it, so that no device ever holds a sharded leaf whole
+        return _compiled_draw(shape, dtype, sample_dtype, sharding)(key, stddev)
+    # The same numbers, drawn flat, which XLA compiles in half the time, and in one of a few lengths (powers of 4), each
+    # compiled once: with JAX's default generator the first of many numbers are those of a draw of fewer.
+    size = math.prod(shape)
+    if size < 2**20 and jax.config.jax_threefry_partitionable and jax.random.key_impl(key) == "threefry2x32":
+        size = 4 ** max(7, -(-size.bit_length() // 2))
+    return _first(_compiled_draw((size,), dtype, sample_dtype, None)(key, stddev), shape)
+
+
 @functools.lru_cache(maxsize=1024)
 def _compiled_draw(shape, dtype, sample_dtype, sharding):
-    draw = functools.partial(_draw, dtype=dtype, sample_dtype=sample_dtype)
-    if sharding is not None:  # the leaf's own, so that no device ever holds a sharded leaf whole
-        return jax.jit(functools.partial(draw, shape=shape), out_shardings=sharding)
-    # XLA compiles a flat draw in half the time; the numbers are the same.
-    return jax.jit(lambda key, stddev: draw(key, stddev, (math.prod(shape),)).reshape(shape))
+    draw = functools.partial(_draw, shape=shape, dtype=dtype, sample_dtype=sample_dtype)
+    return jax.jit(draw, out_shardings=sharding)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _first(numbers, shape):
+    return numbers[: math.prod(shape)].reshape(shape)

@@ -116,8 +116,7 @@ def damping(
       >>> print(max_abs["w"], share["w"])
       4.0 0.5
     """
-    _checks.check_max_step_grad(max_step_grad)
-    _checks.check_stacked_axes(stacked_axes)
+    _checks.check_options(max_step_grad, stacked_axes)
     _checks.check_real("gradients", gradients)
     _checks.check_stacked("gradients", gradients, stacked_axes)
     stack = stacked_axes or 0

@@ -1,12 +1,10 @@
 """The Gravity optimizer of Bahrami and Pouriyan Zadeh (https://arxiv.org/abs/2101.09192).
 
-`gravity` chains `scale_by_gravity` with the learning rate; `scale_by_gravity` draws V_0 (Eq. 27, `_first_velocity`) and
-at each step applies Eqs. 20 to 26 to each leaf (`_gradient_term` has Eqs. 20 and 21). Errors about arguments and trees
-are in `_checks`.
+`gravity` chains `scale_by_gravity` with the learning rate; `scale_by_gravity` draws V_0 (`_first_velocity` has Eq. 27)
+and at each step applies Eqs. 20 to 26 to each leaf (`_gradient_term` has Eqs. 20 and 21).
 """
 
 import functools
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -69,43 +67,43 @@ def gravity(
     with large gradients (a sum instead of a mean, a badly scaled quadratic) therefore stalls: put
     `optax.clip_by_global_norm(1.0)` in front.
 
+    Under `optax.inject_hyperparams` name these in `static_args` where given: `key` (else an array is donated with the
+    state, Flax cannot serialize a typed key, and a seed must be below 2^31), `max_step_grad`, `stacked_axes`,
+    `velocity_dtype`, and a `weight_decay_mask` that is a function. To update in place, donate parameters and state in
+    the order in which the step returns them: `jax.jit(step, donate_argnums=(0, 1))` with
+    `step(params, state, gradients) -> (params, state)`. `jax.vmap(tx.init)` gives every member of an ensemble the same
+    :math:`V_0`; give each its own key:
+    `jax.vmap(lambda key, params: gravity(0.1, key=key).init(params))(jax.random.split(key, members), params)`.
+
     Args:
-      learning_rate: l, a positive number or an optax schedule. With a schedule, l in :math:`\alpha / l` is its value at
-        step 0; a schedule that starts at 0 leaves it without a value: chain `scale_by_gravity` with
-        `optax.scale_by_learning_rate` instead. Where l comes as a `jax.Array`, as under
-        `optax.inject_hyperparams`, an l that is 0 or so small that :math:`\alpha / l` overflows gives :math:`V_0 = 0`.
+      learning_rate: l, a positive number or an optax schedule. Of a schedule, :math:`\alpha / l` takes the largest
+        value in its first 2^17 steps, so that a warm-up may start at 0. Where l is a `jax.Array`, as
+        `optax.inject_hyperparams` passes it, an l below :math:`\alpha` is taken for the start of a warm-up and gives
+        :math:`V_0 = 0`; `velocity_stddev=alpha / peak` says otherwise.
       alpha: :math:`\alpha \ge 0`, the size of the first steps due to :math:`V_0` (30). 0 starts from rest.
       beta: :math:`\beta \in [0, 1]`, the decay of the velocity once t is large.
       key: a seed or a JAX random key (typed or raw uint32) for :math:`V_0`. The same key gives the same velocity
         whatever the number or layout of devices, to the last digit or two (with JAX's default generator).
       first_step: t at the first update. 1 is Algorithm 1 and the authors' PyTorch code; 0 is Table 2, Eq. 28, the
         authors' Keras code and every run the paper reports.
-      max_step_grad: a function from one gradient matrix (in float32, or float64) to m, a scalar; None is Eq. 20,
-        :math:`1 / \max|G|`. It sees what it is handed: inside `jax.shard_map`, where a device holds a part of G, pass
+      max_step_grad: a function from one gradient matrix (in float32, or float64) to m, a scalar; None is Eq. 20. Inside
+        `jax.shard_map`, where a device holds a part of G, pass
         `lambda g: 1 / jax.lax.pmax(jnp.max(jnp.abs(g)), axis_name)`. The sign of m does not matter; m = inf gives
-        :math:`\zeta = G`, m = 0 gives 0. It is not called for a leaf of size 0, and through `jax.vmap` for stacked
-        matrices.
+        :math:`\zeta = G`, m = 0 gives 0. Leaves of size 0 are left out; stacked matrices come through `jax.vmap`.
       stacked_axes: how many leading axes of every leaf number separate matrices, as with `flax.linen.scan`, so that
         each has its own m (None: 0). Where only some leaves are stacked, use `optax.partition`.
       velocity_dtype: dtype in which V is kept, for instance bfloat16, which halves the state; None is the parameter's.
-        Arithmetic stays in float32.
-      weight_decay: decoupled weight decay as in `optax.adamw`: adds this times W to V before the learning rate, at
-        least 0; `update` then needs the parameters. None adds nothing to the chain.
-      weight_decay_mask: which leaves decay: a tree of booleans (or a function from the parameters to one), as in
-        `optax.adamw`. None decays all.
-
-    Under `optax.inject_hyperparams`, `max_step_grad`, `stacked_axes`, `velocity_dtype` and a `weight_decay_mask` that
-    is a function must be named in `static_args` where given. To update in place, donate parameters and state in the
-    order in which the step returns them: `jax.jit(step, donate_argnums=(0, 1))` with
-    `step(params, state, gradients) -> (params, state)`; in another order XLA copies them.
-    `jax.vmap(tx.init)` gives every member of an ensemble the same :math:`V_0`; give each its own key with
-    `jax.vmap(lambda key, params: gravity(0.1, key=key).init(params))(jax.random.split(key, members), params)`.
+      velocity_stddev: standard deviation of :math:`V_0`; None is :math:`\alpha / l`.
+      weight_decay: decoupled weight decay as in `optax.adamw`, a number of at least 0 or a schedule: adds this times W
+        to V before the learning rate; `update` then needs the parameters. None adds nothing to the chain.
+      weight_decay_mask: which leaves decay, as in `optax.adamw`: a tree of booleans or a function from the parameters
+        to one; None is all.
 
     Returns:
-      The `optax.GradientTransformation`. Its state is a chain's: `(ScaleByGravityState, state of the learning rate)`.
+      A transformation whose state is that of a chain, `(ScaleByGravityState, state of the learning rate)`.
 
     Raises:
-      ValueError: for an argument out of its range.
+      ValueError: for an argument out of its range (at `init` for a schedule that is never positive).
       TypeError: for an argument or (at `init` and `update`) a leaf of the wrong type.
 
     Example:
@@ -133,25 +131,28 @@ def gravity(
         # An array may be 0: optax.inject_hyperparams passes on what a schedule gives, at every step.
         in_range = _checks.NOT_NEGATIVE if isinstance(learning_rate, jax.Array) else _checks.POSITIVE
         _checks.check_number("learning_rate", learning_rate, _checks.POSITIVE[0], in_range[1])
-    if velocity_stddev is not None:
-        _checks.check_number("velocity_stddev", velocity_stddev, *_checks.NOT_NEGATIVE)
-    velocity = _velocity(
-        lambda: initial_stddev(learning_rate, alpha) if velocity_stddev is None else velocity_stddev,
-        beta,
-        key,
-        first_step,
-        max_step_grad,
-        stacked_axes,
-        velocity_dtype,
+    scale = functools.partial(
+        scale_by_gravity,
+        beta=beta,
+        key=key,
+        first_step=first_step,
+        max_step_grad=max_step_grad,
+        stacked_axes=stacked_axes,
+        velocity_dtype=velocity_dtype,
     )
-    parts = [velocity, optax.scale_by_learning_rate(learning_rate)]
-    if callable(weight_decay):  # add_decayed_weights takes a schedule from optax 0.2.6 on
-        add_decayed_weights = optax.inject_hyperparams(optax.add_decayed_weights, static_args="mask")
-        parts.insert(1, add_decayed_weights(weight_decay, weight_decay_mask))
+    if velocity_stddev is None and callable(learning_rate):
+        # Called in init, so that building does not start JAX's backend.
+        init = lambda params: scale(initial_stddev(learning_rate, alpha)).init(params)
+        parts = [optax.GradientTransformationExtraArgs(init, scale(0.0).update)]
+    else:
+        parts = [scale(initial_stddev(learning_rate, alpha) if velocity_stddev is None else velocity_stddev)]
+    if callable(weight_decay):  # which optax.add_decayed_weights itself does not take before optax 0.2.6
+        scheduled = optax.inject_hyperparams(optax.add_decayed_weights, static_args="mask")
+        parts.append(scheduled(weight_decay, weight_decay_mask))
     elif weight_decay is not None:
         _checks.check_number("weight_decay", weight_decay, *_checks.NOT_NEGATIVE)
-        parts.insert(1, optax.add_decayed_weights(weight_decay, weight_decay_mask))
-    return optax.chain(*parts)
+        parts.append(optax.add_decayed_weights(weight_decay, weight_decay_mask))
+    return optax.chain(*parts, optax.scale_by_learning_rate(learning_rate))
 
 
 def scale_by_gravity(
@@ -166,16 +167,12 @@ def scale_by_gravity(
 ) -> optax.GradientTransformationExtraArgs:
     r"""Replaces gradients by Gravity's velocity V: `gravity` without the learning rate.
 
-    Use it where :math:`\alpha / l` has no value, for instance with a warm-up from 0::
-
-        optax.chain(scale_by_gravity(0.1, key=key), optax.scale_by_learning_rate(schedule))
-
-    Arithmetic is in float32 (float64 for float64 leaves); the velocity has the parameters' dtype (or `velocity_dtype`)
-    and the updates have the gradients'. A non-finite gradient makes its own leaf non-finite and no other; a NaN perhaps
-    in its own place only, because XLA:CPU's maximum of a large array passes over NaNs (jaxlib 0.10.1).
-    `init` belongs outside `jax.shard_map` and `jax.pmap`: inside, every shard would draw the same numbers. Called
-    eagerly, and in explicit-sharding mode, it gives the velocity its parameter's sharding; under `jax.jit` in the
-    automatic mode say so with `out_shardings`, as for any optax state.
+    Arithmetic is in float32 (float64 for float64 leaves). Updates have the gradients' dtype where the velocity has the
+    same one, and float32 (float64) otherwise, as those of `optax.adam` do. A non-finite gradient makes its own leaf
+    non-finite and no other; a NaN perhaps in its own place only, because XLA:CPU's maximum of a large array passes over
+    NaNs (jaxlib 0.10.1). `init` belongs outside `jax.shard_map` and `jax.pmap`: inside, every shard would draw the same
+    numbers. Called eagerly, and in explicit-sharding mode, it gives the velocity its parameter's sharding; under
+    `jax.jit` in the automatic mode say so with `out_shardings`, as for any optax state.
 
     Args:
       velocity_stddev: standard deviation of :math:`V_0`, at least 0 (27: :math:`\sigma = \alpha / l`) and within the
@@ -183,7 +180,7 @@ def scale_by_gravity(
       beta, key, first_step, max_step_grad, stacked_axes, velocity_dtype: as in `gravity`.
 
     Returns:
-      The `optax.GradientTransformation`, with state `ScaleByGravityState`.
+      A transformation with state `ScaleByGravityState`.
 
     Raises:
       ValueError: for an argument out of its range (`velocity_stddev` at `init`, where the dtypes are known), or
@@ -199,33 +196,17 @@ def scale_by_gravity(
       [0.125      0.05882353]
     """
     _checks.check_number("velocity_stddev", velocity_stddev, *_checks.NOT_NEGATIVE)
-    return _velocity(lambda: velocity_stddev, beta, key, first_step, max_step_grad, stacked_axes, velocity_dtype)
-
-
-def _velocity(
-    stddev_of: Callable[[], jax.typing.ArrayLike],
-    beta: jax.typing.ArrayLike,
-    key: Key,
-    first_step: int,
-    max_step_grad: MaxStepGrad | None,
-    stacked_axes: int | None,
-    velocity_dtype: jax.typing.DTypeLike | None,
-) -> optax.GradientTransformationExtraArgs:
     _checks.check_number("beta", beta, *_checks.UNIT)
-    _checks.check_first_step(first_step)
-    _checks.check_max_step_grad(max_step_grad)
-    _checks.check_stacked_axes(stacked_axes)
-    _checks.check_velocity_dtype(velocity_dtype)
-    jax.eval_shape(lambda: _checks.canonical_key(key))  # its errors; nothing is computed until init
-    # Compiled once for leaves that are alike. Not with a function of the user's, which may not be pure.
-    leaf_step = _compiled_leaf_step if max_step_grad is None else _leaf_step
+    _checks.check_options(max_step_grad, stacked_axes, first_step, velocity_dtype)
+    jax.eval_shape(lambda: _checks.canonical_key(key))  # its errors now, the key itself in init
+    # Compiled once for leaves that are alike, but for a function of the user's, which may not be pure.
+    leaf_step = _leaf_step if max_step_grad else _compiled_leaf_step
 
     def init_fn(params: optax.Params) -> ScaleByGravityState:
         _checks.check_real("params", params)
         _checks.check_stacked("params", params, stacked_axes)
-        stddev = stddev_of()
-        _checks.check_stddev(stddev, params, velocity_dtype)
-        velocity = draw_velocity(_checks.canonical_key(key), stddev, params, velocity_dtype)
+        _checks.check_stddev(velocity_stddev, params, velocity_dtype)
+        velocity = draw_velocity(_checks.canonical_key(key), velocity_stddev, params, velocity_dtype)
         return ScaleByGravityState(jnp.zeros([], jnp.int32), velocity)
 
     def update_fn(
@@ -247,8 +228,8 @@ def _velocity(
         for g, v in zip(gradients, jax.tree.leaves(state.velocity), strict=True):
             g, v = (x if isinstance(x, jax.Array) else jnp.asarray(x) for x in (g, v))
             computed.append(leaf_step(g, v, *weights(compute_dtype(g, v)), max_step_grad, stacked_axes or 0))
-        steps, velocity = (jax.tree.unflatten(treedef, [pair[i] for pair in computed]) for i in (0, 1))
-        return steps, ScaleByGravityState(optax.safe_increment(count), velocity)
+        updates, velocity = (jax.tree.unflatten(treedef, [pair[i] for pair in computed]) for i in (0, 1))
+        return updates, ScaleByGravityState(optax.safe_increment(count), velocity)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
