@@ -34,12 +34,13 @@ def compare(options: CompareOptions) -> int:
         raise UsageError(f"--workdir is {folder}, where runs.csv has no run to report on yet: leave --report out.")
     code = 0
     if not options.report_only:
+        line = command.prepare_jax()
         try:
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "runs.csv").touch()
         except OSError as error:
             raise UserError(f"--workdir is {folder}, where nothing can be written ({error.strerror}).") from error
-        if line := command.prepare_jax():
+        if line:
             log.info(line)
         code = Driver(folder, wanted).run()
     if outcomes := ledger.read(folder / "runs.csv"):

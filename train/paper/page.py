@@ -84,7 +84,10 @@ def _models(runs: Sequence[RecordedRun]) -> dict[str, list[str]]:
 
 
 def draw(found: Results, dataset: str, model: str) -> Any:
-    """A matplotlib Figure: the paper's four panels (Figures 10-19): ours as lines with the spread over seeds, the published runs dashed."""
+    """A matplotlib Figure of the paper's four panels (Figures 10-19).
+
+    Ours are lines with the spread over seeds, the published runs dashed.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 7), layout="constrained")

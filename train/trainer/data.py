@@ -174,19 +174,15 @@ def _default_data_dir() -> str:
 def _at_home(name: str, root: str) -> pathlib.Path:
     """The folder, with ~ expanded."""
     if (expanded := os.path.expanduser(root)).startswith("~"):
-        raise DataError(
-            f"{name}: there is no home folder for {root} (HOME is not set); say with --data-dir where datasets are kept."
-        )
+        raise DataError(f"{name}: there is no home folder for {root} (HOME is not set); give --data-dir.")
     return pathlib.Path(expanded)
 
 
 def _check_depth(name: str, root: pathlib.Path) -> None:
-    """Raise DataError for a --data-dir that is the dataset's own folder, or that of its version, inside the right one."""
+    """Raise DataError for a --data-dir that lies too deep: the dataset's own folder, or that of its version."""
     for own in (root, root.parent):
         if own.name == _in_tfds(name)[0] and any(own.glob("*/dataset_info.json")):
-            raise DataError(
-                f"{name}: --data-dir {root} is a folder of the dataset itself; give --data-dir {own.parent}."
-            )
+            raise DataError(f"{name}: --data-dir {root} is the dataset's own folder; give --data-dir {own.parent}.")
 
 
 def _require(name: str, modules: tuple[str, ...]) -> None:
