@@ -26,17 +26,16 @@ COMMANDS = (main, evaluate, benchmark, compare, report)
 log = logging.getLogger("train")
 
 
-class NotebookStream:
+class NotebookStream(io.TextIOBase):
     """As ipykernel's: it is no file, and cannot be reconfigured."""
 
     def __init__(self):
+        super().__init__()
         self.text = ""
 
     def write(self, text):
         self.text += text
         return len(text)
-
-    def flush(self): ...
 
 
 @pytest.fixture
@@ -68,7 +67,7 @@ def test_in_a_notebook_only_a_failure_ends_a_cell(monkeypatch, notebook, module)
     with contextlib.redirect_stdout(io.StringIO()):
         runpy.run_path(path, run_name="__main__")
     monkeypatch.setattr("sys.argv", [path, "--nonsense"])
-    with contextlib.redirect_stderr(io.StringIO()) as errors, pytest.raises(SystemExit, match="^2$"):
+    with contextlib.redirect_stderr(io.StringIO()) as errors, pytest.raises(SystemExit, match=r"^2$"):
         runpy.run_path(path, run_name="__main__")
     assert errors.getvalue().startswith("error: ") and errors.getvalue().count("\n") == 1
 

@@ -297,7 +297,7 @@ def override_settings() -> None:
     line: these are compiled ahead of time.
     """
     jax.config.update("jax_transfer_guard", "allow")
-    if jax.config.read("jax_disable_jit"):
+    if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
         log.info("JAX_DISABLE_JIT is set and has no effect here: programs are compiled ahead of time")
         jax.config.update("jax_disable_jit", False)
 
