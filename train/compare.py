@@ -45,9 +45,10 @@ def compare(options: CompareOptions) -> int:
             log.info(line)
         code = Driver(folder, wanted).run()
     if outcomes := ledger.read(folder / "runs.csv"):
-        from comparison import writeup
+        from comparison import ablation, writeup
 
-        log.info(f"the report is {writeup.write(folder, outcomes)}")
+        write = ablation.write if options.study else writeup.write
+        log.info(f"the report is {write(folder, outcomes)}")
     return code
 
 

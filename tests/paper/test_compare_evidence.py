@@ -7,6 +7,7 @@ import math
 import matplotlib.image
 import numpy as np
 import pytest
+from scipy import stats
 
 from comparison import evidence, writeup
 from comparison.evidence import Growth
@@ -56,23 +57,29 @@ def test_the_standing_is_mean_deviation_and_difference_from_adams():
     assert (adam.minus_adam, adam.from_, adam.to) == (None, None, None)
 
 
-def test_the_interval_is_that_of_all_resamplings():
+def test_the_interval_is_welchs():
     ours, theirs = (np.array(TEST[name]) for name in ("gravity", "adam"))
-    means = lambda values: np.mean(np.stack(np.meshgrid(values, values, values), -1).reshape(-1, 3), 1)
-    every = np.subtract.outer(means(ours), means(theirs)).ravel()  # 27 x 27, all equally likely
-    expected = np.percentile(every, [2.5, 97.5])
-    np.testing.assert_allclose(evidence.interval([(1, ours), (-1, theirs)]), expected, atol=0.011)
+    expected = stats.ttest_ind(ours, theirs, equal_var=False).confidence_interval(0.95)
+    np.testing.assert_allclose(evidence.interval([(1, ours), (-1, theirs)]), expected, atol=1e-6)
     row = by_optimizer(evidence.standings(study()))["gravity"]
     assert (row.from_, row.to) == evidence.interval([(1, ours), (-1, theirs)])
 
 
 def test_an_interval_covers_the_truth_nearly_as_often_as_it_says():
+    """With three seeds each, of two optimizers and, as in `growths`, of four. A bootstrap has 81 and 85%."""
     rng = np.random.default_rng(1)
-    hits = 0
-    for _ in range(60):
-        low, high = evidence.interval([(1, rng.normal(1, 1, 20)), (-1, rng.normal(0, 1, 20))])
-        hits += low <= 1 <= high
-    assert 50 <= hits <= 60
+    for means in ((1, 0), (1, 0, 0, 1)):
+        signs, hits = (1, -1, -1, 1), 0
+        truth = sum(sign * mean for sign, mean in zip(signs, means, strict=False))
+        for _ in range(1000):
+            drawn = [rng.normal(mean, spread, 3) for mean, spread in zip(means, (1, 2, 1, 3), strict=False)]
+            low, high = evidence.interval(list(zip(signs, drawn, strict=False)))
+            hits += low <= truth <= high
+        assert 935 <= hits <= 985
+
+
+def test_runs_that_all_end_alike_have_an_interval_of_no_width():
+    assert evidence.interval([(1, np.full(3, 0.1)), (-1, np.full(3, 0.3))]) == (-0.2, -0.2)
 
 
 def test_one_seed_has_no_deviation_and_no_interval():

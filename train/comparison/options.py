@@ -112,10 +112,7 @@ def _comparison(options: CompareOptions, dataset: DatasetName) -> Comparison:
     settings = _settings("--settings", options.settings)
     entrants = {}
     for text in options.optimizers:
-        name, _, own = text.partition(":")
-        if name not in (known := _choices("optimizer")):
-            raise UsageError(f"--optimizers has {text!r}, and {name!r} is none of {', '.join(known)}.")
-        chosen = _settings(f"--optimizers {text}", own.split(",") if own else ())
+        name, chosen = _entrant(text)
         if twice := [key for key in chosen if key in settings]:
             raise UsageError(f"{twice[0]} is both in --settings and in --optimizers {text}: leave one out.")
         fields: dict[str, Any] = {"optimizer": name, **shared, **settings, **chosen}
@@ -134,6 +131,19 @@ def _comparison(options: CompareOptions, dataset: DatasetName) -> Comparison:
 def label(optimizer: str, settings: dict[str, Any]) -> str:
     """The entrant's name: `gravity`, or `gravity, alpha 0.1, beta 0.99` with its settings in order."""
     return ", ".join([optimizer, *(f"{key} {value}" for key, value in sorted(settings.items()))])
+
+
+def label_of(text: str) -> str:
+    """The same of an entrant as the command line has it, `gravity:beta=0.99,alpha=0.1`."""
+    return label(*_entrant(text))
+
+
+def _entrant(text: str) -> tuple[str, dict[str, Any]]:
+    """The optimizer and its own settings."""
+    name, _, own = text.partition(":")
+    if name not in (known := _choices("optimizer")):
+        raise UsageError(f"--optimizers has {text!r}, and {name!r} is none of {', '.join(known)}.")
+    return name, _settings(f"--optimizers {text}", own.split(",") if own else ())
 
 
 def _check(options: CompareOptions) -> None:

@@ -36,8 +36,8 @@ _TITLES = {
     "failures": "Runs that never left the chance level, or diverged",
 }
 _NOTES = {
-    "standings": "Mean over the seeds, standard deviation, difference from Adam's mean, and the 95% bootstrap interval"
-    " of that difference. The test set was looked at once, after the last epoch.",
+    "standings": "Mean over the seeds, standard deviation, difference from Adam's mean, and the 95% interval of that"
+    " difference by Welch. The test set was looked at once, after the last epoch.",
     "leads": "Test accuracy of Gravity minus the other's, and its 95% interval.",
     "growths": "The lead on the second dataset minus the lead on the first, and its 95% interval.",
     "plateaus": f"The learning rates around the best with at least {PLATEAU:.0%} of its validation accuracy."
