@@ -168,7 +168,7 @@ def scale_by_gravity(
     r"""Replaces gradients by Gravity's velocity V: `gravity` without the learning rate.
 
     Arithmetic is in float32 (float64 for float64 leaves). Updates have the gradients' dtype where the velocity has the
-    same one, and float32 (float64) otherwise, as those of `optax.adam` do. A non-finite gradient makes its own leaf
+    same one, and float32 (float64) otherwise, as those of `optax.trace` do. A non-finite gradient makes its own leaf
     non-finite and no other; a NaN perhaps in its own place only, because XLA:CPU's maximum of a large array passes over
     NaNs (jaxlib 0.10.1). `init` belongs outside `jax.shard_map` and `jax.pmap`: inside, every shard would draw the same
     numbers. Called eagerly, and in explicit-sharding mode, it gives the velocity its parameter's sharding; under
