@@ -132,13 +132,14 @@ def check_matches(updates: Any, velocity: Any) -> None:
             )
 
 
-def as_array(leaf: Any) -> Any:
-    """A leaf as it is, or the array that an object with `__jax_array__` stands for."""
-    return leaf.__jax_array__() if hasattr(leaf, "__jax_array__") and not isinstance(leaf, jax.Array) else leaf
+def as_arrays(tree: Any) -> Any:
+    """The tree with the arrays that objects with `__jax_array__` stand for."""
+    stands = lambda leaf: hasattr(leaf, "__jax_array__") and not isinstance(leaf, jax.Array)
+    return jax.tree.map(lambda leaf: leaf.__jax_array__() if stands(leaf) else leaf, tree)
 
 
 def _dtype_of(leaf: Any) -> Any:
-    return leaf.dtype if isinstance(leaf, jax.Array) else jax.typeof(as_array(leaf)).dtype
+    return leaf.dtype if isinstance(leaf, jax.Array) else jax.typeof(leaf).dtype
 
 
 @functools.cache

@@ -42,7 +42,7 @@ def largest_value(schedule: optax.Schedule) -> float:
         except (TypeError, IndexError):  # what jax raises where a tracer is used as a number or as a NumPy array
             counts = [0, *(2**i for i in range(_STEPS.bit_length() - 1))]
             values = jnp.stack([jnp.float32(schedule(jnp.int32(count))) for count in counts])
-        largest = float(jnp.max(values))
+        largest = float(np.asarray(values).max())  # not XLA:CPU's maximum, which passes over NaNs
     if not _checks.POSITIVE[1](largest):
         raise ValueError(
             f"learning_rate is a schedule whose largest value in its first {_STEPS} steps is {largest}, which must be"
@@ -59,7 +59,7 @@ def draw_velocity(key: jax.Array, stddev: jax.typing.ArrayLike, params: optax.Pa
     keys = jax.random.split(stream, len(leaves))
 
     def kind(leaf: Any) -> tuple[Any, ...]:
-        aval = jax.typeof(_checks.as_array(leaf))
+        aval = jax.typeof(leaf)
         kept = aval.dtype if dtype is None else jax.dtypes.canonicalize_dtype(dtype)
         if isinstance(leaf, jax.core.Tracer):
             sharding = aval.sharding
@@ -96,7 +96,8 @@ def _draw_now(key, stddev, shape, dtype, sample_dtype, sharding):
     # The same numbers, drawn flat, which XLA compiles in half the time, and in one of a few lengths (powers of 4), each
     # compiled once: with JAX's default generator the first of many numbers are those of a draw of fewer.
     size = math.prod(shape)
-    if size < 2**20 and jax.config.jax_threefry_partitionable and jax.random.key_impl(key) == "threefry2x32":
+    partitionable = jax.config.jax_threefry_partitionable  # type: ignore[attr-defined]
+    if size < 2**20 and partitionable and jax.random.key_impl(key) == "threefry2x32":
         size = 4 ** max(7, -(-size.bit_length() // 2))
     return _first(_compiled_draw((size,), dtype, sample_dtype, None)(key, stddev), shape)
 

@@ -168,7 +168,7 @@ def scale_by_gravity(
     r"""Replaces gradients by Gravity's velocity V: `gravity` without the learning rate.
 
     Arithmetic is in float32 (float64 for float64 leaves). Updates have the gradients' dtype where the velocity has the
-    same one, and float32 (float64) otherwise, as those of `optax.adam` do. A non-finite gradient makes its own leaf
+    same one, and float32 (float64) otherwise, as those of `optax.trace` do. A non-finite gradient makes its own leaf
     non-finite and no other; a NaN perhaps in its own place only, because XLA:CPU's maximum of a large array passes over
     NaNs (jaxlib 0.10.1). `init` belongs outside `jax.shard_map` and `jax.pmap`: inside, every shard would draw the same
     numbers. Called eagerly, and in explicit-sharding mode, it gives the velocity its parameter's sharding; under
@@ -200,9 +200,10 @@ def scale_by_gravity(
     _checks.check_options(max_step_grad, stacked_axes, first_step, velocity_dtype)
     jax.eval_shape(lambda: _checks.canonical_key(key))  # its errors now, the key itself in init
     # Compiled once for leaves that are alike, but for a function of the user's, which may not be pure.
-    leaf_step = _leaf_step if max_step_grad else _compiled_leaf_step
+    leaf_step = _compiled_leaf_step if max_step_grad is None else _leaf_step
 
     def init_fn(params: optax.Params) -> ScaleByGravityState:
+        params = _checks.as_arrays(params)
         _checks.check_real("params", params)
         _checks.check_stacked("params", params, stacked_axes)
         _checks.check_stddev(velocity_stddev, params, velocity_dtype)
@@ -213,6 +214,7 @@ def scale_by_gravity(
         updates: optax.Updates, state: ScaleByGravityState, params: optax.Params | None = None, **extra_args: Any
     ) -> tuple[optax.Updates, ScaleByGravityState]:
         del params, extra_args
+        updates = _checks.as_arrays(updates)
         _checks.check_matches(updates, state.velocity)
         count = jnp.asarray(state.count, jnp.int32)
 

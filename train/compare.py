@@ -7,9 +7,9 @@ import sys
 from comparison import ledger, studies
 from comparison.driver import Driver, listing
 from comparison.options import CompareOptions, comparisons
+from trainer import command
 from trainer.config import UsageError, UserError, local_path_given
 from trainer.flags import parse_command
-from trainer.jaxlib_fault import work_around
 
 log = logging.getLogger("train")
 
@@ -17,14 +17,10 @@ log = logging.getLogger("train")
 def main() -> int:
     """The exit code.
 
-    0; 1 if a dataset cannot be had or nothing can be written; 2 for invalid flags; 75 for SIGTERM (the same command
-    goes on from there); 130 for Ctrl-C.
+    0; 1 if a dataset is not available or nothing can be written; 2 for invalid flags; 75 for SIGTERM and SIGHUP (the
+    same command goes on from there); 130 for Ctrl-C.
     """
-    try:
-        return compare(parse_command(CompareOptions, "train/compare.py", sys.argv[1:]))
-    except UserError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return error.exit_code
+    return command.run(lambda arguments: compare(parse_command(CompareOptions, "train/compare.py", arguments)))
 
 
 def compare(options: CompareOptions) -> int:
@@ -37,17 +33,17 @@ def compare(options: CompareOptions) -> int:
         return 0
     if options.report_only and not ledger.read(folder / "runs.csv"):
         raise UsageError(f"--workdir is {folder}, where runs.csv has no run to report on yet: leave --report out.")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "runs.csv").touch()
-    except OSError as error:
-        raise UserError(f"--workdir is {folder}, where nothing can be written ({error.strerror}).") from error
-    log.addHandler(logging.StreamHandler(sys.stdout))
-    log.setLevel(logging.INFO)
-    log.propagate = False
-    if line := work_around():
-        log.info(line)
-    code = 0 if options.report_only else Driver(folder, wanted).run()
+    code = 0
+    if not options.report_only:
+        line = command.prepare_jax()
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "runs.csv").touch()
+        except OSError as error:
+            raise UserError(f"--workdir is {folder}, where nothing can be written ({error.strerror}).") from error
+        if line:
+            log.info(line)
+        code = Driver(folder, wanted).run()
     if outcomes := ledger.read(folder / "runs.csv"):
         from comparison import ablation, writeup
 
@@ -57,4 +53,4 @@ def compare(options: CompareOptions) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command.leave(main())

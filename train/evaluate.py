@@ -6,15 +6,14 @@ from typing import Annotated
 
 import tyro
 
-from trainer import standard_streams
-from trainer.config import UserError, path_given
+from trainer import command
+from trainer.config import path_given
 from trainer.flags import parse_command
-from trainer.jaxlib_fault import work_around
 
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationOptions:
-    """Loss and accuracy over the test set, for each class too, and WORKDIR/confusion.png."""
+    """Loss and accuracy over the test set, for each class too, and a picture of the errors."""
 
     workdir: Annotated[str, tyro.conf.Positional]
     """The --workdir of train/main.py; the run may be finished, interrupted or under way."""
@@ -24,26 +23,28 @@ class EvaluationOptions:
     """Write a row per test picture to this CSV file."""
     export: str | None = None
     """Write the weights to this file, in the safetensors format."""
+    confusion: str | None = None
+    """Draw which class was taken for which to this PNG file. Default: WORKDIR/confusion.png, if it can be written."""
     data_dir: str | None = None
     """Folder of the prepared datasets. Default: where the run had it."""
 
 
 def main() -> int:
-    """The exit code: 0, 1 for what went wrong, or 2 for invalid flags."""
-    try:
-        options = dataclasses.asdict(parse_command(EvaluationOptions, "train/evaluate.py", sys.argv[1:]))
-        labels = {"workdir": "WORKDIR", "predictions": "--predictions", "export": "--export", "data_dir": "--data-dir"}
-        options |= {key: path_given(label, options[key]) for key, label in labels.items() if options[key] is not None}
-        work_around()  # before jax is imported
-        from trainer import evaluation
+    """The exit code: 0, 1 for what went wrong, 2 for invalid flags, or 130 for Ctrl-C."""
+    return command.run(_main)
 
-        report = evaluation.evaluate(**options)
-    except UserError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return error.exit_code
-    sys.stdout.write(report)
+
+def _main(arguments: list[str]) -> int:
+    options = dataclasses.asdict(parse_command(EvaluationOptions, "train/evaluate.py", arguments))
+    labels = {name: f"--{name.replace('_', '-')}" for name in ("predictions", "export", "confusion", "data_dir")}
+    labels["workdir"] = "WORKDIR"
+    options |= {key: path_given(label, options[key]) for key, label in labels.items() if options[key] is not None}
+    command.prepare_jax()
+    from trainer import evaluation
+
+    evaluation.evaluate(**options, tell=sys.stdout.write)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(standard_streams.run(main))
+    command.leave(main())

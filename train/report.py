@@ -6,9 +6,8 @@ from typing import Annotated
 
 import tyro
 
-from paper import page, results
-from trainer import standard_streams
-from trainer.config import UserError, local_path_given
+from trainer import command
+from trainer.config import UsageError, UserError, local_path_given
 from trainer.flags import parse_command
 
 
@@ -21,16 +20,21 @@ class ReportOptions:
 
 
 def main() -> int:
-    """The exit code: 0, or 2 if the results cannot be read."""
+    """The exit code: 0, 1 if the report cannot be written, or 2 if the results cannot be read."""
+    return command.run(_main)
+
+
+def _main(arguments: list[str]) -> int:
+    options = parse_command(ReportOptions, "train/report.py", arguments)
+    from paper import page, results
+
     try:
-        options = parse_command(ReportOptions, "train/report.py", sys.argv[1:])
-        written = page.write(results.load(local_path_given("RESULTS", options.results)))
+        found = results.load(local_path_given("RESULTS", options.results))
     except UserError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
-    sys.stdout.write(f"the report is {written}\n")
+        raise UsageError(str(error)) from error
+    sys.stdout.write(f"the report is {page.write(found)}\n")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(standard_streams.run(main))
+    command.leave(main())

@@ -48,17 +48,6 @@ def test_learning_rate_array_that_is_negative_or_nan(value):
     )
 
 
-@pytest.mark.parametrize("value", [0.0, -0.5, NAN])
-def test_schedule_that_is_not_positive_at_step_zero(value):
-    says(
-        lambda: build(learning_rate=optax.constant_schedule(value)),
-        ValueError,
-        "learning_rate",
-        f"value at step 0 is {value}",
-        "chain scale_by_gravity(velocity_stddev, key=key) with optax.scale_by_learning_rate",
-    )
-
-
 @pytest.mark.parametrize("value", [None, "0.1", True, 1j, [0.1], np.bool_(True)], ids=id_of)
 @pytest.mark.parametrize("name", ["learning_rate", "alpha", "beta", "velocity_stddev"])
 def test_numbers_of_the_wrong_type(name, value):

@@ -142,6 +142,14 @@ def test_gravity_term_takes_integers_and_broadcasts_m():
     np.testing.assert_allclose(rows, [[0.5] * 3, [0.8] * 3], rtol=1e-6)
 
 
+@pytest.mark.parametrize(("gradient", "m"), [(1j, 1.0), (jnp.ones(2, jnp.complex64), 1.0), (1.0, 1 + 0j)], ids=str)
+def test_gravity_term_refuses_complex_numbers(gradient, m):
+    with pytest.raises(
+        TypeError, match=r"(gradient|m) is complex64; give gravity_term the real and the imaginary part"
+    ):
+        gravity_term(gradient, m)
+
+
 def test_a_largest_entry_above_one_is_damped_like_its_inverse_cube():
     for largest in (10.0, 100.0, 1000.0):
         np.testing.assert_allclose(
@@ -209,16 +217,24 @@ def test_velocity_and_updates_keep_the_dtype_of_a_leaf(dtype):
         assert_trees_close(updates, jax.tree.map(lambda v: -0.1 * v, expected), rtol=2 * eps, atol=1e-7)
 
 
-def test_gradients_in_bfloat16_of_float32_params_give_updates_in_bfloat16_and_velocity_in_float32():
-    gradients = jax.tree.map(lambda g: g.astype(jnp.bfloat16), GRADIENTS)
-    tx = scale_by_gravity(0.1, key=0)
-    state = tx.init(PARAMS)
-    expected = jax.tree.map(functools.partial(oracle.velocity_after, t=1), gradients, state.velocity)
-    updates, state = tx.update(gradients, state)
-    assert {leaf.dtype for leaf in jax.tree.leaves(updates)} == {jnp.dtype(jnp.bfloat16)}
-    assert {leaf.dtype for leaf in jax.tree.leaves(state.velocity)} == {jnp.dtype(jnp.float32)}
-    assert_trees_close(state.velocity, expected)
-    assert_trees_identical(updates, jax.tree.map(lambda v: v.astype(jnp.bfloat16), state.velocity))
+@jax.numpy_dtype_promotion("standard")
+@pytest.mark.parametrize("kept", [None, "float32", "bfloat16"])
+@pytest.mark.parametrize("gradient", ["float32", "bfloat16"])
+@pytest.mark.parametrize("param", ["float32", "bfloat16"])
+def test_updates_have_the_dtype_that_momentum_and_adam_give(param, gradient, kept):
+    params, gradients = jnp.zeros(3, param), jnp.full(3, 0.3, gradient)
+    tx = scale_by_gravity(0.1, key=0, velocity_dtype=kept)
+    state = tx.init(params)
+    expected = oracle.velocity_after(gradients, state.velocity, t=1)
+    updates, new = tx.update(gradients, state, params)
+    momentum = [optax.trace(0.9, accumulator_dtype=kept)]
+    # Adam's second moment keeps the parameter's dtype, whatever mu_dtype says.
+    for other in momentum if kept else [*momentum, optax.scale_by_adam()]:
+        theirs, _ = other.update(gradients, other.init(params), params)
+        assert updates.dtype == theirs.dtype
+    assert new.velocity.dtype == (kept or param)
+    rounded = {"float32": 2e-6, "bfloat16": 2**-8}
+    np.testing.assert_allclose(np.float64(updates), expected, rtol=rounded[updates.dtype.name])
 
 
 @pytest.mark.parametrize("first", [0, 1])

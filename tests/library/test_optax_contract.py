@@ -54,8 +54,11 @@ def is_convergence(case):
 
 
 COMMON = [c for c in common_cases("gravity", {"learning_rate": 0.1, "key": 0}, gravity) if not is_convergence(c)]
-# Behind a clip, because Gravity damps gradients above 1 and these targets start with gradients up to 22.
-CONVERGENCE = [c for c in common_cases("clipped_gravity", {"learning_rate": 0.1}, clipped_gravity) if is_convergence(c)]
+# Behind a clip, because Gravity damps gradients above 1 and these targets start with gradients up to 22. On that of
+# Rosenbrock each of 100 seeds comes within 2e-6 of the minimum at 0.02; at 0.1 one of them ends 0.07 beside it.
+CONVERGENCE = [
+    c for c in common_cases("clipped_gravity", {"learning_rate": 0.02}, clipped_gravity) if is_convergence(c)
+]
 SHARDING = []
 if importlib.util.find_spec("optax._src.sharding_test"):  # optax 0.2.5 has none
     sharding_test = load("optax._src.sharding_test", {"OPTIMIZERS": "{'gravity': gravity(1.0, key=0)}"})

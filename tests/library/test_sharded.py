@@ -16,6 +16,7 @@ from gravity_optax import gravity
 from trees import SAME_DRAW
 
 WIDTHS = {"in": (64, 32), "hidden": (32, 48), "out": (48, 10)}
+LARGE = (512, 256)  # 2^17 entries
 # Mesh and partition of each leaf. A bias of 10 does not divide by 8 and stays whole, as it would in practice.
 LAYOUTS = {
     "fsdp": (
@@ -154,3 +155,29 @@ def test_matrices_stacked_along_the_sharded_axis_need_no_talk_at_all():
     mesh, _ = shardings_of("fsdp")
     params = jax.device_put(jnp.ones((16, 6, 5)), NamedSharding(mesh, P("data")))
     assert collectives(jax.jit(tx.update).lower(params, tx.init(params), params).compile()) == []
+
+
+@pytest.mark.parametrize("spec", [P("x", None), P(None, "x")], ids=str)
+@pytest.mark.parametrize("mode", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
+def test_a_large_leaf_is_drawn_and_updated_in_its_shards(mode, spec):
+    """The maximum is one scalar all-reduce, and no device draws or holds a whole leaf."""
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(mode,))
+    with compat.set_mesh(mesh):
+        sharding = NamedSharding(mesh, spec)
+        params = [jax.device_put(jnp.ones(LARGE), sharding) for _ in range(3)]
+        tx = gravity(0.1, key=0)
+        state = tx.init(params)
+        assert_sharded_as(state[0].velocity, [sharding] * 3)
+        init = lambda params: tx.init(params)[0].velocity
+        out = {"out_shardings": [sharding] * 3} if mode == AxisType.Auto else {}
+        drawn = jax.jit(init, **out).lower(params).compile()
+        update = jax.jit(tx.update).lower(params, state).compile()
+        assert_sharded_as(drawn(params), [sharding] * 3)
+        assert collectives(drawn) == []
+        assert [name for _, name in collectives(update)] == ["all-reduce"]
+        numbers = re.findall(r"f32\[([\d,]*)\]", collectives(update)[0][0])
+        assert numbers and set(numbers) == {""}
+        for program in (drawn, update):
+            assert f"[{LARGE[0]},{LARGE[1]}]" not in program.as_text().split("ENTRY")[1]
+    for ours, expected in zip(state[0].velocity, tx.init([jnp.ones(LARGE)] * 3)[0].velocity, strict=True):
+        np.testing.assert_allclose(np.asarray(ours), np.asarray(expected), **SAME_DRAW)

@@ -55,6 +55,19 @@ def test_none_adds_nothing_to_the_chain():
     none.update(GRADIENTS, none.init(PARAMS))  # without the parameters
 
 
+@pytest.mark.parametrize("mask", [None, MASK, lambda params: jax.tree.map(lambda p: p.ndim > 1, params)])
+def test_a_schedule_agrees_with_the_oracle(mask):
+    tx = gravity(0.2, key=0, weight_decay=optax.linear_schedule(0.4, 0.0, 4), weight_decay_mask=mask)
+    params, _ = after(tx)
+    for name, first in {"w": 0.4, "b": 0.4 if mask is None else 0.0}.items():
+        weight = np.asarray(PARAMS[name], np.float64)
+        velocity = tx.init(PARAMS)[0].velocity[name]
+        for t in range(1, 5):
+            velocity = oracle.velocity_after(GRADIENTS[name], velocity, t)
+            weight = weight - 0.2 * (velocity + first * (1 - (t - 1) / 4) * weight)
+        np.testing.assert_allclose(params[name], weight, rtol=2e-6, atol=1e-6)
+
+
 def test_it_can_be_injected_and_changed():
     tx = optax.inject_hyperparams(gravity)(0.2, key=0, weight_decay=0.3, weight_decay_mask=MASK)
     assert_trees_close(after(tx)[0], after(gravity(0.2, key=0, weight_decay=0.3, weight_decay_mask=MASK))[0])

@@ -143,7 +143,7 @@ def test_the_command_of_a_cell_gives_it_back():
     from trainer.config import Config, resolve
 
     for cell in [*plan("R", data_dir="D", precision="bfloat16"), *plan("R", study=True)]:
-        words = runner.command(cell)
+        words = runner.command_line(cell)
         assert words[1] == str(TRAIN / "main.py")
         assert resolve(tyro.cli(Config, args=words[2:])) == cell
 

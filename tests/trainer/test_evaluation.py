@@ -105,7 +105,7 @@ def test_the_weights_say_what_model_they_are_of(run, tmp_path):
 
 
 def test_confusion_counts_labels_in_rows():
-    found = evaluation.confusion(np.array([0, 0, 1, 2, 2]), np.array([0, 1, 1, 0, 0]), 3)
+    found = evaluation.confused(np.array([0, 0, 1, 2, 2]), np.array([0, 1, 1, 0, 0]), 3)
     np.testing.assert_array_equal(found, [[1, 1, 0], [0, 1, 0], [2, 0, 0]])
 
 

@@ -2,6 +2,8 @@
 
 import csv
 import gc
+import time
+import types
 import warnings
 
 import jax
@@ -38,12 +40,16 @@ def scalars(workdir):
     return found
 
 
-@pytest.mark.parametrize("checkpoint_every", [1, 3])
-def test_a_resumed_run_appends_and_nothing_is_there_twice(tmp_path, checkpoint_every):
+@pytest.mark.parametrize(("checkpoint_every", "later"), [(1, 0), (3, -3600)])
+def test_a_resumed_run_appends_and_nothing_is_there_twice(tmp_path, monkeypatch, checkpoint_every, later):
+    """Whatever the clock says by then: TensorBoard reads the files in the order of their names."""
     assert tuple(np.cumsum(chunk_lengths(STEPS))) == ENDS
+    start = time.time()
+    monkeypatch.setattr("trainer.event_files.time", types.SimpleNamespace(time=lambda: start))
     with pytest.raises(Preempted):
         train(tmp_path, chunks=len(ENDS) + 4, checkpoint_every=checkpoint_every)
     assert len(scalars(tmp_path)["chunk/loss"]) == len(ENDS) + 4
+    monkeypatch.setattr("trainer.event_files.time", types.SimpleNamespace(time=lambda: start + later))
     train(tmp_path, resume=True, checkpoint_every=checkpoint_every)
     assert len(list((tmp_path / "tensorboard").iterdir())) == 2
     found = scalars(tmp_path)

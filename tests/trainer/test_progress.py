@@ -16,7 +16,7 @@ import processes
 from kept_trainers import kept_trainers
 from stop_after import StopAfter
 from trainer import loop, progress
-from trainer.checkpoints import Checkpoints
+from trainer.checkpoints import Checkpoints, read_one
 from trainer.config import SAME_RUN, Config, UserError, resolve
 
 RUN = Config(width=0.05, limit=128, batch_size=8, epochs=4)  # 8 chunks of 2 steps per epoch
@@ -227,7 +227,7 @@ def lost(path):
 def test_damage_to_any_file_of_the_newest_checkpoint_is_noticed_or_does_no_harm(stopped, tmp_path, caplog, damage):
     """What is not noticed is not read: copies of metadata, for other readers."""
     newest = processes.result(stopped)[0]
-    before = Checkpoints(stopped / "checkpoints", keep=2)._read(2 * CHUNKS)[0]
+    before = read_one(stopped / "checkpoints", 2 * CHUNKS)[0]
     noticed = 0
     for number, path in enumerate(files(stopped / "checkpoints" / "19")):
         if path.stat().st_size:
@@ -256,20 +256,18 @@ def test_a_run_with_a_damaged_checkpoint_goes_on_from_the_one_before(train, whol
 
 
 def test_a_flipped_bit_anywhere_in_the_arrays_is_noticed(train, halfway, tmp_path):
-    checkpoints = Checkpoints(halfway / "checkpoints", 2)
     for path in files(halfway / "checkpoints" / "19" / "arrays" / "d"):
         content = path.read_bytes()
         for part in np.linspace(0.01, 0.99, 40):
             flip(path, part)
             try:
-                checkpoints._read(19)
+                read_one(halfway / "checkpoints", 19)
             except Exception:
                 pass
             else:
                 raise AssertionError(f"{path} with another byte at {part:.2f} of it was taken")
             path.write_bytes(content)
-    checkpoints._read(19)
-    checkpoints.close()
+    read_one(halfway / "checkpoints", 19)
 
 
 def test_a_half_written_checkpoint_is_left_out(train, whole, halfway, said):

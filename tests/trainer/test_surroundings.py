@@ -26,7 +26,7 @@ def shell(line, cwd, **environment):
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, timeout=120)
 
 
-COMMANDS = ("main", "benchmark", "report")
+COMMANDS = ("main", "evaluate", "benchmark", "compare", "report")
 
 
 @pytest.mark.parametrize("where", ["2>&-", ">&- 2>&-", ">/dev/full", ">/dev/full 2>/dev/full", "| head -n 1"])
@@ -38,7 +38,9 @@ def test_a_run_does_not_depend_on_anyone_listening(tmp_path, where):
 
 
 @pytest.mark.parametrize("where", ["2>&-", ">&-", ">&- 2>&-", "2>/dev/full", ">/dev/full 2>/dev/full"])
-@pytest.mark.parametrize("command", ["main --epochs x", "benchmark --epochs x", "report"])
+@pytest.mark.parametrize(
+    "command", ["main --epochs x", "evaluate", "benchmark --epochs x", "compare --epochs x", "report"]
+)
 def test_invalid_flags_are_exit_code_2_whoever_listens(tmp_path, command, where):
     done = shell(f"{command} {where}", tmp_path)
     assert done.returncode == 2
@@ -51,9 +53,12 @@ def test_a_list_that_nobody_reads_to_its_end(tmp_path, where):
     assert done.returncode == 0 and len(done.stderr.splitlines()) <= 1
 
 
-@pytest.mark.parametrize("platform", ["cuda", "tpu", "nonsense"])
-def test_a_platform_that_is_not_there_is_one_line(tmp_path, platform):
-    done = shell("main --workdir run", tmp_path, JAX_PLATFORMS=platform)
+@pytest.mark.parametrize(
+    ("platform", "command"),
+    [("cuda", "main --workdir run"), ("tpu", "evaluate run"), ("nonsense", "compare --workdir run")],
+)
+def test_a_platform_that_is_not_there_is_one_line(tmp_path, platform, command):
+    done = shell(command, tmp_path, JAX_PLATFORMS=platform)
     (line,) = (done.stdout + done.stderr).splitlines()
     assert done.returncode == 1
     assert line.startswith(f"error: JAX_PLATFORMS is {platform}, which ") and "are there: cpu; set it to one" in line
@@ -155,3 +160,19 @@ def test_a_checkpoint_that_cannot_be_written_names_the_cause(tmp_path):
         assert cause in message and mend in message and ("room" in message) == ("space" in cause)
     (tmp_path / "checkpoints").rmdir()
     assert f"the folder {tmp_path / 'checkpoints'} is gone" in str(kept._unwritten(ValueError("NOT_FOUND")))
+
+
+def test_a_platform_of_the_older_variable_is_one_line(tmp_path):
+    done = shell("main --workdir run", tmp_path, JAX_PLATFORMS="", JAX_PLATFORM_NAME="nonsense")
+    (line,) = (done.stdout + done.stderr).splitlines()
+    assert done.returncode == 1
+    assert line.startswith("error: JAX_PLATFORM_NAME is nonsense, which is not available here")
+
+
+def test_settings_for_finding_faults_stop_no_command(tmp_path):
+    options = "--width 0.05 --limit 40 --epochs 1 --optimizers sgd --rates 3 --widen 0 --search-seeds 1 --seeds 1"
+    line = f"main {' '.join(SMALL)} --workdir run && evaluate run && compare --workdir c {options}"
+    done = shell(line, tmp_path, JAX_DISABLE_JIT="1", JAX_TRANSFER_GUARD="disallow")
+    assert done.returncode == 0 and done.stderr == "", done.stdout + done.stderr
+    assert done.stdout.count("JAX_DISABLE_JIT is set and has no effect here") == 3
+    assert (tmp_path / "c" / "report.md").exists() and "accuracy" in done.stdout

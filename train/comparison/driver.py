@@ -2,22 +2,19 @@
 
 import fcntl
 import logging
-import os
 import pathlib
-import shutil
 import signal
 import statistics
-import sys
 from collections.abc import Sequence
 from typing import Any
 
-from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from comparison import ledger, search
 from comparison.ledger import Outcomes, Trial
 from comparison.options import Comparison
 from paper.work_queue import duration
+from trainer import command
 from trainer.config import RunAgain, UserError
 
 log = logging.getLogger("train")
@@ -89,7 +86,7 @@ class Driver:
         self.signal: int | None = None
 
     def run(self) -> int:
-        """The exit code: 0, 1 if a dataset could not be had, 75 after SIGTERM, 130 after Ctrl-C."""
+        """The exit code: 0, 1 if a dataset is not available, 75 after SIGTERM or SIGHUP, 130 after Ctrl-C."""
         with open(self.file.with_name("lock"), "w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -100,11 +97,7 @@ class Driver:
             return self._run()
 
     def _run(self) -> int:
-        from trainer import devices
-
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._on_signal)
-        devices.check_arithmetic()
+        command.on_stop(self._on_signal, signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
         log.info(summary(self.comparisons, self.outcomes))
         failed = False
         for comparison in self.comparisons:
@@ -149,19 +142,18 @@ class Driver:
             text += f", test accuracy {outcome.test_accuracy:.4f}"
         log.info(f"{text}; time left: {time_left(self.comparisons, self.outcomes)}")
 
-    def _bar(self, trial: Trial) -> tqdm:
+    def _bar(self, trial: Trial) -> Any:
         options: dict[str, Any] = {
             "total": trial.epochs,
             "desc": f"{trial.dataset}, {trial.optimizer}, {trial.learning_rate:g}",
             "unit": "epoch",
             "leave": False,
-            "disable": not sys.stderr.isatty(),
-            "ncols": shutil.get_terminal_size().columns,
-            "nrows": 2,
         }
-        return tqdm(**options)
+        return command.progress_bar(**options)
 
     def _on_signal(self, number: int, frame: Any) -> None:
         if self.signal:  # for the second time
-            os._exit(128 + number)
+            if command.interactive():
+                raise KeyboardInterrupt
+            command.end_now(128 + number)
         self.signal = number

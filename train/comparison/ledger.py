@@ -10,6 +10,7 @@ import os
 import pathlib
 from typing import Any, Literal, NamedTuple
 
+from trainer import csv_files
 from trainer.config import UserError
 
 Part = Literal["search", "final"]
@@ -77,17 +78,17 @@ def read(path: pathlib.Path) -> Outcomes:
     UserError for a file that is not one of ours.
     """
     try:
-        text = path.read_text()
+        rows = csv_files.read(path, [name for name in COLUMNS if name != "seconds"])
     except FileNotFoundError:
         return {}
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise UserError(f"{path} cannot be read ({error}).") from error
     outcomes: Outcomes = {}
-    for number, row in enumerate(csv.DictReader(text[: text.rfind("\n") + 1].splitlines()), start=2):
+    for number, row in rows:
         try:
             trial, outcome = _parsed(row)
         except (KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{path}, line {number} is no run ({error!r}); mend it or take it out.") from error
+            raise UserError(f"{path}, line {number} is no run ({error!r}); correct it or take it out.") from error
         outcomes[trial] = outcome
     return outcomes
 

@@ -8,15 +8,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
 from comparison import evidence
 from comparison.ledger import Outcomes, Setup
 from comparison.rules import PLATEAU, RULES
 from paper import palette
 from paper.results import DATASET_NAMES
+from trainer import pictures
 from trainer.config import UserError
 
 _SOURCES = {
@@ -60,7 +58,8 @@ def write(folder: pathlib.Path, outcomes: Outcomes) -> pathlib.Path:
     (folder / "report").mkdir(exist_ok=True)
     for name, rows in tables.items():
         (folder / "report" / f"{name}.csv").write_text(table_csv(rows))
-    draw(outcomes).savefig(folder / "report" / "comparison.png", dpi=80)
+    if picture := pictures.png("comparison.png", lambda: draw(outcomes), dpi=80):
+        (folder / "report" / "comparison.png").write_bytes(picture)
     page = folder / "report.md"
     page.write_text(render(outcomes, tables))
     return page
@@ -126,11 +125,13 @@ def _markdown(rows: Sequence[Any]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def draw(outcomes: Outcomes) -> Figure:
+def draw(outcomes: Outcomes) -> Any:
     """A row for each dataset and network: accuracy over learning rate, over epochs, and on the test set."""
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
     setups = evidence.setups(outcomes)
     figure = Figure(figsize=(12, 3.4 * len(setups) + 0.6), layout="constrained")
-    FigureCanvasAgg(figure)
     panels = figure.subplots(len(setups), 3, squeeze=False)
     names: dict[str, None] = {}
     for setup, (rates, epochs, test) in zip(setups, panels, strict=True):

@@ -5,6 +5,7 @@ and CSV). What has not been run yet is listed as missing.
 """
 
 import base64
+import functools
 import html
 import io
 import pathlib
@@ -12,12 +13,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
 from paper import formats, palette, published, results, tables
 from paper.results import DATASET_NAMES, MODEL_NAMES, RecordedRun, Results
 from paper.tables import TARGETS
+from trainer import pictures
 
 OPTIMIZER_NAMES = {"gravity": "Gravity", "adam": "Adam", "rmsprop": "RMSProp"}
 PANELS = {
@@ -47,9 +47,12 @@ def write(found: Results) -> pathlib.Path:
     folder = found.path / "report"
     folder.mkdir(exist_ok=True)
     pairs = [(dataset, model) for dataset, models in _models(found.runs).items() for model in models]
-    figures = {pair: png(draw(found, *pair)) for pair in pairs}
-    for (dataset, model), picture in figures.items():
-        (folder / f"{dataset}_{model}.png").write_bytes(picture)
+    figures = {}
+    for dataset, model in pairs:
+        name = f"{dataset}_{model}.png"
+        if picture := pictures.png(name, functools.partial(draw, found, dataset, model)):
+            figures[dataset, model] = picture
+            (folder / name).write_bytes(picture)
     named = all_tables(found)
     for name, table in named.items():
         (folder / f"{name}.md").write_text(table.markdown())
@@ -80,10 +83,14 @@ def _models(runs: Sequence[RecordedRun]) -> dict[str, list[str]]:
     return {dataset: names for dataset, names in models.items() if names}
 
 
-def draw(found: Results, dataset: str, model: str) -> Figure:
-    """The paper's four panels (Figures 10-19): ours as lines with the spread over seeds, the published runs dashed."""
+def draw(found: Results, dataset: str, model: str) -> Any:
+    """A matplotlib Figure of the paper's four panels (Figures 10-19).
+
+    Ours are lines with the spread over seeds, the published runs dashed.
+    """
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(10, 7), layout="constrained")
-    FigureCanvasAgg(figure)
     groups = results.grouped([run for run in found.runs if (run.dataset, run.model) == (dataset, model)])
     groups.sort(key=lambda group: [*OPTIMIZER_NAMES, group[0].optimizer].index(group[0].optimizer))
     theirs = [run for run in published.load().values() if (run.dataset, run.model) == (dataset, model)]
@@ -104,7 +111,7 @@ def draw(found: Results, dataset: str, model: str) -> Figure:
     return figure
 
 
-def png(figure: Figure, dpi: int = 100) -> bytes:
+def png(figure: Any, dpi: int = 100) -> bytes:
     """The figure as a PNG file."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=dpi)

@@ -7,14 +7,19 @@ by hand: {"machine": TEXT, "notes": TEXT, "dataset_names": {"cifar10": "CIFAR-10
 
 import dataclasses
 import json
+import logging
 import pathlib
+import re
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 
 from paper import published, work_queue
-from trainer.config import RECIPE, Config, UserError
+from paper.tuning_study import VARIANTS
+from trainer.config import RECIPE, Config, OptimizerName, UserError
+
+log = logging.getLogger("train")
 
 EPOCHS = 100  # of a published run
 DATASET_NAMES = {
@@ -114,21 +119,36 @@ def grouped(runs: Sequence[RecordedRun]) -> list[list[RecordedRun]]:
 
 
 def _runs(path: pathlib.Path) -> list[RecordedRun]:
-    runs = []
+    runs, strays = [], []
     for file in sorted(path.glob("*/*/*/seed_*/history.csv")):
         dataset, model, optimizer, seed = file.parts[-5:-1]
-        if history := _history(file.parent):
+        if not _is_cell(dataset, model, optimizer, seed):
+            strays.append("/".join(file.parts[-5:-1]))
+        elif history := _history(file.parent):
             config = _json(file.with_name("config.json"))
             runs.append(RecordedRun(dataset, model, optimizer, int(seed.removeprefix("seed_")), config, history))
+    if strays:
+        log.warning(f"left out, as no folders of train/benchmark.py: {', '.join(strays)} in {path}")
     order = [*DATASET_NAMES]
     return sorted(runs, key=lambda run: (order.index(run.dataset) if run.dataset in order else 99, run.model, run.seed))
+
+
+def _is_cell(dataset: str, model: str, optimizer: str, seed: str) -> bool:
+    """Whether the benchmark gives a folder these names; it gives none to a copy that somebody keeps beside it."""
+    known = {*get_args(OptimizerName), *(variant.name for variant in VARIANTS)}
+    return (
+        dataset in DATASET_NAMES
+        and model in MODEL_NAMES
+        and optimizer in known
+        and bool(re.fullmatch("seed_(0|[1-9][0-9]*)", seed))
+    )
 
 
 def _history(folder: pathlib.Path) -> dict[str, np.ndarray]:
     rows = work_queue.history(folder)
     try:
         return {name: np.array([float(row[name]) for row in rows]) for name in rows[0]} if rows else {}
-    except (TypeError, ValueError) as error:
+    except ValueError as error:
         raise UserError(
             f"{folder / 'history.csv'} cannot be read ({error}); repair it or move the run away."
         ) from error

@@ -8,18 +8,17 @@ is starting Python and JAX for each cell: seconds, where a cell takes minutes to
 import dataclasses
 import logging
 import pathlib
-import shutil
 import signal
 import subprocess
 import sys
 import time
 from typing import Any
 
-from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from paper import work_queue
 from paper.work_queue import State, epochs_done, history, labels, state, time_left
+from trainer import command
 from trainer.config import ResolvedConfig, flag
 
 log = logging.getLogger("train")
@@ -44,8 +43,7 @@ class Runner:
 
     def run(self) -> int:
         """The exit code, as `main` has it."""
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._on_signal)
+        command.on_stop(self._on_signal, signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
         todo = [i for i, s in enumerate(self.states) if s.kind in ("to do", "under way", "failed")]
         skipped = len(self.cells) - len(todo)
         log.info(f"cells: {len(self.cells)}, {skipped} of them skipped; --list shows them all")
@@ -53,12 +51,9 @@ class Runner:
             "total": sum(cell.epochs for cell in self.cells),
             "initial": epochs_done(self.cells, self.states),
             "unit": "epoch",
-            "disable": not sys.stderr.isatty(),
             "bar_format": "{n_fmt}/{total_fmt} epochs |{bar}| {elapsed}{postfix}",
-            "ncols": shutil.get_terminal_size().columns,
-            "nrows": 2,
         }
-        with tqdm(**options) as bar, logging_redirect_tqdm([log]):
+        with command.progress_bar(**options) as bar, logging_redirect_tqdm([log]):
             for i in todo:
                 preempted = not self.signal and self._run_cell(i, bar) == PREEMPTED
                 if self.signal == signal.SIGINT:
@@ -79,7 +74,7 @@ class Runner:
         log.info(f"{done} of {len(self.cells)} cells are done; python train/report.py {self.workdir} shows them")
         return 1 if self.failed else 0
 
-    def _run_cell(self, i: int, bar: tqdm) -> int | None:
+    def _run_cell(self, i: int, bar: Any) -> int | None:
         """Runs cell i to its end and returns its exit code; None where another process runs or ran it."""
         cell = self.cells[i]
         folder = cell.folder
@@ -92,7 +87,7 @@ class Runner:
             (folder / "failed.txt").unlink(missing_ok=True)
             # A session of its own: Ctrl-C on the terminal comes here alone and is passed on.
             self.process = subprocess.Popen(
-                command(cell),
+                command_line(cell),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -110,7 +105,7 @@ class Runner:
             self.states[i] = state(cell)
         return code
 
-    def _watch(self, i: int, bar: tqdm) -> int:
+    def _watch(self, i: int, bar: Any) -> int:
         """Reports each epoch as it ends, until the process does; its exit code."""
         assert self.process is not None
         cell, before, started = self.cells[i], self.states[i].epochs, time.monotonic()
@@ -133,7 +128,7 @@ class Runner:
             bar.refresh()
         return self.process.returncode
 
-    def _tell(self, cell: ResolvedConfig, row: dict[str, str], bar: tqdm) -> None:
+    def _tell(self, cell: ResolvedConfig, row: dict[str, str], bar: Any) -> None:
         ahead = [i for i in range(len(self.cells)) if i not in self.failed]
         cells, states = [self.cells[i] for i in ahead], [self.states[i] for i in ahead]
         left, name = time_left(cells, states, self.pace, self.start_ups), "/".join(labels(cell))
@@ -149,7 +144,7 @@ class Runner:
             self.process.send_signal(signal.SIGKILL if again else number)
 
 
-def command(cell: ResolvedConfig) -> list[str]:
+def command_line(cell: ResolvedConfig) -> list[str]:
     """The command line that trains a cell."""
     words = [sys.executable, str(_MAIN)]
     for field in dataclasses.fields(cell):

@@ -3,15 +3,17 @@
 Nothing heavy is imported here.
 """
 
-import csv
 import dataclasses
 import json
 import pathlib
 from collections.abc import Sequence
 from typing import Literal
 
+from trainer import csv_files
 from trainer.config import ResolvedConfig, as_recorded, flag, same_run
 from trainer.ownership import is_owned
+
+_NUMBERS = ("epoch", "loss", "accuracy", "val_loss", "val_accuracy", "seconds", "val_seconds")
 
 Pace = dict[tuple[str, ...], tuple[float, int]]  # (dataset, model, optimizer) -> seconds that so many epochs took
 
@@ -51,12 +53,11 @@ def state(cell: ResolvedConfig) -> State:
 
 
 def history(folder: pathlib.Path) -> list[dict[str, str]]:
-    """The complete rows of history.csv."""
+    """The complete rows of history.csv, all of numbers; UserError for a file that is not one of ours."""
     try:
-        text = (folder / "history.csv").read_text()
+        return [row for _, row in csv_files.read(folder / "history.csv", _NUMBERS, _NUMBERS)]
     except FileNotFoundError:
         return []
-    return list(csv.DictReader(text[: text.rfind("\n") + 1].splitlines()))
 
 
 def _differences(cell: ResolvedConfig, folder: pathlib.Path) -> list[str]:

@@ -100,7 +100,7 @@ class Checkpoints:
         damaged: list[int] = []
         for number in sorted(self._manager.all_steps(), reverse=True):
             try:
-                found = _read(self.folder, number)
+                found = read_one(self.folder, number)
             except UserError:
                 raise
             except Exception as error:  # whatever a damaged file leads to
@@ -153,7 +153,7 @@ class ReadCheckpoints:
                 raise UserError(f"--checkpoint is {number}, which is not in {self.folder}; choose one of {there}.")
             chosen = numbers[-1] if number is None else number
             try:
-                return chosen, *_read(self.folder, chosen)
+                return chosen, *read_one(self.folder, chosen)
             except UserError:
                 raise
             except Exception as error:  # whatever a damaged file leads to
@@ -180,7 +180,7 @@ def _goes(folder: epath.Path, number: int) -> bool:
     return not there
 
 
-def _read(folder: epath.Path, number: int) -> tuple[Arrays, dict[str, Any]]:
+def read_one(folder: epath.Path, number: int) -> tuple[Arrays, dict[str, Any]]:
     """Arrays and progress of a checkpoint; an exception of any kind if it is damaged."""
     what = ocp.args.Composite(arrays=ocp.args.StandardRestore(), progress=ocp.args.JsonRestore())
     with _held(folder, number) as held, contextlib.closing(_manager(held, read_only=True)) as manager:

@@ -71,7 +71,7 @@ def load(name: str, data_dir: str | None = None, limit: int | None = None) -> Da
             temporary = stack.enter_context(tempfile.TemporaryDirectory())
             _fetch(name, root, pathlib.Path(temporary))
             root = temporary
-        return _load_tfds(name, pathlib.Path(root).expanduser(), limit)
+        return _load_tfds(name, _at_home(name, root), limit)
 
 
 def _load_digits(limit: int | None) -> Dataset:
@@ -172,6 +172,20 @@ def _default_data_dir() -> str:
     return os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
 
 
+def _at_home(name: str, root: str) -> pathlib.Path:
+    """The folder, with ~ expanded."""
+    if (expanded := os.path.expanduser(root)).startswith("~"):
+        raise DataError(f"{name}: there is no home folder for {root} (HOME is not set); give --data-dir.")
+    return pathlib.Path(expanded)
+
+
+def _check_depth(name: str, root: pathlib.Path) -> None:
+    """Raise DataError for a --data-dir that lies too deep: the dataset's own folder, or that of its version."""
+    for own in (root, root.parent):
+        if own.name == _in_tfds(name)[0] and any(own.glob("*/dataset_info.json")):
+            raise DataError(f"{name}: --data-dir {root} is the dataset's own folder; give --data-dir {own.parent}.")
+
+
 def _require(name: str, modules: tuple[str, ...]) -> None:
     """Raise DataError unless the modules can be imported."""
     missing = [module for module in modules if importlib.util.find_spec(module) is None]
@@ -258,10 +272,11 @@ def _check_is_folder(name: str, root: pathlib.Path) -> None:
         with os.scandir(root):
             pass
     except FileNotFoundError:
-        pass  # It is made when the dataset is prepared.
+        return  # It is made when the dataset is prepared.
     except OSError as error:
         why = f"is no readable folder ({error.strerror})"
         raise DataError(f"{name}: --data-dir {root} {why}; choose another.") from error
+    _check_depth(name, root)
 
 
 def _prepare(name: str, builder: Any, root: pathlib.Path, folder: pathlib.Path) -> None:
@@ -307,9 +322,10 @@ def _check_network(absent: str, url: str, mend: str) -> None:
     try:
         with requests.get(url, stream=True, timeout=_PROBE_SECONDS) as response:
             response.raise_for_status()
-    except requests.RequestException as error:
+    except OSError as error:  # RequestException is one; so is that of a certificate bundle that is gone
+        why = type(error).__name__ if isinstance(error, requests.RequestException) else brief(error)
         host = url.split("/")[2]
-        raise DataError(f"{absent}, and {host} cannot be reached ({type(error).__name__}); {mend}.") from error
+        raise DataError(f"{absent}, and {host} cannot be reached ({why}); {mend}.") from error
 
 
 def _download_and_prepare(builder: Any) -> None:

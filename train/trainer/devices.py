@@ -29,6 +29,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 from trainer import jaxlib_fault
 from trainer.config import ResolvedConfig, RunAgain, UserError, brief
 
+log = logging.getLogger("train")
+
 AXIS = "devices"  # the name of the mapped axis
 LOST = "another process of this run has ended or cannot be reached; start all of them again, with --resume"
 # Seconds. A process that is gone ends the others after about HEARTBEAT; peers that never come, after WAIT.
@@ -165,7 +167,8 @@ def find_devices() -> None:
             failures.append(brief(record.exc_info[1]))
         return not record.exc_info
 
-    wanted = os.environ.get("JAX_PLATFORMS")
+    names = [name for name in ("JAX_PLATFORMS", "JAX_PLATFORM_NAME") if os.environ.get(name)]
+    wanted = " and ".join(f"{name} is {os.environ[name]}" for name in names)
     logger = logging.getLogger("jax._src.xla_bridge")
     logger.addFilter(keep)
     try:
@@ -175,11 +178,12 @@ def find_devices() -> None:
     except Exception as error:  # RuntimeError, AssertionError for cuda without its plugin, whatever a driver raises
         failures.append(brief(error) if str(error) else "its plugin for jax is not installed")
         jax.config.update("jax_platforms", None if wanted else "cpu")
+        jax.config.update("jax_platform_name", "")
     finally:
         logger.removeFilter(keep)
     there = ", ".join(sorted(jax.extend.backend.backends()))
     raise UserError(
-        f"JAX_PLATFORMS is {wanted}, which cannot be had here ({failures[0]}); the platforms that are there: {there};"
+        f"{wanted}, which is not available here ({failures[0]}); the platforms that are there: {there};"
         " set it to one of them or unset it, or install what it needs."
         if wanted
         else f"JAX_PLATFORMS is not set, and a platform that is installed does not start ({failures[0]}); the platforms"
@@ -274,14 +278,28 @@ def use_compilation_cache(setting: str) -> None:
     if setting == "off" or (setting == "auto" and jax.default_backend() == "cpu"):
         return
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        jax.config.update("jax_compilation_cache_dir", os.path.expanduser("~/.cache/gravity-optax"))
+        folder = os.path.expanduser("~/.cache/gravity-optax")
+        if folder.startswith("~"):
+            log.warning(
+                "there is no home folder (HOME is not set) and so no compilation cache; to have one, set"
+                " JAX_COMPILATION_CACHE_DIR to a folder"
+            )
+            return
+        jax.config.update("jax_compilation_cache_dir", folder)
     # Many small programs draw the initial state; each takes less than the second that JAX finds worth keeping.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
-def allow_transfers() -> None:
-    """Whatever JAX_TRANSFER_GUARD says, which is for finding transfers that are not meant: all of these are."""
+def override_settings() -> None:
+    """Settings of the environment that are meant for finding faults in a program, and that end this one.
+
+    JAX_TRANSFER_GUARD finds transfers that are not meant: all of these are. JAX_DISABLE_JIT runs functions line by
+    line: these are compiled ahead of time.
+    """
     jax.config.update("jax_transfer_guard", "allow")
+    if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
+        log.info("JAX_DISABLE_JIT is set and has no effect here: programs are compiled ahead of time")
+        jax.config.update("jax_disable_jit", False)
 
 
 def release_memory() -> None:

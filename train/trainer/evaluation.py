@@ -16,7 +16,7 @@ from etils import epath
 from flax.traverse_util import flatten_dict
 from safetensors.numpy import save
 
-from trainer import data, networks, steps, vgg
+from trainer import data, networks, pictures, steps, vgg
 from trainer.checkpoints import Arrays, ReadCheckpoints
 from trainer.config import Config, ResolvedConfig, UserError, as_recorded, brief
 
@@ -30,9 +30,15 @@ class Scores(NamedTuple):
 
 
 def evaluate(
-    workdir: str, checkpoint: int | None, predictions: str | None, export: str | None, data_dir: str | None
+    workdir: str,
+    checkpoint: int | None = None,
+    predictions: str | None = None,
+    export: str | None = None,
+    data_dir: str | None = None,
+    confusion: str | None = None,
+    tell: Callable[[str], object] = lambda lines: None,
 ) -> str:
-    """Scores the whole test set, writes what is asked for and WORKDIR/confusion.png, and returns a report for people.
+    """Scores the whole test set, writes what is asked for and a picture, and returns a report for people.
 
     Args:
       workdir: the folder of a run; only confusion.png is written there.
@@ -40,9 +46,11 @@ def evaluate(
       predictions: a CSV file to write: number, label, predicted class, its probability and the loss of each picture.
       export: a file for the weights, in the safetensors format.
       data_dir: as for `data.load`; None for where the run had it.
+      confusion: a PNG file for the picture; None for confusion.png in `workdir`, or nowhere if that is read only.
+      tell: is called with each part of the report as soon as it is known, the numbers first.
 
     Raises:
-      UserError: for what the user can mend.
+      UserError: for what the user can fix.
     """
     folder = epath.Path(workdir)
     config = _config(folder)
@@ -51,19 +59,34 @@ def evaluate(
     model = networks.build(config, dataset.num_classes)
     params = _params(model, dataset, arrays, folder)
     scores = score(model, params, dataset.test_images, config.batch_size, dataset.test_labels)
-    written = {folder / "confusion.png": _confusion_picture(dataset, scores)}
+    parts: list[str] = []
+
+    def say(*lines: str) -> None:
+        parts.append("".join(f"{line}\n" for line in lines))
+        tell(parts[-1])
+
+    say(f"{folder}, checkpoint {number}, after {_when(progress)}", *_table(dataset, scores))
     if predictions:
-        written[epath.Path(predictions)] = _predictions(dataset, scores)
+        say(_written(predictions, _predictions(dataset, scores)))
     if export:
         facts = {"num_classes": dataset.num_classes, "image_shape": dataset.test_images.shape[1:]}
-        written[epath.Path(export)] = _weights(params, config, facts)
-    for path, content in written.items():
+        say(_written(export, _weights(params, config, facts)))
+    if picture := pictures.png("confusion.png", lambda: _confusion_figure(dataset, scores)):
         try:
-            path.write_bytes(content)
-        except Exception as error:  # OSError, or whatever the driver of another file system raises
-            raise UserError(f"{path} could not be written ({brief(error)}); choose another path.") from error
-    where = f"{folder}, checkpoint {number}, after {_when(progress)}"
-    return "\n".join([where, *_table(dataset, scores), *(f"{path} is written" for path in written)]) + "\n"
+            say(_written(confusion or folder / "confusion.png", picture))
+        except UserError as error:
+            if confusion:
+                raise
+            say(f"no picture of the errors: {brief(error).partition(': ')[2]}; --confusion FILE draws it elsewhere")
+    return "".join(parts)
+
+
+def _written(path: Any, content: bytes) -> str:
+    try:
+        epath.Path(path).write_bytes(content)
+    except Exception as error:  # OSError, or whatever the driver of another file system raises
+        raise UserError(f"{path} could not be written ({brief(error)}); choose another path.") from error
+    return f"{path} is written"
 
 
 def score(model: networks.Network, params: Any, images: np.ndarray, batch_size: int, labels: np.ndarray) -> Scores:
@@ -85,7 +108,7 @@ def score(model: networks.Network, params: Any, images: np.ndarray, batch_size: 
     return Scores(loss.astype(np.float64), predicted.astype(np.int64), probability.astype(np.float64))
 
 
-def confusion(labels: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
+def confused(labels: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
     """int64 (classes, classes): how many pictures of the row's class were taken for the column's."""
     return np.bincount(labels.astype(np.int64) * classes + predicted, minlength=classes**2).reshape(classes, classes)
 
@@ -96,8 +119,8 @@ def _config(folder: epath.Path) -> ResolvedConfig:
         fields = {field.name for field in dataclasses.fields(Config)}
         return ResolvedConfig(**{name: value for name, value in recorded.items() if name in fields})
     except Exception as error:
-        mend = "give the --workdir of a run of train/main.py"
-        raise UserError(f"WORKDIR is {folder}, whose config.json cannot be read ({brief(error)}); {mend}.") from error
+        fix = "give the --workdir of a run of train/main.py"
+        raise UserError(f"WORKDIR is {folder}, whose config.json cannot be read ({brief(error)}); {fix}.") from error
 
 
 def _params(model: networks.Network, dataset: data.Dataset, arrays: Arrays, folder: epath.Path) -> Any:
@@ -152,11 +175,11 @@ def _weights(params: Any, config: ResolvedConfig, facts: dict[str, Any]) -> byte
     return save(flat, metadata={name: str(value) for name, value in facts.items()})
 
 
-def _confusion_picture(dataset: data.Dataset, scores: Scores) -> bytes:
-    """A PNG: rows are labels, columns predictions, colours the share of the row, with counts where they can be read."""
+def _confusion_figure(dataset: data.Dataset, scores: Scores) -> Any:
+    """Rows are labels, columns predictions, colours the share of the row, with counts where they can be read."""
     from matplotlib.figure import Figure
 
-    counts, names = confusion(dataset.test_labels, scores.predicted, dataset.num_classes), _names(dataset)
+    counts, names = confused(dataset.test_labels, scores.predicted, dataset.num_classes), _names(dataset)
     size = min(16.0, max(5.0, 0.5 * len(names)))
     figure = Figure(figsize=(size + 1, size), layout="constrained")
     axes = figure.subplots()
@@ -170,6 +193,4 @@ def _confusion_picture(dataset: data.Dataset, scores: Scores) -> bytes:
         for (row, column), count in np.ndenumerate(counts):
             colour = "white" if shares[row, column] > 0.5 else "black"
             axes.text(column, row, str(count) if count else "", ha="center", va="center", color=colour, **small)
-    picture = io.BytesIO()
-    figure.savefig(picture, dpi=100)
-    return picture.getvalue()
+    return figure

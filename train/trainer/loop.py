@@ -5,18 +5,16 @@ import importlib
 import itertools
 import logging
 import platform
-import shutil
-import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from trainer import augment, data, jaxlib_fault, optimizers, steps, watch
+from trainer import augment, command, data, jaxlib_fault, optimizers, steps, watch
 from trainer.building import build
 from trainer.config import ResolvedConfig
 from trainer.devices import Replicas, asked_to_stop, primary
@@ -198,7 +196,9 @@ def _epoch(trainer: Trainer, run: Progress, notice: StopRequest, events: EventFi
         where = _where(trainer, epoch, step)
         run.save(trainer.state, count, where)
         run.recorder.wait()
-        raise Preempted(f"stopped on SIGTERM after {where}; a checkpoint is written: start again with --resume.")
+        raise Preempted(
+            f"stopped on {notice.reason} after {where}; a checkpoint is written: start again with --resume."
+        )
     loss, accuracy = trainer.means(run.partial)
     start = time.perf_counter()
     val_loss, val_accuracy = trainer.evaluate()
@@ -207,19 +207,10 @@ def _epoch(trainer: Trainer, run: Progress, notice: StopRequest, events: EventFi
     return Epoch(epoch, loss, accuracy, val_loss, val_accuracy, seconds, speed, val_seconds, rate)
 
 
-def _progress_bar(trainer: Trainer, epoch: int, done: int) -> tqdm:
-    """Of the steps of an epoch, on a terminal; so many are `done`."""
-    return tqdm(
-        total=trainer.steps_per_epoch,
-        initial=done,
-        desc=f"epoch {epoch}/{trainer.config.epochs}",
-        unit="step",
-        leave=False,
-        disable=not (sys.stderr.isatty() and primary()),
-        # Said outright, because on a terminal that does not tell its size tqdm would show nothing.
-        ncols=shutil.get_terminal_size().columns,
-        nrows=2,
-    )
+def _progress_bar(trainer: Trainer, epoch: int, done: int) -> Any:
+    """Of the steps of an epoch; so many are `done`."""
+    what = {"total": trainer.steps_per_epoch, "initial": done, "desc": f"epoch {epoch}/{trainer.config.epochs}"}
+    return command.progress_bar(**what, unit="step", leave=False, **{} if primary() else {"disable": True})
 
 
 def _where(trainer: Trainer, epoch: int, step: int) -> str:

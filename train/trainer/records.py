@@ -6,14 +6,15 @@ The folder may be on any path that `etils.epath` takes, such as gs://. Each file
 import contextlib
 import dataclasses
 import datetime
-import io
 import itertools
 import json
 import logging
 import pathlib
+from typing import Any
 
 from etils import epath
 
+from trainer import pictures
 from trainer.config import ResolvedConfig, UserError, as_recorded, brief, flag, same_run
 from trainer.ownership import Ownership
 
@@ -126,25 +127,11 @@ class Workdir:
 
     def write_figure(self, config: ResolvedConfig, history: list[Epoch]) -> None:
         """history.png: the paper's four panels (Figures 10-19)."""
-        from matplotlib.figure import Figure
-
-        figure = Figure(figsize=(9, 6), layout="constrained")
-        epochs = [row.epoch for row in history]
-        panels = {"loss": "training loss", "accuracy": "training accuracy"}
-        panels |= {"val_loss": "validation loss", "val_accuracy": "validation accuracy"}
-        for axes, (field, label) in zip(figure.subplots(2, 2).flat, panels.items(), strict=True):
-            axes.plot(epochs, [getattr(row, field) for row in history], marker=".", label=config.optimizer)
-            axes.set(xlabel="epoch", ylabel=label)
-            axes.grid(alpha=0.3)
-            axes.xaxis.get_major_locator().set_params(integer=True)
-        model = f"{config.model} x {config.width:g}"
-        figure.suptitle(f"{config.dataset}, {model}, {config.optimizer}, learning rate {config.learning_rate:g}")
-        picture = io.BytesIO()
-        figure.savefig(picture, dpi=100)
-        self.write("history.png", picture.getvalue())
+        if picture := pictures.png("history.png", lambda: _figure(config, history)):
+            self.write("history.png", picture)
 
     def write(self, name: str, content: bytes) -> None:
-        """Replaces a file at one stroke."""
+        """Replaces a file atomically."""
         temporary = self.path / f".{name}.tmp"
         try:
             temporary.write_bytes(content)
@@ -179,6 +166,23 @@ class Workdir:
                 f"--workdir is {self.path}, which holds another run: {values}."
                 " Give the values that it had, or choose another folder."
             )
+
+
+def _figure(config: ResolvedConfig, history: list[Epoch]) -> Any:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 6), layout="constrained")
+    epochs = [row.epoch for row in history]
+    panels = {"loss": "training loss", "accuracy": "training accuracy"}
+    panels |= {"val_loss": "validation loss", "val_accuracy": "validation accuracy"}
+    for axes, (field, label) in zip(figure.subplots(2, 2).flat, panels.items(), strict=True):
+        axes.plot(epochs, [getattr(row, field) for row in history], marker=".", label=config.optimizer)
+        axes.set(xlabel="epoch", ylabel=label)
+        axes.grid(alpha=0.3)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    model = f"{config.model} x {config.width:g}"
+    figure.suptitle(f"{config.dataset}, {model}, {config.optimizer}, learning rate {config.learning_rate:g}")
+    return figure
 
 
 def _make_fresh(config: ResolvedConfig) -> epath.Path:

@@ -4,18 +4,19 @@ A daemon has none, `| head` goes away, and the disk behind `> file` fills up.
 """
 
 import contextlib
+import io
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Iterator
 from typing import Any, TextIO
 
 
 class Unbreakable:
     """A stream from which, once it can no longer be written, everything goes to the null device."""
 
-    def __init__(self, stream: TextIO):
+    def __init__(self, stream: io.TextIOWrapper):
         self._stream = stream
-        stream.reconfigure(errors="backslashreplace")  # type: ignore[attr-defined]
+        stream.reconfigure(errors="backslashreplace")
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
@@ -42,15 +43,26 @@ class Unbreakable:
             sys.stderr.write(f"standard output is gone ({error.strerror}); the program runs on without it.\n")
 
 
-def run(main: Callable[[], int]) -> int:
-    """`main()` with standard streams that cannot break."""
+@contextlib.contextmanager
+def unbreakable() -> Iterator[None]:
+    """Within it, the standard streams cannot break. What a caller or a notebook put in their place stays."""
     while (null := os.open(os.devnull, os.O_RDWR)) < 3:  # it takes the place of one that is missing
         pass
     os.close(null)
-    streams = (sys.stdout or os.fdopen(1, "w", closefd=False), sys.stderr or os.fdopen(2, "w", closefd=False))
-    sys.stdout, sys.stderr = (Unbreakable(stream) for stream in streams)
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = (_protected(stream, number) for number, stream in enumerate(before, start=1))
     try:
-        return main()
+        yield
     finally:
         with contextlib.suppress(ValueError):  # closed
             sys.stdout.flush()
+        sys.stdout, sys.stderr = (now if was is None else was for was, now in zip(before, _now(), strict=True))
+
+
+def _now() -> tuple[Any, Any]:
+    return sys.stdout, sys.stderr
+
+
+def _protected(stream: TextIO | None, number: int) -> Any:
+    stream = stream or os.fdopen(number, "w", closefd=False)
+    return Unbreakable(stream) if isinstance(stream, io.TextIOWrapper) else stream

@@ -7,7 +7,6 @@ program of its own; training is as it is without.
 """
 
 import dataclasses
-import io
 import logging
 import math
 import re
@@ -19,7 +18,7 @@ import numpy as np
 import optax
 
 from gravity_optax import damping
-from trainer import gravity_options, optimizers, steps
+from trainer import gravity_options, optimizers, pictures, steps
 from trainer.config import ResolvedConfig, UserError, brief
 from trainer.records import Workdir
 
@@ -112,8 +111,8 @@ class GradientFile:
 
     def draw(self) -> None:
         """Writes gradients.png, if there is anything to show."""
-        if self._rows:
-            self._workdir.write(PNG, _picture(self._rows))
+        if self._rows and (picture := pictures.png(PNG, lambda: _figure(self._rows))):
+            self._workdir.write(PNG, picture)
 
 
 def _damped(row: LeafOfEpoch) -> bool:
@@ -141,8 +140,8 @@ def _parsed(text: str) -> list[LeafOfEpoch]:
     ]
 
 
-def _picture(of: list[LeafOfEpoch]) -> bytes:
-    """A PNG with a panel for each number and a line for each leaf: kernels solid, the rest dotted."""
+def _figure(of: list[LeafOfEpoch]) -> Any:
+    """A panel for each number and a line for each leaf: kernels solid, the rest dotted."""
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -171,8 +170,7 @@ def _picture(of: list[LeafOfEpoch]) -> bytes:
     every["damped_share"].set_ylim(-0.03, 1.03)
     handles, labels = every["max_abs"].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right center", fontsize=6, ncols=1 + len(leaves) // 32)
-    figure.savefig(picture := io.BytesIO(), dpi=100)
-    return picture.getvalue()
+    return figure
 
 
 def _shown(value: float | None, field: str) -> float:

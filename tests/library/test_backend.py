@@ -1,0 +1,140 @@
+"""What a transformation does before and after `init`: nothing with JAX's backend, and the same numbers under jit."""
+
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
+
+import compat
+from gravity_optax import gravity, scale_by_gravity
+from trees import GRADIENTS, PARAMS, SAME_DRAW, assert_trees_close, assert_trees_identical
+
+BUILT_FIRST = """
+import os
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ.pop("XLA_FLAGS", None)
+import jax, jax.numpy as jnp, numpy as np, optax
+from gravity_optax import gravity, scale_by_gravity
+keys = (0, np.int64(1), np.array([0, 1], np.uint32))
+built = [gravity(0.1, key=key, weight_decay=0.1) for key in keys]
+built += [gravity(optax.linear_schedule(0.0, 0.1, 10), key=0), scale_by_gravity(key=0, velocity_dtype=jnp.bfloat16)]
+jax.config.update("jax_num_cpu_devices", 3)
+jax.distributed.initialize("localhost:PORT", num_processes=1, process_id=0)
+assert len(jax.devices()) == 3
+for tx in built:
+    state = tx.init(jnp.zeros(4))
+    tx.update(jnp.ones(4), state, jnp.zeros(4))
+"""
+
+
+def test_building_does_not_start_the_backend():
+    import socket
+
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    code = BUILT_FIRST.replace("PORT", str(port))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("key", [0, jax.random.PRNGKey(0)], ids=["seed", "raw"])
+def test_built_under_one_explicit_mesh_and_used_under_another(key):
+    devices = jax.devices()
+    meshes = [jax.make_mesh((4,), ("x",), (AxisType.Explicit,), devices=devices[i : i + 4]) for i in (0, 4)]
+    expected = gravity(0.1, key=0)
+    with compat.set_mesh(meshes[0]):
+        tx = gravity(optax.linear_schedule(0.0, 0.1, 5), key=key)
+    with compat.set_mesh(meshes[1]):
+        params = {"w": compat.reshard(jnp.zeros((8, 4)), P("x", None))}
+        state = tx.init(params)
+        updates, _ = tx.update(params, state)
+        assert jax.typeof(updates["w"]).sharding == jax.typeof(params["w"]).sharding
+    velocity = expected.init({"w": jnp.zeros((8, 4))})[0].velocity
+    np.testing.assert_allclose(np.asarray(state[0].velocity["w"]), np.asarray(velocity["w"]), **SAME_DRAW)
+
+
+@pytest.mark.parametrize("partitionable", [False, True])
+@pytest.mark.parametrize("impl", ["threefry2x32", "rbg"])
+def test_init_gives_the_numbers_of_its_definition_eagerly_and_under_jit(impl, partitionable):
+    params = [jnp.zeros(shape) for shape in ((3, 5), (0, 2), (15,), (3, 5))]
+    key = jax.random.key(5, impl=impl)
+    with jax.threefry_partitionable(partitionable):
+        tx = scale_by_gravity(0.5, key=key)
+        keys = jax.random.split(jax.random.fold_in(key, 0x47726176), len(params))
+        expected = [0.5 * jax.random.normal(k, p.shape) for k, p in zip(keys, params, strict=True)]
+        assert_trees_close(tx.init(params).velocity, expected, **SAME_DRAW)
+        assert_trees_close(jax.jit(tx.init)(params).velocity, expected, **SAME_DRAW)
+
+
+# ---- trees of many leaves
+
+
+@jax.numpy_dtype_promotion("standard")  # Adam raises a float to an int32
+def test_many_leaves_are_drawn_by_one_loop_and_updated_by_one_function():
+    params = [jnp.zeros(1000)] * 1000
+    tx, adam = gravity(0.1, key=0), optax.adam(0.1)
+    init = jax.jit(tx.init).lower(params)
+    lines = len(init.as_text().splitlines())
+    assert lines < 5 * len(params)  # of adam 2
+    state = tx.init(params[:300])
+    seconds = {}
+    for name, optimizer in (("adam", adam), ("gravity", tx)) * 2:
+        state = optimizer.init(params[:300])
+        start = time.process_time()
+        lowered = jax.jit(optimizer.update).lower(params[:300], state)
+        seconds[name] = time.process_time() - start
+        lines = len(lowered.as_text().splitlines())
+    assert lines < 6 * 300
+    assert seconds["gravity"] < 1.3 * seconds["adam"]
+
+
+# ---- what a state and a leaf may be
+
+
+def test_a_count_set_to_a_python_number():
+    tx = gravity(optax.linear_schedule(0.2, 0.1, 10), key=0)
+    state = tx.init(PARAMS)
+    ours = tx.update(GRADIENTS, optax.tree.set(state, count=5))
+    expected = tx.update(GRADIENTS, optax.tree.set(state, count=jnp.int32(5)))
+    assert_trees_identical(ours, expected)
+    assert ours[1][0].count == 6
+
+
+@pytest.mark.parametrize("hook", [None, lambda g: 0.3], ids=["None", "hook"])
+def test_export_with_symbolic_shapes(hook):
+    export = pytest.importorskip("jax.export")
+    tx = gravity(0.1, key=0, max_step_grad=hook)
+    (rows,) = export.symbolic_shape("rows")
+    leaf = jax.ShapeDtypeStruct((rows, 4), jnp.float32)
+    state = jax.eval_shape(tx.init, leaf)
+    update = export.export(jax.jit(tx.update))(leaf, state)
+    init = export.export(jax.jit(tx.init))(leaf)
+    for count in (3, 5):
+        gradient = jnp.linspace(-2, 3, 4 * count).reshape(count, 4)
+        assert_trees_close(init.call(gradient), tx.init(gradient), **SAME_DRAW)
+        assert_trees_close(update.call(gradient, tx.init(gradient)), tx.update(gradient, tx.init(gradient)))
+
+
+class Wrapped:
+    """An array as some libraries hold one: JAX gets it by `__jax_array__`."""
+
+    def __init__(self, value):
+        self.value = value
+
+    def __jax_array__(self):
+        return self.value
+
+
+def test_leaves_with_jax_array():
+    tx = gravity(0.1, key=0)
+    params, gradients = (jax.tree.map(Wrapped, tree) for tree in (PARAMS, GRADIENTS))
+    assert_trees_identical(tx.init(params), tx.init(PARAMS))
+    assert_trees_identical(tx.update(gradients, tx.init(params)), tx.update(GRADIENTS, tx.init(PARAMS)))

@@ -1,0 +1,185 @@
+"""What all five commands go through: captured streams, notebooks, signals, errors of the file system."""
+
+import contextlib
+import io
+import logging
+import os
+import pathlib
+import runpy
+import signal
+import sys
+import types
+
+import pytest
+
+import benchmark
+import compare
+import evaluate
+import main
+import report
+from trainer import command
+from trainer.config import UsageError, UserError
+from trainer.preemption import StopRequest
+
+TRAIN = pathlib.Path(main.__file__).parent
+COMMANDS = (main, evaluate, benchmark, compare, report)
+log = logging.getLogger("train")
+
+
+class NotebookStream(io.TextIOBase):
+    """As ipykernel's: it is no file, and cannot be reconfigured."""
+
+    def __init__(self):
+        super().__init__()
+        self.text = ""
+
+    def write(self, text):
+        self.text += text
+        return len(text)
+
+
+@pytest.fixture
+def notebook(monkeypatch):
+    """As if IPython ran the tests."""
+    monkeypatch.setitem(sys.modules, "IPython", types.SimpleNamespace(get_ipython=object))
+
+
+@pytest.fixture
+def notebook_with_bars(notebook, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ipykernel", types.SimpleNamespace())
+
+
+@pytest.mark.parametrize("stream", [io.StringIO, NotebookStream])
+@pytest.mark.parametrize("module", COMMANDS, ids=lambda module: module.__name__)
+def test_help_goes_where_a_caller_or_a_notebook_wants_it_again_and_again(monkeypatch, module, stream):
+    monkeypatch.setattr("sys.argv", ["command", "--help"])
+    for _ in range(2):
+        with contextlib.redirect_stdout(stream()) as out:
+            assert module.main() == 0
+            assert sys.stdout is out
+        assert "usage: train/" in (out.text if stream is NotebookStream else out.getvalue())
+
+
+@pytest.mark.parametrize("module", COMMANDS, ids=lambda module: module.__name__)
+def test_in_a_notebook_only_a_failure_ends_a_cell(monkeypatch, notebook, module):
+    path = str(TRAIN / f"{module.__name__}.py")
+    monkeypatch.setattr("sys.argv", [path, "--help"])
+    with contextlib.redirect_stdout(io.StringIO()):
+        runpy.run_path(path, run_name="__main__")
+    monkeypatch.setattr("sys.argv", [path, "--nonsense"])
+    with contextlib.redirect_stderr(io.StringIO()) as errors, pytest.raises(SystemExit, match=r"^2$"):
+        runpy.run_path(path, run_name="__main__")
+    assert errors.getvalue().startswith("error: ") and errors.getvalue().count("\n") == 1
+
+
+def test_a_second_run_in_the_same_process_logs_each_line_once():
+    before = list(log.handlers), log.level, log.propagate
+    for _ in range(2):
+        with contextlib.redirect_stdout(io.StringIO()) as out:
+            assert command.run(lambda arguments: log.info("a line") or 0) == 0
+        assert out.getvalue() == "a line\n"
+    assert (log.handlers, log.level, log.propagate) == before
+
+
+def raising(error):
+    def work(arguments):
+        raise error
+
+    return work
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (UsageError("wrong."), 2, "error: wrong.\n"),
+        (UserError("broken."), 1, "error: broken.\n"),
+        (PermissionError(13, "Permission denied", "/x/y"), 1, "error: /x/y could not be read or written"),
+        (KeyboardInterrupt(), 130, "error: interrupted\n"),
+        (SystemExit(0), 0, ""),
+    ],
+)
+def test_exit_codes(capsys, error, code, line):
+    assert command.run(raising(error)) == code
+    written = capsys.readouterr().err
+    assert written.startswith(line) and written.count("\n") == bool(line)
+
+
+def test_an_error_of_the_program_stays_a_traceback():
+    with pytest.raises(ZeroDivisionError):
+        command.run(raising(ZeroDivisionError()))
+
+
+def test_an_interrupt_in_a_notebook_ends_the_run_and_not_the_process(monkeypatch, notebook):
+    """The run, in its thread, is asked to stop with a checkpoint, and is waited for."""
+    seen = []
+
+    def run(config, notice):
+        signal.raise_signal(signal.SIGINT)
+        while not notice.given:
+            pass
+        seen.append(notice.reason)
+        return 75
+
+    monkeypatch.setattr(main, "_run", run)
+    monkeypatch.setattr("sys.argv", ["main.py"])
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        assert main.main() == 130 and seen == ["an interrupt"]
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_asks_for_a_checkpoint_and_handlers_are_put_back(number):
+    notice = StopRequest()
+    notice.watched = True
+    before = signal.getsignal(number)
+
+    def work(arguments):
+        notice.listen()
+        os.kill(os.getpid(), number)
+        return 0
+
+    assert command.run(work) == 0
+    assert notice.given and notice.reason == number.name
+    assert signal.getsignal(number) is before
+
+
+def test_nohup_keeps_its_meaning():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        StopRequest().listen()
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def test_progress_is_shown_on_a_terminal_and_in_a_notebook(monkeypatch, notebook_with_bars):
+    with command.progress_bar(total=2) as bar:
+        assert not bar.disable
+    monkeypatch.delitem(sys.modules, "ipykernel")
+    with command.progress_bar(total=2) as bar:
+        assert bar.disable
+
+
+@pytest.mark.parametrize(
+    ("module", "words"),
+    [
+        (benchmark, ["--workdir", "{}", "--datasets", "digits", "--models", "vgg11", "--optimizers", "sgd"]),
+        (report, ["{}"]),
+        (compare, ["--workdir", "{}/digits", "--report"]),
+        (main, ["--workdir", "{}/digits"]),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_a_folder_that_cannot_be_written_is_one_line(monkeypatch, capsys, tmp_path, module, words):
+    """A file stands where the folder should be: that stops root too."""
+    (tmp_path / "digits").write_text("")
+    (tmp_path / "report").write_text("")
+    monkeypatch.setattr("sys.argv", ["command", *(word.format(tmp_path) for word in words)])
+    assert module.main() in (1, 2)
+    said = capsys.readouterr()
+    (line,) = [line for line in (said.out + said.err).splitlines() if line.startswith("error: ")]
+    assert str(tmp_path) in line and "Traceback" not in said.out + said.err

@@ -1,0 +1,57 @@
+"""CSV files as spreadsheets save them."""
+
+import codecs
+
+import pytest
+
+from comparison import ledger
+from paper import work_queue
+from trainer import csv_files
+from trainer.config import UserError
+
+TEXT = "a,b\n1,x\n2,y\n"
+ROWS = [{"a": "1", "b": "x"}, {"a": "2", "b": "y"}]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        TEXT.encode(),
+        codecs.BOM_UTF8 + TEXT.encode(),
+        TEXT.replace("\n", "\r\n").encode(),
+        TEXT.encode("utf-16"),
+        b"\n" + TEXT.encode() + b",\n\n",
+        TEXT.replace("1", '"1"').encode() + b"3,unfini",
+    ],
+    ids=["ours", "BOM", "CRLF", "UTF-16", "empty rows", "unfinished"],
+)
+def test_what_is_not_in_doubt_is_read(tmp_path, content):
+    (tmp_path / "f.csv").write_bytes(content)
+    assert [row for _, row in csv_files.read(tmp_path / "f.csv", ("a", "b"), ("a",))] == ROWS
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (TEXT.replace(",", ";").encode(), "line 1 .*it has no column a"),
+        (TEXT.replace(",", "\t").encode("utf-16"), "line 1 .*it has no column a"),
+        (TEXT.encode() + "3,é\n".encode("latin-1"), "line 4 .*it is not UTF-8"),
+        (TEXT.encode() + b"\n3\n", "line 5 .*it has 1 cells, not 2"),
+        (TEXT.encode() + b'"1,5",z\n', "line 4 .*a is '1,5', not a number"),
+    ],
+    ids=["semicolons", "tabs", "Latin-1", "short row", "decimal comma"],
+)
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_what_is_in_doubt_is_named_with_file_and_line(tmp_path, content, message, end):
+    path = tmp_path / "f.csv"
+    path.write_bytes(content if content.startswith(codecs.BOM_UTF16) else content.replace(b"\n", end.encode()))
+    with pytest.raises(UserError, match=rf"^{path}, {message}.*move it away\.$"):
+        csv_files.read(path, ("a", "b"), ("a",))
+
+
+def test_the_readers_of_results_use_it(tmp_path):
+    (tmp_path / "history.csv").write_text("epoch;loss\n1;2,5\n")
+    with pytest.raises(UserError, match=r"history\.csv, line 1"):
+        work_queue.history(tmp_path)
+    with pytest.raises(UserError, match=r"history\.csv, line 1"):
+        ledger.read(tmp_path / "history.csv")

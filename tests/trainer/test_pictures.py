@@ -1,0 +1,61 @@
+"""A picture never costs a run: with any settings of matplotlib's it is a PNG, or it is left out with a warning."""
+
+import os
+import subprocess
+import sys
+
+import matplotlib
+import pytest
+from matplotlib.figure import Figure
+
+from trainer import pictures
+
+PNG = b"\x89PNG"
+
+
+def draw():
+    figure = Figure()
+    figure.subplots().set(title="$x$", xlabel="a title")
+    return figure
+
+
+def test_it_is_drawn_with_our_own_settings(monkeypatch):
+    """Those of a notebook stay as they are."""
+    plain = pictures.png("a.png", draw)
+    for name, value in {"savefig.format": "pdf", "text.usetex": True, "figure.facecolor": "red"}.items():
+        monkeypatch.setitem(matplotlib.rcParams, name, value)
+    before = dict(matplotlib.rcParams)
+    assert plain.startswith(PNG) and pictures.png("a.png", draw) == plain
+    assert dict(matplotlib.rcParams) == before
+
+
+def test_one_that_fails_is_a_warning(caplog):
+    assert pictures.png("a.png", lambda: 1 / 0) is None
+    assert caplog.messages == ["a.png is left out, it could not be drawn (ZeroDivisionError: division by zero)"]
+
+
+@pytest.mark.parametrize(
+    ("where", "settings", "environment"),
+    [
+        ("rc", b"text.usetex: True\nsavefig.format: pdf\n", {"MATPLOTLIBRC": "rc"}),
+        ("rc", b"# caf\xe9\n", {"MATPLOTLIBRC": "rc"}),
+        ("rc", b"", {"MPLBACKEND": "nonsense"}),
+        (".", b"savefig.format: pdf\n", {}),
+        (".", b"# caf\xe9\n", {}),
+    ],
+)
+def test_settings_that_are_there_before_it_is_imported(tmp_path, where, settings, environment):
+    (tmp_path / where).mkdir(exist_ok=True)
+    (tmp_path / where / "matplotlibrc").write_bytes(settings)
+    program = (
+        "import os; from trainer import pictures; before = dict(os.environ)\n"
+        "def draw():\n    from matplotlib.figure import Figure\n    return Figure()\n"
+        "print((pictures.png('a.png', draw) or b'none')[:4], dict(os.environ) == before)"
+    )
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=tmp_path, env={**os.environ, **environment}, timeout=120
+    )
+    left_out = where == "." and b"\xe9" in settings  # matplotlib looks first of all in the current folder
+    assert done.stdout == f"{b'none' if left_out else PNG} True\n", done.stderr
+    assert "Traceback" not in done.stderr and ("a.png is left out" in done.stderr) == left_out
