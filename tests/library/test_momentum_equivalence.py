@@ -1,10 +1,13 @@
 """Gravity at l is SGD with momentum beta at l (1 - beta), up to the damping, its first steps and V_0; with bounds."""
 
+import pathlib
+
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
+import gravity_optax
 from gravity_optax import gravity, gravity_term
 
 RATE, BETA, ALPHA = 0.1, 0.9, 0.01
@@ -97,3 +100,14 @@ def test_a_spike_is_clipped_weakly():
         }.items()
     }
     assert grown["momentum"] > 20 and grown["gravity"] < 2
+
+
+def test_what_v0_makes_of_the_weights_of_a_layer_is_what_the_readme_says():
+    """Glorot's deviation of a 3 x 3 convolution between layers of equal width, with the noise of V_0 added."""
+    text = " ".join((pathlib.Path(gravity_optax.__file__).parent / "README.md").read_text().split())
+    times = lambda channels, factor: np.hypot(1, factor * ALPHA / np.sqrt(2 / (9 * 2 * channels)))
+    assert f"deviation of {np.sqrt(2 / (9 * 2 * 512)):.4f}" in text
+    said = "alpha = 0.01 makes them {:.1f} ({:.1f}) times as large, in one an eighth as wide {:.1f} ({:.1f}) times"
+    assert said.format(*(times(channels, factor) for channels in (512, 64) for factor in (2.83, 1.92))) in text
+    for largest, share in ((0.1, "0.0001 of it at M = 0.1"), (0.3, "0.008 at 0.3"), (1.0, "half at 1")):
+        assert share in text and round(largest**4 / (1 + largest**4), 4) == {0.1: 0.0001, 0.3: 0.008, 1.0: 0.5}[largest]

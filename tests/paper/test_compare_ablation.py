@@ -203,6 +203,7 @@ def test_the_report_holds_the_tables(tmp_path):
     page = ablation.write(tmp_path, found).read_text()
     assert "## digits, mlp, schedule=cosine warmup_epochs=0.5\n" in page
     assert "## digits, softmax, as in the paper (momentum fails with some seed: this cell does not count)" in page
-    for name, count in (("arms", 6), ("pooled", 2)):
+    assert "\n| arm | 0.001 | 0.01 | 0.1 | 1 |\n" in page and "\n| Gravity | 0.5 | 0.5 | 0.5 |  |\n" in page
+    for name, count in (("arms", 6), ("pooled", 2), ("rates", 18)):
         with (tmp_path / "report" / f"{name}.csv").open(newline="") as file:
             assert len(list(csv.DictReader(file))) == count

@@ -9,7 +9,7 @@ import shlex
 import numpy as np
 import pytest
 
-from comparison import evidence, ledger, search
+from comparison import ablation, evidence, ledger, search
 from comparison.options import CompareOptions, comparisons
 from trainer.config import flag
 from trainer.flags import parse_command
@@ -92,7 +92,7 @@ def test_the_readmes_hints_are_the_numbers():
 
 
 @pytest.mark.parametrize(("label", "dataset"), ROWS.items())
-def test_the_front_page_has_the_test_accuracies_of_whole_comparisons(label, dataset):
+def test_the_readme_has_the_test_accuracies_of_whole_comparisons(label, dataset):
     machine = label.rpartition(", ")[2]
     runs, standing = EVERY[machine], _row(machine, "standings.csv", dataset, "gravity")
     (compared,) = comparisons(CompareOptions("unused", datasets=(dataset,)))
@@ -100,13 +100,21 @@ def test_the_front_page_has_the_test_accuracies_of_whole_comparisons(label, data
     (setup,) = [setup for setup in evidence.setups(runs) if setup.dataset == dataset and not setup.settings]
     cells = []
     for name in FOUR:
-        accuracies = evidence.test_accuracies(evidence.finals(runs, setup, name))
+        finals = evidence.finals(runs, setup, name)
+        accuracies = evidence.test_accuracies(finals)
         assert len(accuracies) == (5 if dataset == "digits" else 3)
-        cells.append(f"{np.mean(accuracies):.3f} ± {np.std(accuracies, ddof=1):.3f}")
+        cell = f"{np.mean(accuracies):.3f} ± {np.std(accuracies, ddof=1):.3f}"
+        trained = sum(not evidence.at_chance(outcome) for _, outcome in finals)
+        if all(evidence.at_chance(outcome) for _, outcome in evidence.runs(runs, setup, name, "search")):
+            assert trained == 0
+            cell += " (no rate trained)"
+        elif trained < len(finals):
+            cell += f" ({trained}/{len(finals)})"
+        cells.append(cell)
     cells.append(
         "{:+.3f} ({:+.3f} to {:+.3f})".format(*(float(standing[name]) for name in ("minus adam", "from", "to")))
     )
-    assert f"| {label} | {' | '.join(cells)} |" in FRONT
+    assert f"| {label} | {' | '.join(cells)} |" in README
 
 
 def test_what_is_said_of_adam_is_what_was_recorded():
@@ -116,8 +124,22 @@ def test_what_is_said_of_adam_is_what_was_recorded():
         failed = [int(_row(machine, "failures.csv", dataset, name)["final at chance"]) for name in ("gravity", "adam")]
         if failed == [0, 0]:
             behind.append(-float(_row(machine, "standings.csv", dataset, "gravity")["minus adam"]))
-    text = f"Where all runs of both trained, Gravity ends {min(behind):.2f} to {max(behind):.2f} behind Adam"
-    assert len(behind) == 5 and text in " ".join(FRONT.split())
+    text = f"ere all runs of both trained, Gravity ends {min(behind):.2f} to {max(behind):.2f} behind Adam"
+    assert len(behind) == 5 and text in " ".join(FRONT.split()) and text in " ".join(README.split())
+
+
+def test_the_pooled_difference_from_adam_is_what_was_recorded():
+    pairs, alone = [], []
+    for label, dataset in ROWS.items():
+        machine = label.rpartition(", ")[2]
+        (setup,) = [one for one in evidence.setups(EVERY[machine]) if one.dataset == dataset and not one.settings]
+        runs = [evidence.finals(EVERY[machine], setup, name) for name in ("gravity", "adam")]
+        if not any(evidence.at_chance(outcome) for found in runs for _, outcome in found):
+            pairs.append(tuple(evidence.test_accuracies(found) for found in runs))
+            alone.append(ablation.welch(*pairs[-1])["p"])
+    p = f"p = {ablation.permutation_test(pairs)[1]:.3f}"
+    assert f"pooled over five comparisons {p}, in none alone below 0.05" in " ".join(FRONT.split())
+    assert len(pairs) == 5 and f"(p from {min(alone):.2f} to {max(alone):.2f}), pooled {p}" in " ".join(README.split())
 
 
 def test_what_is_said_of_the_two_machines_is_what_was_recorded():
@@ -133,8 +155,10 @@ def test_what_is_said_of_the_two_machines_is_what_was_recorded():
         ("CPU", "cifar10", "gravity"): 2,
         ("CPU", "cifar100_fine", "adam"): 1,
     }
-    text, front = " ".join(README.split()), " ".join(FRONT.split())
-    assert "that made the search choose 0.3 once, where two of Gravity's three seeds failed, and 0.1 once" in front
+    text = " ".join(README.split())
+    assert (
+        "So one search chose 0.3162, where two of three new seeds stayed at the chance level, and the other 0.1" in text
+    )
     scores = {machine: _scores(machine, "cifar10", "gravity") for machine in EVERY}
     for said, machine in (("scored {} and {} on the CPU", "CPU"), ("{} and {} on the H100", "H100")):
         assert said.format(*(f"{scores[machine][rate]:.3f}" for rate in (0.1, 0.3162))) in text
@@ -165,13 +189,14 @@ def test_the_abstracts_question_is_answered_with_what_was_recorded():
     for machine in EVERY:
         growth = _growth(machine, "cifar10", "cifar100_fine")
         change, low, high = (float(growth[name]) for name in ("change", "from", "to"))
-        assert f"by {change:+.2f} ({low:+.2f} to {high:+.2f}) on the {machine}" in front
+        where = {"CPU": "on the CPU", "H100": "on an H100"}[machine]
+        assert f"by {change:+.2f} ({low:+.2f} to {high:+.2f}) {where}" in front
         answers[machine] = growth["answer"].partition(":")[0]
         if machine == "CPU":
-            assert f"by {change:.2f} (95% interval {low:.2f} to {high:.2f})" in text
+            assert f"by {change:+.2f} (95% interval {low:+.2f} to {high:+.2f})" in text
         else:
             assert f"it changes by {change:+.2f} ({low:+.2f} to {high:+.2f})" in text
-    assert answers == {"CPU": "yes", "H100": "not shown"}
+    assert answers == {"CPU": "not shown", "H100": "not shown"}
     for machine, runs in EVERY.items():
         momentum = _row(machine, "failures.csv", "cifar100_fine", "momentum")
         assert momentum["search runs"] == momentum["search at chance"] and momentum["final at chance"] == "3"
