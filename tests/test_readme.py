@@ -63,6 +63,8 @@ TRAINING = {
     "python train/compare.py --workdir FOLDER --list": "",
     "python train/compare.py --workdir FOLDER": COMPARED,
     "python train/compare.py --workdir FOLDER --datasets cifar10 cifar100_fine --data-dir DATA": COMPARED,
+    "python train/compare.py --workdir FOLDER --study ablation": LIST,
+    "python train/compare.py --workdir FOLDER --study ablation --datasets digits cifar10 --data-dir DATA": LIST,
 }
 # They time things for minutes, or need a compiler of their own: asked for their help here.
 SCRIPTS = re.compile(r"python tests/(speed|robustness)/\w+\.py")
