@@ -83,7 +83,7 @@ def test_many_leaves_are_drawn_by_one_loop_and_updated_by_one_function():
     tx, adam = gravity(0.1, key=0), optax.adam(0.1)
     init = jax.jit(tx.init).lower(params)
     lines = len(init.as_text().splitlines())
-    assert lines < 5 * len(params)  # of adam 2
+    assert lines < 12 * len(params)  # a draw of its own for each takes hundreds
     state = tx.init(params[:300])
     seconds = {}
     for name, optimizer in (("adam", adam), ("gravity", tx)) * 2:
