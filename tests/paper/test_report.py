@@ -7,6 +7,7 @@ import io
 import json
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 
@@ -161,3 +162,32 @@ def test_what_tables_say_is_text(tmp_path):
     shown = Page(page.render(found, named, {}))
     assert {"<i>", "<b>a & b</b>"} <= set(shown.text)
     assert "b" not in shown.tags
+
+
+@pytest.mark.parametrize(
+    "stray",
+    [
+        "mnist/vgg16/sgd/seed_0_old",
+        "mnist/vgg16/sgd/seed_0 (copy)",
+        "mnist/vgg16/sgd_old/seed_0",
+        "mnist/vgg11_old/sgd/seed_0",
+        "mnist_old/vgg16/sgd/seed_0",
+        "mnist/vgg16/sgd/seed_00",
+        "study/mnist/vgg16/paper_old/seed_0",
+    ],
+)
+def test_a_copy_beside_the_results_is_left_out_and_named(tmp_path, caplog, stray):
+    run = fake_results.write(tmp_path, ("mnist", "vgg16", "sgd"), 0, ROWS, learning_rate=0.1)
+    shutil.copytree(run, tmp_path / stray)
+    found = results.load(tmp_path)
+    assert [run.cell for run in found.runs] == [("mnist", "vgg16", "sgd")] and not found.study
+    (line,) = caplog.messages
+    assert line.startswith("left out, ") and stray.removeprefix("study/") in line
+    assert page.write(found).exists()
+
+
+def test_a_report_without_its_figures(tmp_path, monkeypatch, caplog):
+    fake_results.write(tmp_path, ("mnist", "vgg16", "sgd"), 0, ROWS, learning_rate=0.1)
+    monkeypatch.setattr(page, "draw", lambda *_: 1 / 0)
+    text = page.write(results.load(tmp_path)).read_text()
+    assert "<img" not in text and "0.98" in text and "could not be drawn" in caplog.text

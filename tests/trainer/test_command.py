@@ -8,6 +8,7 @@ import pathlib
 import runpy
 import signal
 import sys
+import time
 import types
 
 import pytest
@@ -114,6 +115,7 @@ def test_an_interrupt_in_a_notebook_ends_the_run_and_not_the_process(monkeypatch
     seen = []
 
     def run(config, notice):
+        time.sleep(0.2)  # until it is waited for
         signal.raise_signal(signal.SIGINT)
         while not notice.given:
             pass

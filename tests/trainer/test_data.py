@@ -375,3 +375,37 @@ def test_without_a_network_the_answer_comes_at_once(tmp_path, monkeypatch, with_
     assert f"not prepared in {tmp_path}" in message and "cannot be reached" in message
     assert f"`python train/main.py --dataset {name} --data-dir {tmp_path}`" in message
     assert '`pip install -e ".[prepare]"`' in message and "copy a prepared" in message
+
+
+# What surrounds a --data-dir
+
+
+@pytest.mark.parametrize("inside", [".", "3.0.1"])
+def test_a_data_dir_that_lies_too_deep_is_answered_with_the_right_one(mnist_copy, inside):
+    root = mnist_copy.parent
+    message = f"mnist: --data-dir {root / inside} is the dataset's own folder; give --data-dir {root.parent}."
+    with pytest.raises(data.DataError) as caught:
+        data.load("mnist", str(root / inside))
+    assert str(caught.value) == message
+    assert len(data.load("mnist", str(root.parent), 5).test_labels) == 5
+
+
+@pytest.mark.parametrize("name", ["x [1]", "a*b", "a?b", "a\\b"])
+def test_a_data_dir_may_have_any_name(tiny_tfds, tmp_path, name):
+    shutil.copytree(f"{tiny_tfds}/mnist", tmp_path / name / "mnist")
+    np.testing.assert_array_equal(
+        data.load("mnist", str(tmp_path / name)).train_images, data.load("mnist", tiny_tfds).train_images
+    )
+
+
+def test_a_user_without_a_home_is_told_what_to_give(monkeypatch):
+    monkeypatch.delenv("TFDS_DATA_DIR", raising=False)
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)
+    with pytest.raises(data.DataError, match=r"no home folder for ~/tensorflow_datasets .* give --data-dir\.$"):
+        data.load("mnist")
+
+
+def test_a_certificate_bundle_that_is_gone_is_one_line(monkeypatch):
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", "/gone.pem")
+    with pytest.raises(data.DataError, match=r"^absent, and host cannot be reached \(OSError: .*/gone\.pem\); fix\.$"):
+        data._check_network("absent", "https://host/file", "fix")

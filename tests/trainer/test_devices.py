@@ -102,3 +102,12 @@ def test_a_gpu_that_jax_does_not_see_is_named_unless_the_platform_was_chosen(fil
     assert "NVIDIA GPU" in line and "cuda12" in line
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     assert list(devices.hints("float32", tmp_path)) == []
+
+
+def test_without_a_home_there_is_no_cache_and_no_folder_named_tilde(monkeypatch, caplog):
+    settings = {}
+    monkeypatch.setattr("jax.config.update", settings.__setitem__)
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)
+    devices.use_compilation_cache("on")
+    assert not settings and "JAX_COMPILATION_CACHE_DIR" in caplog.text

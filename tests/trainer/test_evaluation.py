@@ -146,3 +146,26 @@ def test_the_command(run, tmp_path):
     assert missing.returncode == 1
     assert missing.stderr.startswith(f"error: WORKDIR is {tmp_path}") and missing.stderr.count("\n") == 1
     assert json.loads((run[0] / "config.json").read_text())["norm"] == "group"
+
+
+def test_in_a_folder_that_cannot_be_written_the_numbers_come_without_a_picture(run, tmp_path):
+    """A folder stands where the picture should be: that stops root too."""
+    workdir = tmp_path / "copy"
+    shutil.copytree(run[0], workdir, ignore=shutil.ignore_patterns("confusion.png"))
+    (workdir / "confusion.png").mkdir()
+    parts = []
+    report = evaluation.evaluate(str(workdir), tell=parts.append)
+    assert report == "".join(parts) and " on 128 test pictures" in parts[0]
+    assert "no picture of the errors: " in parts[1] and "--confusion FILE" in parts[1]
+    assert "is written" in evaluation.evaluate(str(workdir), confusion=str(tmp_path / "c.png"))
+    assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
+    parts.clear()
+    with pytest.raises(UserError, match=r"/nowhere/c\.png could not be written"):
+        evaluation.evaluate(str(workdir), confusion="/nowhere/c.png", tell=parts.append)
+    assert " on 128 test pictures" in parts[0]
+
+
+def test_numbers_without_a_picture_that_cannot_be_drawn(run, monkeypatch, caplog):
+    monkeypatch.setattr(evaluation, "_confusion_figure", lambda *_: 1 / 0)
+    assert " on 128 test pictures" in evaluation.evaluate(str(run[0]))
+    assert "confusion.png is left out" in caplog.text

@@ -36,7 +36,7 @@ log = logging.getLogger("train")
 
 
 class DataError(UserError):
-    """A dataset cannot be had. The message is one line for the user: which dataset, where, and how to mend it."""
+    """A dataset is not available. The message is one line for the user: which dataset, where, and how to fix it."""
 
 
 @dataclasses.dataclass(frozen=True)
