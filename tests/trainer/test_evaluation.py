@@ -160,7 +160,7 @@ def test_in_a_folder_that_cannot_be_written_the_numbers_come_without_a_picture(r
     assert "is written" in evaluation.evaluate(str(workdir), confusion=str(tmp_path / "c.png"))
     assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
     parts.clear()
-    with pytest.raises(UserError, match="/nowhere/c.png could not be written"):
+    with pytest.raises(UserError, match=r"/nowhere/c\.png could not be written"):
         evaluation.evaluate(str(workdir), confusion="/nowhere/c.png", tell=parts.append)
     assert " on 128 test pictures" in parts[0]
 
