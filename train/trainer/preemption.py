@@ -15,10 +15,11 @@ log = logging.getLogger("train")
 class StopRequest:
     """Whether it has come. Until somebody looks at `given`, there is nothing to save, and a signal ends the process."""
 
+    reason = "SIGTERM"
+
     def __init__(self):
         self.given = False
         self.watched = False
-        self.reason = "SIGTERM"
 
     def listen(self) -> None:
         """Has the signals handled here until the command ends."""
