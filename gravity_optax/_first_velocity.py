@@ -21,10 +21,10 @@ def initial_stddev(learning_rate: optax.ScalarOrSchedule, alpha: jax.typing.Arra
     """alpha / l (Eq. 27), with the largest l of a schedule; 0 where l is an array below alpha."""
     largest = largest_value(learning_rate) if callable(learning_rate) else learning_rate
     if isinstance(largest, jax.Array):
-        # One value of a schedule that is not to be seen (optax.inject_hyperparams), which may be the start of a
-        # warm-up: the rising l would carry a V_0 of alpha / l into the weights.
+        # Perhaps the first value of a schedule (optax.inject_hyperparams shows no more), and the start of a warm-up:
+        # the rising l would carry a V_0 of alpha / l into the weights.
         alpha, largest = jnp.asarray(alpha, jnp.float32), largest.astype(jnp.float32)
-        reached = (largest >= alpha) & (largest > 0)
+        reached = (largest > 0) & ((largest >= alpha) | callable(learning_rate))
         return jnp.where(reached, alpha / jnp.where(reached, largest, 1), 0)
     if isinstance(alpha, jax.Array):
         return alpha / largest
@@ -34,7 +34,7 @@ def initial_stddev(learning_rate: optax.ScalarOrSchedule, alpha: jax.typing.Arra
     return stddev
 
 
-def largest_value(schedule: optax.Schedule) -> float:
+def largest_value(schedule: optax.Schedule) -> float | jax.Array:
     """The largest value of a schedule in its first steps; of one that cannot be traced, at 0 and the powers of 2."""
     with jax.ensure_compile_time_eval():  # numbers, also when `init` is called inside jit
         try:
@@ -42,6 +42,8 @@ def largest_value(schedule: optax.Schedule) -> float:
         except (TypeError, IndexError):  # what jax raises where a tracer is used as a number or as a NumPy array
             counts = [0, *(2**i for i in range(_STEPS.bit_length() - 1))]
             values = jnp.stack([jnp.float32(schedule(jnp.int32(count))) for count in counts])
+        if isinstance(values, jax.core.Tracer):  # of a hyperparameter, say under vmap: not checked
+            return jnp.max(values)
         largest = float(np.asarray(values).max())  # not XLA:CPU's maximum, which passes over NaNs
     if not _checks.POSITIVE[1](largest):
         raise ValueError(

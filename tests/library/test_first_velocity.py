@@ -179,6 +179,21 @@ def test_a_schedule_that_is_never_positive_or_not_finite_is_an_error_that_names_
         maybe_jit(compiled)(tx.init)(PARAMS)
 
 
+@pytest.mark.parametrize("transform", [jax.vmap, lambda f: jax.jit(jax.vmap(f))], ids=["vmap", "jit"])
+def test_the_peak_of_a_schedule_may_be_traced(transform):
+    """Many peaks at once, one of them below alpha, where a bare array would be taken for the start of a warm-up."""
+
+    def velocity(peak):
+        tx = gravity(lambda count: peak * jnp.minimum(count.astype(jnp.float32) / 5, 1), key=5)
+        return tx.init(jnp.zeros(1000))[0].velocity
+
+    peaks = (0.1, 0.05, 0.002)
+    found = transform(velocity)(jnp.array(peaks))
+    for peak, drawn in zip(peaks, found, strict=True):
+        expected = gravity(peak, key=5).init(jnp.zeros(1000))[0].velocity
+        np.testing.assert_allclose(drawn, expected, rtol=1e-6)
+
+
 def test_velocity_stddev_stands_for_alpha_over_learning_rate():
     def never_called(count):
         raise AssertionError

@@ -284,7 +284,7 @@ def test_times_may_be_left_out_of_the_file(tmp_path):
 @pytest.mark.parametrize("text", ["a,b\n1,2\n", ",".join(ledger.COLUMNS) + "\ndigits,vgg11,gravity,x\n"])
 def test_a_file_of_another_kind_is_named_with_its_line(tmp_path, text):
     (tmp_path / "runs.csv").write_text(text)
-    with pytest.raises(UserError, match=r"runs\.csv, line 2"):
+    with pytest.raises(UserError, match=r"runs\.csv, line [12] "):
         ledger.read(tmp_path / "runs.csv")
 
 
