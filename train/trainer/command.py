@@ -75,6 +75,8 @@ def prepare_jax(config: ResolvedConfig | None = None) -> str | None:
     """
     from trainer.jaxlib_fault import work_around
 
+    if in_notebook():
+        _tqdm()  # before a library imports it
     line = work_around()  # before jax is imported
     from trainer import devices
 
@@ -90,17 +92,22 @@ def prepare_jax(config: ResolvedConfig | None = None) -> str | None:
 def progress_bar(**options: Any) -> Any:
     """A tqdm bar on a terminal and in a notebook; one that shows nothing elsewhere."""
     import shutil
+
+    if in_notebook():
+        return _tqdm()(**options)
+    # The size is given, because on a terminal that does not tell its own tqdm would show nothing.
+    size = {"ncols": shutil.get_terminal_size().columns, "nrows": 2}
+    return _tqdm()(**{"disable": not sys.stderr.isatty(), **size} | options)
+
+
+def _tqdm() -> Any:
+    """The class that suits where this runs. Without ipywidgets a notebook's bar is text, which tqdm warns of."""
     import warnings
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # without ipywidgets tqdm draws the bar as text, and says so
+        warnings.simplefilter("ignore")
         from tqdm.auto import tqdm
-
-        if in_notebook():
-            return tqdm(**options)
-        # The size is given, because on a terminal that does not tell its own tqdm would show nothing.
-        size = {"ncols": shutil.get_terminal_size().columns, "nrows": 2}
-        return tqdm(**{"disable": not sys.stderr.isatty(), **size} | options)
+    return tqdm
 
 
 @contextlib.contextmanager
