@@ -267,5 +267,5 @@ def test_what_cannot_be_read_is_named(tmp_path):
         results.load(tmp_path / "nowhere")
     folder = fake_results.write(tmp_path, MNIST, 0, SEED_0)
     (folder / "history.csv").write_text("epoch,loss\n1,many\n")
-    with pytest.raises(UserError, match=rf"^{folder}/history.csv cannot be read"):
+    with pytest.raises(UserError, match=rf"^{folder}/history.csv, line 1 cannot be read"):
         results.load(tmp_path)

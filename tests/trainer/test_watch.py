@@ -13,7 +13,7 @@ import pytest
 from kept_trainers import kept_trainers
 from processes import differences, result
 from stop_after import StopAfter
-from trainer import data, devices, loop, steps, vgg, watch
+from trainer import data, devices, loop, pictures, steps, vgg, watch
 from trainer.config import Config, UserError, resolve
 from trainer.progress import Preempted
 
@@ -230,5 +230,5 @@ def test_the_figure_shows_leaves_whose_gradient_is_zero_or_not_finite():
     rows = [
         watch.LeafOfEpoch(e, leaf, v, 0.0, None) for e, v in enumerate(values, 1) for leaf in ("a/kernel", "a/bias")
     ]
-    assert watch._picture(rows).startswith(b"\x89PNG")
+    assert pictures.png("gradients.png", lambda: watch._figure(rows)).startswith(b"\x89PNG")
     assert watch._parsed(watch._text(rows[:4])) == rows[:4]
