@@ -22,9 +22,10 @@ _TESTS = pathlib.Path(__file__).parent
 
 def pytest_configure(config):
     """What the trainer's tests need, unless only the library is tested: that must be right without it."""
-    # The background of a shell ignores SIGINT, and so would the processes that tests send it to.
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        signal.signal(signal.SIGINT, lambda *_: None)
+    # The background of a shell ignores SIGINT and nohup SIGHUP, and so would the processes that tests send them to.
+    for number in (signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, lambda *_: None)
     paths = [pathlib.Path(argument.split("::")[0]).resolve() for argument in config.args]
     library = (_TESTS / "library", _TESTS.parent / "gravity_optax")
     if not all(any(path.is_relative_to(folder) for folder in library) for path in paths):
