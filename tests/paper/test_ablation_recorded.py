@@ -9,6 +9,7 @@ import pytest
 
 from comparison import ablation, ledger, search, studies
 from comparison.options import CompareOptions, comparisons
+from comparison.rules import chance_level
 
 ROOT = pathlib.Path(__file__).parents[2]
 FOLDER = ROOT / "notebooks" / "ablation"
@@ -150,6 +151,7 @@ def test_what_is_said_of_test_accuracies_is_what_was_recorded():
 
 def test_what_is_said_of_the_start_is_what_was_recorded():
     glorot, he = ({arm: scores(setting, arm) for arm in STARTS} for setting in ("", "init=he"))
+    assert (glorot["momentum"] < chance_level(10, 143)).sum() == 1
     assert glorot["momentum, V_0's noise"].mean() > glorot["Gravity"].mean() > glorot["momentum"].mean() + 0.2
     assert abs(glorot["from rest"].mean() - glorot["momentum"].mean()) < 0.1
     assert min(values.min() for values in he.values()) > 0.9

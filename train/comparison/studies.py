@@ -1,7 +1,8 @@
 """Comparisons that belong together, by name: `python train/compare.py --workdir FOLDER --study NAME`.
 
 A study is nothing but flags of that command, a set for each comparison, in the order in which they are worth having.
-All was written down before the first run; what is changed later is said here.
+All was written down before the first run. Changed since, after softmax regression, the MLP along the cosine and three
+runs of VGG11: the order, so that VGG11 at a constant rate came first, from Glorot's and from He's weights.
 
 **ablation: which parts of Gravity matter?** Each arm takes one away or gives it to SGD with momentum. In all, V_0 adds
 normal noise of 2.83 alpha to each weight (beta 0.9, first_step 1, a constant learning rate), so momentum with its noise
