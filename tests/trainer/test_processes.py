@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import processes
-from trainer.checkpoints import Checkpoints
+from trainer.checkpoints import ReadCheckpoints
 
 pytestmark = pytest.mark.slow
 
@@ -100,9 +100,7 @@ def two(learned):
 
 def state(workdir, epoch):
     """The arrays after this epoch; an epoch of 20 steps has 10 chunks."""
-    checkpoints = Checkpoints(workdir / "checkpoints", keep=99)
-    arrays, progress = checkpoints._read(10 * epoch)
-    checkpoints.close()
+    _, arrays, progress = ReadCheckpoints(workdir / "checkpoints").read(10 * epoch)
     assert len(progress["rows"]) == epoch
     return arrays
 
