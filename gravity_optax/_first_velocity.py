@@ -12,7 +12,7 @@ import optax
 from gravity_optax import _checks
 from gravity_optax._gradient_term import compute_dtype
 
-_STEPS = 2**17  # of a schedule, in which its largest value is looked for
+_STEPS = 2**17  # how much of a schedule is searched for its largest value
 _STREAM = 0x47726176  # "Grav"
 
 
@@ -35,12 +35,12 @@ def _largest_value(schedule: optax.Schedule) -> float | jax.Array:
     with jax.ensure_compile_time_eval():  # numbers, also when `init` is called inside jit
         try:
             values = jax.jit(jax.vmap(schedule))(jnp.arange(_STEPS, dtype=jnp.int32))
-        except (TypeError, IndexError):  # what jax raises where a tracer is used as a number or as a NumPy array
+        except (TypeError, IndexError):  # raised where a tracer is used as a number or as a NumPy array
             counts = [0, *(2**i for i in range(_STEPS.bit_length() - 1))]
             values = jnp.stack([jnp.float32(schedule(jnp.int32(count))) for count in counts])
         if isinstance(values, jax.core.Tracer):  # of a hyperparameter, say under vmap: not checked
             return jnp.max(values)
-        largest = float(np.asarray(values).max())  # not XLA:CPU's maximum, which passes over NaNs
+        largest = float(np.asarray(values).max())  # not XLA:CPU's maximum, which ignores NaNs
     if not _checks.POSITIVE[1](largest):
         raise ValueError(
             f"learning_rate is a schedule whose largest value in its first {_STEPS} steps is {largest}, which must be"
@@ -76,7 +76,7 @@ def _kind(leaf: Any, dtype: Any, prefixed: bool) -> tuple[Any, ...]:
     shape, size = np.shape(leaf), math.prod(np.shape(leaf))
     flat = [4**i for i in range(6, 11)]
     if isinstance(leaf, jax.core.Tracer):
-        flat = flat[:3]  # loops keep all that they draw
+        flat = flat[:3]  # a loop keeps whole draws in memory
         sharding = None if jax.typeof(leaf).sharding.mesh.empty else jax.typeof(leaf).sharding
     else:
         sharding = getattr(leaf, "sharding", None) if getattr(leaf, "committed", True) else None
@@ -108,10 +108,9 @@ def _cut(numbers, shape):
 
 
 def _unstack(stack: jax.Array) -> list[jax.Array]:
-    """The rows of a traced array, each cut out by a kernel that XLA compiles once for all of them.
+    """The rows of a traced array, copied by one kernel that XLA compiles once for all of them.
 
-    A kernel with the row's number in it would be compiled for each. Here the number comes from digits that a loop has
-    counted, and that XLA does not know.
+    XLA compiles a kernel for each constant index. These indices are not constants to it: a loop counts their digits.
     """
     base = math.isqrt(len(stack)) + 1
     digits = jax.lax.fori_loop(0, base, lambda i, counted: (*counted[1:], i), (jnp.int32(0),) * base)

@@ -57,7 +57,7 @@ def gravity_term(gradient: jax.typing.ArrayLike, m: jax.typing.ArrayLike) -> jax
     nor m = 0 or m = inf makes it overflow or NaN; a non-finite g or a NaN m does.
 
     Args:
-      gradient: g, a real array of any shape; integers are taken as float32.
+      gradient: g, a real array of any shape; integers are converted to float32.
       m: Max-Step Grad, above 0, broadcast against `gradient`.
 
     Returns:
@@ -126,7 +126,7 @@ def damping(
         return jnp.sum(damped, axis=tuple(range(stack, g.ndim))) / count
 
     def max_abs_of(g: jax.Array) -> jax.Array:
-        # XLA:CPU's maximum of a large array passes over NaNs.
+        # XLA:CPU's maximum of a large array ignores NaNs.
         has_nan = jnp.any(jnp.isnan(g), axis=tuple(range(stack, g.ndim)))
         return jnp.where(has_nan, jnp.nan, _max_abs(g, stack).reshape(has_nan.shape))
 

@@ -177,8 +177,8 @@ def scale_by_gravity(
     _checks.check_number("beta", beta, _checks.UNIT)
     _checks.check_number("first_step", first_step, _checks.NOT_NEGATIVE, integer=True)
     _checks.check_static(max_step_grad, stacked_axes, velocity_dtype)
-    jax.eval_shape(lambda: _checks.canonical_key(key))  # its errors now, the key itself in init
-    # Compiled once for leaves that are alike, except with a function of the user's, which may not be pure.
+    jax.eval_shape(lambda: _checks.canonical_key(key))  # raises its errors now; init makes the key
+    # Compiled once for equal leaves, but not with a max_step_grad, which may be impure.
     leaf_step = _leaf_step if max_step_grad is None else _leaf_step.__wrapped__  # type: ignore[attr-defined]
 
     def init_fn(params: optax.Params) -> ScaleByGravityState:

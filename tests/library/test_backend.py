@@ -124,7 +124,7 @@ def test_export_with_symbolic_shapes(hook):
 
 
 class Wrapped:
-    """An array as some libraries hold one: JAX gets it by `__jax_array__`."""
+    """A wrapped array, as in some libraries; JAX unwraps it through `__jax_array__`."""
 
     def __init__(self, value):
         self.value = value
