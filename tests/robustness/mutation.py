@@ -96,7 +96,7 @@ def main():
     parser.add_argument("--python", default=sys.executable, help="interpreter of the tests")
     parser.add_argument("--timeout", type=int, default=3600, help="seconds until the tests of a mutant are stopped")
     options = parser.parse_args()
-    python = shutil.which(options.python)
+    python = os.path.abspath(shutil.which(options.python))
     with tempfile.TemporaryDirectory() as work:
         folder, session = pathlib.Path(work, "tree"), str(pathlib.Path(work, "session.sqlite"))
         copy_tree(folder)
