@@ -47,13 +47,13 @@ def _run(config: ResolvedConfig, notice: StopRequest) -> int:
     joined = False
     try:
         command.prepare_jax(config)
-        from trainer import devices, loop, progress
+        from trainer import devices, jax_setup, loop, progress
 
         joined = True
         if not devices.primary():
             log.setLevel(logging.WARNING)
-        devices.use_compilation_cache(config.compilation_cache)
-        for hint in devices.hints(config.precision):
+        jax_setup.use_compilation_cache(config.compilation_cache)
+        for hint in jax_setup.hints(config.precision):
             log.info(hint)
         with devices.lost_peers():
             loop.train(config, notice=notice)

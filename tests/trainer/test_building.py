@@ -2,7 +2,7 @@
 
 import pytest
 
-from trainer.building import chunk_lengths
+from trainer.loop import chunk_lengths
 
 
 @pytest.mark.parametrize("count", [1, 3, 7, 8, 45, 391, 469, 1009, 10_000])

@@ -14,8 +14,8 @@ import pytest
 
 from stop_after import StopAfter
 from trainer import data, evaluation, loop
-from trainer.building import chunk_lengths
 from trainer.config import Config, UserError, resolve
+from trainer.loop import chunk_lengths
 from trainer.progress import Preempted
 
 RUN = Config(width=0.05, limit=128, batch_size=8, epochs=3, keep=5, norm="group", learning_rate=0.5)

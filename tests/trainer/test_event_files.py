@@ -12,8 +12,8 @@ import pytest
 
 from stop_after import StopAfter
 from trainer import loop
-from trainer.building import chunk_lengths
 from trainer.config import Config, resolve
+from trainer.loop import chunk_lengths
 from trainer.progress import Preempted
 
 STEPS, EPOCHS = 10, 3
@@ -45,11 +45,11 @@ def test_a_resumed_run_appends_and_nothing_is_there_twice(tmp_path, monkeypatch,
     """Whatever the clock says by then: TensorBoard reads the files in the order of their names."""
     assert tuple(np.cumsum(chunk_lengths(STEPS))) == ENDS
     start = time.time()
-    monkeypatch.setattr("trainer.event_files.time", types.SimpleNamespace(time=lambda: start))
+    monkeypatch.setattr("trainer.records.time", types.SimpleNamespace(time=lambda: start))
     with pytest.raises(Preempted):
         train(tmp_path, chunks=len(ENDS) + 4, checkpoint_every=checkpoint_every)
     assert len(scalars(tmp_path)["chunk/loss"]) == len(ENDS) + 4
-    monkeypatch.setattr("trainer.event_files.time", types.SimpleNamespace(time=lambda: start + later))
+    monkeypatch.setattr("trainer.records.time", types.SimpleNamespace(time=lambda: start + later))
     train(tmp_path, resume=True, checkpoint_every=checkpoint_every)
     assert len(list((tmp_path / "tensorboard").iterdir())) == 2
     found = scalars(tmp_path)

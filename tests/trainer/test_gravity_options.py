@@ -10,7 +10,7 @@ import pytest
 
 from gravity_optax import gravity_term
 from paper import published, tuning_study
-from trainer import config, gravity_options, optimizers
+from trainer import config, optimizers
 from trainer.config import Config, UsageError, resolve
 
 KEY = jax.random.key(0)
@@ -19,8 +19,8 @@ FANS = {"kernel": (360, 720), "bias": (4000, 4000)}
 
 
 def test_the_flags_have_the_names():
-    assert set(typing.get_args(config.MaxStepGradName)) == set(gravity_options.MAX_STEP_GRAD)
-    assert set(typing.get_args(config.VelocityName)) == {"normal", *gravity_options.INITIALIZERS}
+    assert set(typing.get_args(config.MaxStepGradName)) == set(optimizers.MAX_STEP_GRAD)
+    assert set(typing.get_args(config.VelocityName)) == {"normal", *optimizers.INITIALIZERS}
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_the_factor_is_of_the_root_mean_square_alone():
 
 
 @pytest.mark.parametrize("leaf", PARAMS)
-@pytest.mark.parametrize("name", gravity_options.INITIALIZERS)
+@pytest.mark.parametrize("name", optimizers.INITIALIZERS)
 def test_a_first_velocity_has_the_size_of_keras_initialiser(name, leaf):
     fan_in, fan_out = FANS[leaf]
     kind, shape = name.rsplit("_", 1)

@@ -7,12 +7,12 @@ import pytest
 from jax import lax
 from jax.sharding import PartitionSpec as P
 
-from trainer import layers, winograd
+from trainer import layers
 
 
 @pytest.fixture(autouse=True)
 def winograd_from_64_channels_on(monkeypatch):
-    monkeypatch.setattr(winograd, "PRODUCTS", 0)
+    monkeypatch.setattr(layers, "WINOGRAD_PRODUCTS", 0)
 
 
 def plain_conv(x, w):

@@ -4,14 +4,14 @@ Nothing heavy is imported here, so that `--help` answers at once.
 """
 
 import contextlib
+import io
 import logging
 import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TextIO
 
-from trainer import standard_streams
 from trainer.config import ResolvedConfig, UserError
 
 log = logging.getLogger("train")
@@ -25,7 +25,7 @@ def run(work: Callable[[list[str]], int]) -> int:
 
     Streams, signal handlers and the logger are afterwards as they were: in a notebook the process goes on.
     """
-    with standard_streams.unbreakable(), _signals_as_before(), _logging():
+    with unbreakable(), _signals_as_before(), _logging():
         try:
             return work(sys.argv[1:])
         except UserError as error:
@@ -73,19 +73,16 @@ def prepare_jax(config: ResolvedConfig | None = None) -> str | None:
 
     Returns a line for the log; None where there is nothing to say. UserError for a platform that is not available.
     """
-    from trainer.jaxlib_fault import work_around
-
     if in_notebook():
         _tqdm()  # before a library imports it
-    line = work_around()  # before jax is imported
-    from trainer import devices
+    from trainer import devices, jax_setup
 
+    line = jax_setup.work_around()
     if config:
         devices.join_processes(config)
-    else:
-        devices.find_devices()
-    devices.override_settings()
-    devices.check_arithmetic()
+    jax_setup.find_devices()
+    jax_setup.override_settings()
+    jax_setup.check_arithmetic()
     return line
 
 
@@ -144,3 +141,60 @@ def end_now(code: int) -> None:
     logging.shutdown()
     sys.stdout.flush()
     os._exit(code)
+
+
+class Unbreakable:
+    """A stream from which, once it can no longer be written, everything goes to the null device."""
+
+    def __init__(self, stream: io.TextIOWrapper):
+        self._stream = stream
+        stream.reconfigure(errors="backslashreplace")
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """Never fails; likewise `flush`."""
+        try:
+            return self._stream.write(text)
+        except OSError as error:
+            self._give_up(error)
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except OSError as error:
+            self._give_up(error)
+
+    def _give_up(self, error: OSError) -> None:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, self._stream.fileno())
+        os.close(null)
+        if self is sys.stdout:
+            sys.stderr.write(f"standard output is gone ({error.strerror}); the program runs on without it.\n")
+
+
+@contextlib.contextmanager
+def unbreakable() -> Iterator[None]:
+    """Within it, the standard streams cannot break. What a caller or a notebook put in their place stays."""
+    while (null := os.open(os.devnull, os.O_RDWR)) < 3:  # it takes the place of one that is missing
+        pass
+    os.close(null)
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = (_protected(stream, number) for number, stream in enumerate(before, start=1))
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ValueError):  # closed
+            sys.stdout.flush()
+        sys.stdout, sys.stderr = (now if was is None else was for was, now in zip(before, _now(), strict=True))
+
+
+def _now() -> tuple[Any, Any]:
+    return sys.stdout, sys.stderr
+
+
+def _protected(stream: TextIO | None, number: int) -> Any:
+    stream = stream or os.fdopen(number, "w", closefd=False)
+    return Unbreakable(stream) if isinstance(stream, io.TextIOWrapper) else stream

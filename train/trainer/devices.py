@@ -8,28 +8,20 @@ reads checkpoints, writes and shows progress.
 import contextlib
 import ctypes
 import glob
-import importlib.metadata
 import importlib.util
 import json
-import logging
 import math
 import os
-import platform
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
-import jax.extend
-import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
-from trainer import jaxlib_fault
 from trainer.config import ResolvedConfig, RunAgain, UserError, brief
-
-log = logging.getLogger("train")
 
 AXIS = "devices"  # the name of the mapped axis
 LOST = "another process of this run has ended or cannot be reached; start all of them again, with --resume"
@@ -154,41 +146,6 @@ def join_processes(config: ResolvedConfig) -> None:
             ) from error
         mend = "with --num-processes 1 this host trains alone"
         raise UserError(f"the other hosts of this Cloud TPU were not found ({brief(error)}); {mend}.") from error
-    find_devices()
-
-
-def find_devices() -> None:
-    """UserError for a platform that JAX_PLATFORMS names and that is not there, and for a plugin that does not start."""
-    failures: list[str] = []
-
-    def keep(record: logging.LogRecord) -> bool:
-        """Jax logs the exception of a plugin, with its traceback, and continues without it."""
-        if record.exc_info and record.exc_info[1]:
-            failures.append(brief(record.exc_info[1]))
-        return not record.exc_info
-
-    names = [name for name in ("JAX_PLATFORMS", "JAX_PLATFORM_NAME") if os.environ.get(name)]
-    wanted = " and ".join(f"{name} is {os.environ[name]}" for name in names)
-    logger = logging.getLogger("jax._src.xla_bridge")
-    logger.addFilter(keep)
-    try:
-        jax.devices()
-        if wanted or not failures:
-            return
-    except Exception as error:  # RuntimeError, AssertionError for cuda without its plugin, whatever a driver raises
-        failures.append(brief(error) if str(error) else "its plugin for jax is not installed")
-        jax.config.update("jax_platforms", None if wanted else "cpu")
-        jax.config.update("jax_platform_name", "")
-    finally:
-        logger.removeFilter(keep)
-    there = ", ".join(sorted(jax.extend.backend.backends()))
-    raise UserError(
-        f"{wanted}, which is not available here ({failures[0]}); the platforms that are there: {there};"
-        " set it to one of them or unset it, or install what it needs."
-        if wanted
-        else f"JAX_PLATFORMS is not set, and a platform that is installed does not start ({failures[0]}); the platforms"
-        f" that are there: {there}; repair or uninstall its plugin, or set JAX_PLATFORMS to one of them."
-    )
 
 
 def primary() -> bool:
@@ -256,65 +213,7 @@ def _on_cloud_tpu() -> bool:
     return bool(chips) and importlib.util.find_spec("libtpu") is not None and "tpu" in wanted
 
 
-def hints(precision: str, root: str = "/") -> Iterator[str]:
-    """What a run on the CPU of this machine should know at the start, a line each; `root` is of /proc and /dev."""
-    if jax.default_backend() != "cpu":
-        return
-    cards = [path for path in ("proc/driver/nvidia/version", "dev/nvidia0") if os.path.exists(os.path.join(root, path))]
-    if cards and "JAX_PLATFORMS" not in os.environ:
-        yield (
-            "an NVIDIA GPU is in this machine, but jax does not see it; to train on it, install jax for it:"
-            ' pip install -e ".[cuda12]" (or cuda13, for a driver of CUDA 13)'
-        )
-    flags: set[str] = set()
-    with contextlib.suppress(OSError), open(os.path.join(root, "proc/cpuinfo")) as file:  # Linux has it
-        flags = set(file.read().split())
-    if precision == "bfloat16" and "avx2" in flags and not flags & {"avx512_bf16", "amx_bf16"}:
-        yield "--precision bfloat16 is far slower than float32 on this CPU, which has no bfloat16 instructions"
-
-
-def use_compilation_cache(setting: str) -> None:
-    """Turns JAX's persistent compilation cache on, as `Config.compilation_cache` says; before anything is compiled."""
-    if setting == "off" or (setting == "auto" and jax.default_backend() == "cpu"):
-        return
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        folder = os.path.expanduser("~/.cache/gravity-optax")
-        if folder.startswith("~"):
-            log.warning(
-                "there is no home folder (HOME is not set) and so no compilation cache; to have one, set"
-                " JAX_COMPILATION_CACHE_DIR to a folder"
-            )
-            return
-        jax.config.update("jax_compilation_cache_dir", folder)
-    # Many small programs draw the initial state; each takes less than the second that JAX finds worth keeping.
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-
-
-def override_settings() -> None:
-    """Settings of the environment that are meant for finding faults in a program, and that end this one.
-
-    JAX_TRANSFER_GUARD finds transfers that are not meant: all of these are. JAX_DISABLE_JIT runs functions line by
-    line: these are compiled ahead of time.
-    """
-    jax.config.update("jax_transfer_guard", "allow")
-    if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
-        log.info("JAX_DISABLE_JIT is set and has no effect here: programs are compiled ahead of time")
-        jax.config.update("jax_disable_jit", False)
-
-
 def release_memory() -> None:
     """Gives back to the system what has been freed: glibc keeps what compiling took, 0.9 GiB for VGG16 on a CPU."""
     if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
         trim(0)
-
-
-def check_arithmetic() -> None:
-    """Refuses a jaxlib that computes wrong results (jax-ml/jax issue 39103: -inf for this maximum on CPU)."""
-    got = float(jax.jit(lambda a: (a @ jnp.ones((784, 64))).max())(jnp.ones((100, 784))))
-    if got != 784.0:
-        jaxlib = importlib.metadata.version("jaxlib")
-        raise UserError(
-            f"jax {jax.__version__} with jaxlib {jaxlib} computes wrong results on this machine (the largest"
-            f" entry of a product is {got}, not 784); on Python {platform.python_version()} this one is right:"
-            f" pip install 'jax=={jaxlib_fault.RIGHT}' 'jaxlib=={jaxlib_fault.RIGHT}'"
-        )

@@ -1,24 +1,25 @@
 """A run from its configuration to its results, epoch by epoch."""
 
+import concurrent.futures
 import contextlib
+import functools
 import importlib
 import itertools
 import logging
+import math
 import platform
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from trainer import augment, command, data, jaxlib_fault, optimizers, steps, watch
-from trainer.building import build
+from trainer import augment, command, data, jax_setup, networks, optimizers, steps, watch
 from trainer.config import ResolvedConfig
-from trainer.devices import Replicas, asked_to_stop, primary
-from trainer.event_files import EventFiles
+from trainer.devices import Program, Replicas, asked_to_stop, primary, release_memory
 from trainer.preemption import StopRequest
 from trainer.progress import Chunk, Diverged, Partial, Preempted, Progress, advice
 from trainer.records import Epoch
@@ -30,6 +31,71 @@ LINE = (
     "{epoch:>7}  {loss:8.4f}  {accuracy:8.4f}  {val_loss:8.4f}  {val_accuracy:12.4f}"
     "  {seconds:7.1f}  {images_per_second:8.0f}"
 )
+
+
+class Built(NamedTuple):
+    """A run's programs, and the pictures that they take."""
+
+    lengths: list[int]  # of an epoch's chunks, in steps
+    chunks: dict[int, Program]  # by the number of steps
+    evaluation: Program
+    watching: Program | None  # with `config.watch`: `watch.measure`
+    train_set: steps.Split
+    test_set: steps.Split
+    test_batches: np.ndarray
+
+
+def build(config: ResolvedConfig, dataset: data.Dataset, replicas: Replicas) -> tuple[Built, steps.TrainState]:
+    """Puts the data and the initial state on all devices, and compiles."""
+    image_shape, size, test_size = dataset.train_images.shape[1:], config.batch_size, len(dataset.test_labels)
+    lengths = chunk_lengths(-(-len(dataset.train_labels) // size))  # the last, partial batch counts
+    model = networks.build(config, dataset.num_classes)
+    params_key, velocity_key = jax.random.split(jax.random.key(config.seed))
+    tx = optimizers.build(config, velocity_key, sum(lengths))
+
+    def initial_state() -> steps.TrainState:
+        params = networks.initial(config, model, params_key, image_shape)
+        return steps.TrainState(params, tx.init(params))
+
+    train_set = replicas.replicate(steps.Split(steps.flat(dataset.train_images), dataset.train_labels))
+    test_set = replicas.replicate(steps.Split(steps.flat(dataset.test_images), dataset.test_labels))
+    test_batches = replicas.split(steps.in_batches(np.arange(test_size), -(-test_size // size), size))
+
+    apply, view = steps.on_flat(model.apply, image_shape), augment.view(config, image_shape)
+    train, evaluate = (
+        functools.partial(steps.train_chunk, apply, tx, view=view),
+        functools.partial(steps.evaluate, apply),
+    )
+    seen = augment.pictures_of(train_set, config, 1, replicas.replicate)
+    shapes = jax.eval_shape(initial_state)
+    evaluation = Program(replicas, evaluate, shapes.params, test_set, test_batches)
+    no_batch = lambda length: replicas.split(np.full((length, size), -1, np.int32))
+    measure = functools.partial(watch.measure, apply, config, view=view)
+    watching = Program(replicas, measure, shapes, seen, no_batch(1)) if config.watch else None
+    # Meanwhile: the other compilations, and the many small ones that draw the initial state.
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        drawn = pool.submit(initial_state)
+        compiled = [pool.submit(program.compile) for program in (evaluation, watching) if program]
+        chunks = {
+            length: Program(replicas, train, shapes, seen, no_batch(length), donate_first=True).compile()
+            for length in sorted(set(lengths))
+        }
+    for other in compiled:
+        other.result()  # or its error
+    state = replicas.replicate(drawn.result())
+    del drawn
+    release_memory()
+    return Built(lengths, chunks, evaluation, watching, train_set, test_set, test_batches), state
+
+
+def chunk_lengths(count: int) -> list[int]:
+    """Splits an epoch's steps into chunks, one dispatch each, of one length (one program) or of two.
+
+    A chunk is long enough that the host has nothing to do per step, and short enough for the progress bar.
+    """
+    fewest = max(min(8, count), math.ceil(count / 128))
+    chunks = next((n for n in range(fewest, min(10 * fewest, count) + 1) if count % n == 0 and n < count), fewest)
+    return [count // chunks + (i < count % chunks) for i in range(chunks)]
 
 
 class Trainer:
@@ -136,7 +202,7 @@ def train(
             log.info(f"all {len(run.rows)} epochs of this run are done")
         else:
             _train(run, devices, notice or StopRequest())
-        run.recorder.end(run.rows)
+        run.end()
     return run.rows
 
 
@@ -149,8 +215,8 @@ def _train(run: Progress, devices: Sequence[jax.Device] | None, notice: StopRequ
     if run.arrays:
         trainer.state = trainer.replicas.replicate(run.state(trainer.state))
     what = facts(trainer, dataset)
-    run.begin(what, trainer.state)
-    for line in jaxlib_fault.what_was_said():  # not before an error about the data, which is one line
+    run.begin(what, trainer.state, len(run.rows) * trainer.steps_per_epoch + sum(trainer.lengths[: run.partial.chunks]))
+    for line in jax_setup.what_was_said():  # not before an error about the data, which is one line
         log.info(line)
     log.info(
         f"{config.dataset}: {trainer.train_size} training and {trainer.test_size} test pictures;"
@@ -159,23 +225,20 @@ def _train(run: Progress, devices: Sequence[jax.Device] | None, notice: StopRequ
         f" compiled in {time.perf_counter() - started:.1f} s"
     )
     if config.profile:
-        trainer.profile(run.recorder.profiling())
+        trainer.profile(run.profiling())
     log.info(HEADER)
     notice.watched = True
-    done = len(run.rows) * trainer.steps_per_epoch + sum(trainer.lengths[: run.partial.chunks])
-    with contextlib.closing(run.recorder.event_files(done)) as events, logging_redirect_tqdm([log]):
+    with logging_redirect_tqdm([log]):
         while not run.finished:
-            row = _epoch(trainer, run, notice, events)
-            if config.watch:
-                run.recorder.add_gradients(trainer.watch(row.epoch))
-            run.add(row)
-            events.add_epoch(row.epoch * trainer.steps_per_epoch, row)
+            row = _epoch(trainer, run, notice)
+            gradients = trainer.watch(row.epoch) if config.watch else []
+            run.add_epoch(row, gradients, row.epoch * trainer.steps_per_epoch)
             log.info(LINE.format(**vars(row)))
             if run.due():
                 run.save(trainer.state, len(trainer.lengths), _where(trainer, row.epoch, trainer.steps_per_epoch))
 
 
-def _epoch(trainer: Trainer, run: Progress, notice: StopRequest, events: EventFiles) -> Epoch:
+def _epoch(trainer: Trainer, run: Progress, notice: StopRequest) -> Epoch:
     """Trains to the end of the epoch that the run is in and evaluates, with a progress bar on a terminal."""
     epoch, count = len(run.rows) + 1, len(trainer.lengths)
     go_on = lambda chunk: not asked_to_stop(notice.given, len(run.rows) * count + chunk)
@@ -186,16 +249,14 @@ def _epoch(trainer: Trainer, run: Progress, notice: StopRequest, events: EventFi
             if not np.all(finite := np.isfinite(chunk.loss)):
                 where = _where(trainer, epoch, step + int(np.argmin(finite)) + 1)
                 raise Diverged(f"the loss is not finite at {where}; {advice(trainer.config)}")
-            run.partial = run.partial.plus(chunk)
             step += len(chunk.loss)
+            run.add_chunk(chunk, (epoch - 1) * trainer.steps_per_epoch + step)
             bar.update(len(chunk.loss))
-            mean_loss = float(chunk.loss.sum() / chunk.pictures.sum())
-            events.add_chunk((epoch - 1) * trainer.steps_per_epoch + step, mean_loss)
         run.partial = run.partial._replace(seconds=time.perf_counter() - start)
     if run.partial.chunks < count:
         where = _where(trainer, epoch, step)
         run.save(trainer.state, count, where)
-        run.recorder.wait()
+        run.wait()
         raise Preempted(
             f"stopped on {notice.reason} after {where}; a checkpoint is written: start again with --resume."
         )

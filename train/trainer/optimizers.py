@@ -25,10 +25,10 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from gravity_optax import gravity
-from trainer import gravity_options
 from trainer.config import ResolvedConfig, UserError
 
 
@@ -58,6 +58,34 @@ _OPTIMIZERS = {
     "amsgrad": _Optimizer(optax.amsgrad, {"eps": 1e-7}),
 }
 NAMES = tuple(_OPTIMIZERS)
+
+_EPSILON = 1e-7  # the authors'
+
+# The rule for m -> `gravity`'s argument max_step_grad; the first is Eq. 20. Of m only the size counts.
+MAX_STEP_GRAD: dict[str, Callable[[jax.Array], Any] | None] = {
+    "inverse_max_abs": None,
+    "inverse_range": lambda g: 1 / (jnp.max(g) - jnp.min(g) + _EPSILON),
+    "inverse_std": lambda g: 1 / (jnp.std(g) + _EPSILON),
+    "max": jnp.max,
+    "max_abs": lambda g: jnp.max(jnp.abs(g)),
+    "none": lambda g: jnp.inf,  # zeta = G
+    "rms": lambda g: jnp.sqrt(jnp.mean(jnp.square(g))),
+}
+# Arguments of jax.nn.initializers.variance_scaling: scale, mode, distribution.
+_SCALED: dict[str, tuple[Any, ...]] = {
+    "glorot_normal": (1.0, "fan_avg", "truncated_normal"),
+    "glorot_uniform": (1.0, "fan_avg", "uniform"),
+    "he_normal": (2.0, "fan_in", "truncated_normal"),
+    "he_uniform": (2.0, "fan_in", "uniform"),
+    "lecun_normal": (1.0, "fan_in", "truncated_normal"),
+    "lecun_uniform": (1.0, "fan_in", "uniform"),
+}
+_FIXED = {
+    "random_normal": jax.nn.initializers.normal(0.05),
+    "random_uniform": lambda *args: jax.nn.initializers.uniform(0.1)(*args) - 0.05,
+    "truncated_normal": jax.nn.initializers.truncated_normal(0.05),
+}
+INITIALIZERS = (*_SCALED, *_FIXED)
 
 
 def make(name: str, learning_rate: optax.ScalarOrSchedule, **hyperparameters: Any) -> optax.GradientTransformation:
@@ -147,6 +175,33 @@ def _alone(config: ResolvedConfig, key: jax.Array) -> optax.GradientTransformati
         beta=config.beta,
         key=key,
         first_step=config.first_step,
-        max_step_grad=gravity_options.max_step_grad(config),
+        max_step_grad=max_step_grad(config),
     )
-    return tx if config.velocity == "normal" else gravity_options.start_from(tx, config.velocity, key)
+    return tx if config.velocity == "normal" else start_from(tx, config.velocity, key)
+
+
+def max_step_grad(config: ResolvedConfig) -> Callable[[jax.Array], Any] | None:
+    """The rule for m of a resolved configuration; that of Eq. 20 for an optimizer that is not Gravity."""
+    rule, factor = MAX_STEP_GRAD[config.max_step_grad or "inverse_max_abs"], config.max_step_grad_factor
+    return rule if rule is None or factor is None else lambda g: factor * rule(g)
+
+
+def start_from(tx: optax.GradientTransformation, name: str, key: jax.Array) -> optax.GradientTransformation:
+    """Gravity `tx` with its first velocity drawn from the initialiser `name`, one of INITIALIZERS."""
+
+    def init(params: optax.Params) -> optax.OptState:
+        leaves, treedef = jax.tree.flatten(params)
+        keys = jax.random.split(key, len(leaves))
+        velocity = [_draw(name, k, leaf.shape, leaf.dtype) for k, leaf in zip(keys, leaves, strict=True)]
+        return optax.tree.set(tx.init(params), velocity=jax.tree.unflatten(treedef, velocity))
+
+    return optax.GradientTransformation(init, tx.update)
+
+
+def _draw(name: str, key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
+    if name in _FIXED:
+        return _FIXED[name](key, shape, dtype)
+    scale, mode, distribution = _SCALED[name]
+    if len(shape) == 1:  # a bias of n: for Keras both its fans are n
+        return jax.nn.initializers.variance_scaling(scale, "fan_in", distribution)(key, (*shape, 1), dtype)[:, 0]
+    return jax.nn.initializers.variance_scaling(scale, mode, distribution)(key, shape, dtype)

@@ -10,6 +10,8 @@ import itertools
 import json
 import logging
 import pathlib
+import socket
+import time
 from typing import Any
 
 from etils import epath
@@ -19,6 +21,9 @@ from trainer.config import ResolvedConfig, UserError, as_recorded, brief, flag, 
 from trainer.ownership import Ownership
 
 log = logging.getLogger("train")
+
+_PER_EPOCH = ("loss", "accuracy", "val_loss", "val_accuracy", "learning_rate", "images_per_second")
+_PREFIX = "events.out.tfevents."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,6 +171,53 @@ class Workdir:
                 f"--workdir is {self.path}, which holds another run: {values}."
                 " Give the values that it had, or choose another folder."
             )
+
+
+class EventFiles:
+    """One more file in a folder, over the training steps done since the run began.
+
+    TensorBoard shows a folder's files as one run. Of earlier files it leaves out what lies after the step from which
+    this one goes on, such as epochs that come again after a resume.
+    """
+
+    def __init__(self, folder: epath.Path, step: int):
+        """`step`: how many training steps are done."""
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+        from tensorboardX.record_writer import RecordWriter
+
+        folder.mkdir(parents=True, exist_ok=True)
+        self._event = Event
+        self._writer = RecordWriter(str(folder / f"{_PREFIX}{_next_number(folder):010d}.{socket.gethostname()}"))
+        self._write(file_version="brain.Event:2")
+        self._write(step=step + 1, session_log=SessionLog(status=SessionLog.START))
+
+    def add_chunk(self, step: int, loss: float) -> None:
+        """The mean loss of a chunk that ended with `step`."""
+        self._add("chunk/loss", loss, step)
+
+    def add_epoch(self, step: int, row: Epoch) -> None:
+        """The row of an epoch that ended with `step`; it is on disk when this returns."""
+        for name in _PER_EPOCH:
+            self._add(f"epoch/{name}", getattr(row, name), step)
+        self._writer.flush()
+
+    def close(self) -> None:
+        """The file is whole."""
+        self._writer.close()
+
+    def _add(self, name: str, value: float, step: int) -> None:
+        from tensorboardX.summary import scalar
+
+        self._write(step=step, summary=scalar(name, value))
+
+    def _write(self, **what) -> None:
+        self._writer.write(self._event(wall_time=time.time(), **what).SerializeToString())
+
+
+def _next_number(folder: epath.Path) -> int:
+    """Seconds since 1970, as is usual, or more: TensorBoard reads the files by name, and a clock may be set back."""
+    numbers = [path.name.removeprefix(_PREFIX)[:10] for path in folder.iterdir() if path.name.startswith(_PREFIX)]
+    return max(int(time.time()), *(int(number) + 1 for number in numbers if number.isdecimal()), 0)
 
 
 def _figure(config: ResolvedConfig, history: list[Epoch]) -> Any:

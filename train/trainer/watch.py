@@ -18,7 +18,7 @@ import numpy as np
 import optax
 
 from gravity_optax import damping
-from trainer import gravity_options, optimizers, pictures, steps
+from trainer import optimizers, pictures, steps
 from trainer.config import ResolvedConfig, UserError, brief
 from trainer.records import Workdir
 
@@ -64,7 +64,7 @@ def measure(
     gradients, _ = steps.mean_gradient(apply, state.params, pictures, batches[0], view)
     for clip in optimizers.clipping(config):
         gradients, _ = clip.update(gradients, clip.init(state.params))
-    rule = gravity_options.max_step_grad(config)
+    rule = optimizers.max_step_grad(config)
     found = damping(gradients, max_step_grad=rule)
     velocity = optax.tree.get(state.opt_state, "velocity") if config.optimizer == "gravity" else None
     norms = jax.tree.map(lambda v: jnp.sqrt(jnp.sum(jnp.square(v))), velocity)
