@@ -1,8 +1,8 @@
-"""The one module that knows about devices and processes: where arrays lie, and which functions run on all devices.
+"""Devices and processes: where arrays are placed, what runs on all devices, how the processes of a run communicate.
 
-State and datasets are replicated; batches are split. Moving from `jax.pmap` to another SPMD primitive touches this
-module only. Each process of a run drives its own devices and does the same as the others; `primary` is the one that
-reads checkpoints, writes and shows progress.
+State and datasets are replicated; batches are split. Moving from `jax.pmap` to another SPMD primitive changes this
+module only. Each process of a run drives its own devices and does the same as the others; only the primary reads
+checkpoints, writes files and shows progress. What is set before jax starts is in `jax_setup`.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ from trainer.config import ResolvedConfig, RunAgain, UserError, brief
 
 AXIS = "devices"  # the name of the mapped axis
 LOST = "another process of this run has ended or cannot be reached; start all of them again, with --resume"
-# Seconds. A process that is gone ends the others after about HEARTBEAT; peers that never come, after WAIT.
+# Seconds: the others end about HEARTBEAT after a process is lost, and WAIT is how long processes wait for each other.
 HEARTBEAT, WAIT = 30, 300
 
 
@@ -34,7 +34,7 @@ class Replicas:
 
     def __init__(self, devices: Sequence[jax.Device] | None = None):
         self.devices = tuple(devices or jax.devices())
-        # The mesh that jax.pmap makes of these devices: what lies replicated on it is not copied again at a call.
+        # The mesh that jax.pmap makes of these devices: arrays replicated over it are not copied again at a call.
         mesh = jax.sharding.Mesh(np.array(self.devices), (AXIS,))
         self._replicated = NamedSharding(mesh, PartitionSpec())
         self.parted = NamedSharding(mesh, PartitionSpec(AXIS))
@@ -58,7 +58,7 @@ class Replicas:
         return jax.tree.map(copy, tree)
 
     def split(self, batches: np.ndarray) -> np.ndarray:
-        """(steps, batch) picture numbers -> (devices, steps, ceil(batch / devices)), filled up with -1."""
+        """(steps, batch) picture numbers -> (devices, steps, ceil(batch / devices)), padded with -1."""
         n, (count, batch) = len(self.devices), batches.shape
         filled = np.full((count, -(-batch // n) * n), -1, np.int32)
         filled[:, :batch] = batches
@@ -66,9 +66,9 @@ class Replicas:
 
 
 class Program:
-    """A function of (tree, pictures, batches) on all devices: to be compiled, then called.
+    """A function of (tree, pictures, batches) on all devices, which is compiled before it is called.
 
-    `batches` are split, as `Replicas.split` does it; the others and the result are whole on every device.
+    `batches` are split by `Replicas.split`; the other arguments and the result are replicated.
     """
 
     executable: jax.stages.Compiled
@@ -93,13 +93,13 @@ class Program:
             devices=replicas.devices,
             donate_argnums=(0,) if donate_first else (),
         )
-        if not replicas.alone:  # it takes arrays, not shapes, and this process's parts
+        if not replicas.alone:  # it takes arrays, not shapes, and only this process's parts
             tree = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), tree)
             batches = batches[replicas.local]
         self._lowered = mapped.lower(tree, pictures, batches)
 
     def compile(self) -> "Program":
-        """Compiles it, in any thread, and returns it."""
+        """Compiles and returns it; any thread may do so."""
         self.executable = _compile(self._lowered, self._replicas.devices[0].platform)
         del self._lowered
         return self
@@ -118,16 +118,16 @@ def sum_over_devices(tree: Any) -> Any:
 
 
 def _compile(lowered: Any, platform: str) -> Any:
-    """On a TPU, with all gradients in one all-reduce: by itself XLA takes two for VGG16's 135 MB."""
+    """On a TPU, with all gradients in one all-reduce; by default XLA takes two for VGG16's 135 MB."""
     if platform == "tpu":
-        # The option is libtpu's own and may go. What fails for another reason fails again below.
+        # The option is libtpu's own and may be removed. Any other failure occurs again below.
         with contextlib.suppress(jax.errors.JaxRuntimeError):
             return lowered.compile(compiler_options={"xla_jf_crs_combiner_threshold_in_bytes": 2**30})
     return lowered.compile()
 
 
 def join_processes(config: ResolvedConfig) -> None:
-    """Meets the other processes of the run, if flags name them or this is a Cloud TPU; before any other use of jax."""
+    """Joins the other processes of the run, if flags name them or this is a Cloud TPU; call it before jax is used."""
     options: Any = {
         "heartbeat_timeout_seconds": HEARTBEAT,
         "shutdown_timeout_seconds": WAIT,
@@ -138,26 +138,26 @@ def join_processes(config: ResolvedConfig) -> None:
             jax.distributed.initialize(config.coordinator, config.num_processes, config.process_id, **options)
         elif config.num_processes is None and _on_cloud_tpu():
             jax.distributed.initialize(**options)
-    except Exception as error:  # RuntimeError of the service, ValueError or ConnectionError of the look for a slice
+    except Exception as error:  # RuntimeError from the service, ValueError or ConnectionError from finding a slice
         if config.coordinator is not None:
-            where = f"--coordinator is {config.coordinator}, where not all {config.num_processes} processes have met"
+            where = f"--coordinator is {config.coordinator}, where not all {config.num_processes} processes arrived"
             raise UserError(
                 f"{where} ({brief(error)}); start them all within {WAIT} s, with the same address."
             ) from error
-        mend = "with --num-processes 1 this host trains alone"
-        raise UserError(f"the other hosts of this Cloud TPU were not found ({brief(error)}); {mend}.") from error
+        fix = "with --num-processes 1 this host trains alone"
+        raise UserError(f"the other hosts of this Cloud TPU were not found ({brief(error)}); {fix}.") from error
 
 
 def primary() -> bool:
-    """Whether this is the process that reads, writes and shows."""
+    """Whether this is the process that reads checkpoints, writes files and shows progress."""
     return jax.process_index() == 0
 
 
 def from_primary(value: Any, arrays: dict[str, np.ndarray]) -> tuple[Any, dict[str, np.ndarray]]:
-    """The primary's `value` (what JSON can say) and arrays in every process; the others' own are ignored."""
+    """The primary's `value` (any JSON value) and arrays, in every process; those of the other processes are ignored."""
     if jax.process_count() == 1:
         return value, arrays
-    # All as bytes: the broadcast is a sum, which would turn -0.0 into 0.0.
+    # Sent as bytes: the broadcast is a sum, which would turn -0.0 into 0.0.
     shapes = {name: (array.dtype.name, array.shape) for name, array in arrays.items()}
     text = np.frombuffer(json.dumps([value, shapes]).encode(), np.uint8)
     length = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
@@ -176,9 +176,9 @@ def _broadcast(sent: np.ndarray, size: int) -> np.ndarray:
 
 
 def asked_to_stop(asked: bool, count: int) -> bool:
-    """Whether to stop now, in all processes alike: asked for in this one (`asked`), or in any.
+    """Whether all processes should stop now, because this one (`asked`) or another was asked to.
 
-    With several processes, jax watches for SIGTERM. It must be called in each with the counts 0, 1, 2, ...
+    With several processes, jax watches for SIGTERM. Each must call this with the counts 0, 1, 2, ...
     """
     if jax.process_count() == 1:
         return asked
@@ -187,7 +187,7 @@ def asked_to_stop(asked: bool, count: int) -> bool:
 
 @contextlib.contextmanager
 def lost_peers() -> Iterator[None]:
-    """Says so in a RunAgain when a computation breaks because another process is gone."""
+    """Raises RunAgain if a computation fails because another process is gone."""
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
@@ -197,7 +197,7 @@ def lost_peers() -> Iterator[None]:
 
 
 def leave(exit_code: int, together: bool) -> None:
-    """Ends this process if there are others: after all have come here (`together`), or at once."""
+    """Ends this process if there are others: when all have reached this call (`together`), or at once."""
     if jax.process_count() == 1:
         return
     if together:
@@ -214,6 +214,6 @@ def _on_cloud_tpu() -> bool:
 
 
 def release_memory() -> None:
-    """Gives back to the system what has been freed: glibc keeps what compiling took, 0.9 GiB for VGG16 on a CPU."""
+    """Returns freed memory to the system; glibc keeps what compiling took, 0.9 GiB for VGG16 on a CPU."""
     if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
         trim(0)

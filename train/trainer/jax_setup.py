@@ -1,6 +1,6 @@
-"""What jax is told before its first use and what is checked then: a fault of jaxlib, platform, settings, caches.
+"""Setting up jax: the workaround for a fault of jaxlib, available platforms, environment settings, compilation cache.
 
-How work is spread over devices and processes once jax runs is in `devices`.
+How work is spread over devices and processes is in `devices`.
 """
 
 import contextlib
@@ -22,21 +22,23 @@ from trainer.config import UserError, brief
 
 log = logging.getLogger("train")
 
+# From jaxlib 0.10.2 on (up to 0.12.0.1, the newest at this writing), XLA:CPU silently computes wrong results where a
+# reduction follows a product with a constant (jax-ml/jax issue 39103). Without the fusion introduced in that release
+# the results are right.
 FIRST_FAULTY = (0, 10, 2)
-# Right on every Python that has a wheel of it: 3.11 to 3.14.
-RIGHT = "0.10.1"
-_said: list[str] = []  # the line of a change that was made
+RIGHT = "0.10.1"  # on every Python that has a wheel of it: 3.11 to 3.14
+_said: list[str] = []  # what `work_around` has logged
 _FLAG = "--xla_cpu_experimental_ynn_fusion_type"
 _ACCELERATORS = ("/dev/nvidia[0-9]*", "/dev/accel*", "/dev/vfio/[0-9]*", "/dev/kfd")
 
 
 def work_around() -> str | None:
-    """Turns the faulty fusion off, where jax is about to compute on a CPU with a jaxlib that has it.
+    """Turns the faulty fusion off if jax will compute on a CPU with an affected jaxlib; call it before jax is used.
 
-    It adds a flag to XLA_FLAGS, whose other flags stay, and changes nothing where that flag is set already.
+    It adds a flag to XLA_FLAGS, keeps the others, and changes nothing if that flag is already set.
 
     Returns:
-      A line that says so, for the log; None where nothing was changed.
+      A line that says so, for the log; None if nothing was changed.
     """
     flags = os.environ.get("XLA_FLAGS", "")
     version = importlib.metadata.version("jaxlib")
@@ -48,16 +50,16 @@ def work_around() -> str | None:
 
 
 def what_was_said() -> list[str]:
-    """The line of `work_around`, for a log that begins later; none where nothing was changed."""
+    """The line of `work_around`, to be logged later; empty if nothing was changed."""
     return _said[-1:]
 
 
 def find_devices() -> None:
-    """UserError for a platform that JAX_PLATFORMS names and that is not there, and for a plugin that does not start."""
+    """Starts jax's platforms; UserError if one that JAX_PLATFORMS names is not available or a plugin fails to start."""
     failures: list[str] = []
 
     def keep(record: logging.LogRecord) -> bool:
-        """Jax logs the exception of a plugin, with its traceback, and continues without it."""
+        """Jax logs a plugin's exception with its traceback and continues without the plugin."""
         if record.exc_info and record.exc_info[1]:
             failures.append(brief(record.exc_info[1]))
         return not record.exc_info
@@ -76,21 +78,21 @@ def find_devices() -> None:
         jax.config.update("jax_platform_name", "")
     finally:
         logger.removeFilter(keep)
-    there = ", ".join(sorted(jax.extend.backend.backends()))
+    available = ", ".join(sorted(jax.extend.backend.backends()))
     raise UserError(
-        f"{wanted}, which is not available here ({failures[0]}); the platforms that are there: {there};"
+        f"{wanted}, which is not available here ({failures[0]}); available platforms: {available};"
         " set it to one of them or unset it, or install what it needs."
         if wanted
-        else f"JAX_PLATFORMS is not set, and a platform that is installed does not start ({failures[0]}); the platforms"
-        f" that are there: {there}; repair or uninstall its plugin, or set JAX_PLATFORMS to one of them."
+        else f"JAX_PLATFORMS is not set, and an installed platform fails to start ({failures[0]}); available platforms:"
+        f" {available}; repair or uninstall its plugin, or set JAX_PLATFORMS to one of them."
     )
 
 
 def override_settings() -> None:
-    """Settings of the environment that are meant for finding faults in a program, and that end this one.
+    """Overrides debugging settings of the environment that would stop the trainer.
 
-    JAX_TRANSFER_GUARD finds transfers that are not meant: all of these are. JAX_DISABLE_JIT runs functions line by
-    line: these are compiled ahead of time.
+    JAX_TRANSFER_GUARD finds unintended transfers: ours are intended. JAX_DISABLE_JIT runs functions line by line: ours
+    are compiled ahead of time.
     """
     jax.config.update("jax_transfer_guard", "allow")
     if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
@@ -99,24 +101,21 @@ def override_settings() -> None:
 
 
 def use_compilation_cache(setting: str) -> None:
-    """Turns JAX's persistent compilation cache on, as `Config.compilation_cache` says; before anything is compiled."""
+    """Turns on JAX's persistent compilation cache if `Config.compilation_cache` says so; call it before compiling."""
     if setting == "off" or (setting == "auto" and jax.default_backend() == "cpu"):
         return
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         folder = os.path.expanduser("~/.cache/gravity-optax")
         if folder.startswith("~"):
-            log.warning(
-                "there is no home folder (HOME is not set) and so no compilation cache; to have one, set"
-                " JAX_COMPILATION_CACHE_DIR to a folder"
-            )
+            log.warning("HOME is not set, so there is no compilation cache; to have one, set JAX_COMPILATION_CACHE_DIR")
             return
         jax.config.update("jax_compilation_cache_dir", folder)
-    # Many small programs draw the initial state; each takes less than the second that JAX finds worth keeping.
+    # By default only programs that compile for a second are kept; the initial state is drawn by many small ones.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def hints(precision: str, root: str = "/") -> Iterator[str]:
-    """What a run on the CPU of this machine should know at the start, a line each; `root` is of /proc and /dev."""
+    """Lines to log at the start of a run on a CPU; `root` is the folder that holds proc and dev."""
     if jax.default_backend() != "cpu":
         return
     cards = [path for path in ("proc/driver/nvidia/version", "dev/nvidia0") if os.path.exists(os.path.join(root, path))]
@@ -139,7 +138,7 @@ def check_arithmetic() -> None:
         jaxlib = importlib.metadata.version("jaxlib")
         raise UserError(
             f"jax {jax.__version__} with jaxlib {jaxlib} computes wrong results on this machine (the largest"
-            f" entry of a product is {got}, not 784); on Python {platform.python_version()} this one is right:"
+            f" entry of a product is {got}, not 784); on Python {platform.python_version()} this version is right:"
             f" pip install 'jax=={RIGHT}' 'jaxlib=={RIGHT}'"
         )
 
@@ -151,7 +150,7 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 
 def _is_known() -> bool:
-    """Whether this jaxlib has the flag: XLA aborts at one that it does not know."""
+    """Whether this jaxlib has the flag; XLA aborts on an unknown one."""
     spec = importlib.util.find_spec("jaxlib")
     assert spec is not None and spec.origin is not None
     for library in pathlib.Path(spec.origin).parent.glob("*.so"):
@@ -163,7 +162,7 @@ def _is_known() -> bool:
 
 
 def _on_cpu() -> bool:
-    """Whether jax will compute on the CPU: it is told to, or has no accelerator here, or no plugin for one."""
+    """Whether jax will compute on the CPU: because it is told to, or for lack of an accelerator or its plugin."""
     if platforms := os.environ.get("JAX_PLATFORMS"):
         return platforms.split(",")[0].strip() == "cpu"
     plugin = importlib.metadata.entry_points(group="jax_plugins") or importlib.util.find_spec("libtpu")

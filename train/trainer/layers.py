@@ -1,12 +1,12 @@
-"""VGG's layers, in a form that stays fast on the CPU inside a `lax.scan`.
+"""The arithmetic of VGG's layers, in a form that is fast on the CPU inside a `lax.scan`. The modules are in `vgg`.
 
-XLA:CPU brings convolutions into the layout of its fast routine in the entry computation only. In the body of a loop the
-two convolutions that autodiff makes run on a naive routine that is about 100 times slower. So on the CPU a convolution
-is written as a product of matrices; elsewhere the layers are the plain ones.
+XLA:CPU converts convolutions to the layout of its fast routine in the entry computation only. In the body of a loop the
+two convolutions of the gradient use a naive routine that is about 100 times slower. On the CPU a convolution is
+therefore written as a product of matrices; elsewhere the layers are the plain ones.
 
 Large 3x3 convolutions go through Winograd's method on the CPU, F(2x2, 3x3) of Lavin and Gray, arXiv 1509.09308,
-section 4.1: a tile of 2x2 results comes from 16 products of sums of 4x4 inputs with sums of the kernel, not from 36.
-Each of the three maps is along one direction; `_both_ways` applies it along two. The gradient is autodiff's.
+section 4.1: a tile of 2x2 results comes from 16 products of sums of 4x4 inputs and sums of the kernel instead of 36.
+Each of the three maps acts along one direction; `_both_ways` applies it along both. The gradient is autodiff's.
 """
 
 import functools
@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-# Winograd's method: what the sums of the inputs of a group of images take, in bytes of float32, and from how many
-# products in the plain convolution on it pays; smaller networks would compile for longer.
+# Winograd's method: the bytes that the sums of the inputs of a group of images take in float32, and the number of
+# products in the plain convolution from which it is worth while; smaller networks would only compile for longer.
 WINOGRAD_GROUP, WINOGRAD_PRODUCTS = 16 * 2**20, 2**28
 
 
@@ -42,7 +42,7 @@ def dense(x: jax.Array, w: jax.Array, *, precision: lax.Precision | None = None)
 
 
 def add_bias(x: jax.Array, b: jax.Array) -> jax.Array:
-    """x + b. x: (..., k), b: (k,), of one type; in float32, or its gradient would be a sum in bfloat16."""
+    """x + b. x: (..., k), b: (k,), of one type; added in float32, so that b's gradient is not a sum in bfloat16."""
     b = lax.expand_dims(b.astype(jnp.float32), range(x.ndim - 1))
     return (x.astype(jnp.float32) + b).astype(x.dtype)
 
@@ -50,8 +50,7 @@ def add_bias(x: jax.Array, b: jax.Array) -> jax.Array:
 def max_pool2x2(x: jax.Array) -> jax.Array:
     """Largest of each 2x2 square. x: (n, h, w, c) -> (n, h // 2, w // 2, c).
 
-    An odd last row or column is left out. Where several values of a square are the largest, the first of them gets the
-    gradient.
+    An odd last row or column is dropped. If several values of a square are the largest, the first gets the gradient.
     """
     return lax.platform_dependent(x, cpu=_cpu_pool, default=_plain_pool)
 
@@ -68,7 +67,7 @@ def _plain_pool(x):
 
 
 def _cpu_conv(precision, x, w):
-    """By Winograd's method, or the 3x3 neighbourhoods times a matrix: (n, h, w, 9 c) @ (9 c, k)."""
+    """By Winograd's method, or as the 3x3 neighbourhoods times a matrix: (n, h, w, 9 c) @ (9 c, k)."""
     if winograd_pays(x.shape, w.shape):
         return winograd_conv3x3(x, w, precision)
     n, height, width, c = x.shape
@@ -78,16 +77,16 @@ def _cpu_conv(precision, x, w):
     return _cpu_product(precision, rows.reshape(-1, 9 * c), w.reshape(9 * c, -1)).reshape(n, height, width, -1)
 
 
-def _cpu_product(precision, x, w):  # to float32 and then rounded: XLA:CPU's own bfloat16 result is far slower
+def _cpu_product(precision, x, w):  # in float32, then rounded: a bfloat16 result is far slower on XLA:CPU
     return product(x.dtype, precision, x, w).astype(x.dtype)
 
 
 def _cpu_pool(x):
-    # By comparisons: the gradient of reduce_window runs on a slow loop. With the barrier x is computed once.
+    # By comparisons: the gradient of reduce_window is a slow loop. Because of the barrier x is computed once.
     n, h, w, c = x.shape
     x = lax.optimization_barrier(x)
     squares = x[:, : h // 2 * 2, : w // 2 * 2].reshape(n, h // 2, 2, w // 2, 2, c)
-    larger = lambda a, b: jnp.where((b > a) | (b != b), b, a)  # a NaN stays one
+    larger = lambda a, b: jnp.where((b > a) | (b != b), b, a)  # keeps a NaN
     columns = larger(*lax.split(squares, (1, 1), axis=4))
     return larger(*lax.split(columns, (1, 1), axis=2)).reshape(n, h // 2, w // 2, c)
 
@@ -122,7 +121,7 @@ def winograd_conv3x3(x: jax.Array, w: jax.Array, precision: lax.Precision | None
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def product(dtype: jnp.dtype, precision: lax.Precision | None, x: jax.Array, w: jax.Array) -> jax.Array:
-    """x @ w in float32, x: (n, c), w: (c, k); of operands rounded to `dtype`, as are those of its two gradients."""
+    """x @ w in float32, x: (n, c), w: (c, k), from operands rounded to `dtype`; so are its two gradients."""
     return lax.dot(x.astype(dtype), w.astype(dtype), precision=precision, preferred_element_type=jnp.float32)
 
 

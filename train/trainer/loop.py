@@ -1,4 +1,7 @@
-"""A run from its configuration to its results, epoch by epoch."""
+"""Training: a run from its configuration to its results, epoch by epoch, with its compiled programs.
+
+What one device computes is in `steps`, what is kept of a run in `progress`.
+"""
 
 import concurrent.futures
 import contextlib
@@ -34,9 +37,9 @@ LINE = (
 
 
 class Built(NamedTuple):
-    """A run's programs, and the pictures that they take."""
+    """A run's programs and their pictures, on all devices."""
 
-    lengths: list[int]  # of an epoch's chunks, in steps
+    lengths: list[int]  # of the chunks of an epoch, in steps
     chunks: dict[int, Program]  # by the number of steps
     evaluation: Program
     watching: Program | None  # with `config.watch`: `watch.measure`
@@ -72,7 +75,7 @@ def build(config: ResolvedConfig, dataset: data.Dataset, replicas: Replicas) -> 
     no_batch = lambda length: replicas.split(np.full((length, size), -1, np.int32))
     measure = functools.partial(watch.measure, apply, config, view=view)
     watching = Program(replicas, measure, shapes, seen, no_batch(1)) if config.watch else None
-    # Meanwhile: the other compilations, and the many small ones that draw the initial state.
+    # Meanwhile the other programs are compiled, and the many small ones that draw the initial state.
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
         drawn = pool.submit(initial_state)
         compiled = [pool.submit(program.compile) for program in (evaluation, watching) if program]
@@ -81,7 +84,7 @@ def build(config: ResolvedConfig, dataset: data.Dataset, replicas: Replicas) -> 
             for length in sorted(set(lengths))
         }
     for other in compiled:
-        other.result()  # or its error
+        other.result()  # raises its error, if any
     state = replicas.replicate(drawn.result())
     del drawn
     release_memory()
@@ -89,9 +92,9 @@ def build(config: ResolvedConfig, dataset: data.Dataset, replicas: Replicas) -> 
 
 
 def chunk_lengths(count: int) -> list[int]:
-    """Splits an epoch's steps into chunks, one dispatch each, of one length (one program) or of two.
+    """Splits the steps of an epoch into chunks, one dispatch each, of one length (one program) or two.
 
-    A chunk is long enough that the host has nothing to do per step, and short enough for the progress bar.
+    Chunks are long enough to keep the host idle and short enough for the progress bar.
     """
     fewest = max(min(8, count), math.ceil(count / 128))
     chunks = next((n for n in range(fewest, min(10 * fewest, count) + 1) if count % n == 0 and n < count), fewest)
@@ -99,10 +102,10 @@ def chunk_lengths(count: int) -> list[int]:
 
 
 class Trainer:
-    """The state of a run, which goes on from chunk to chunk of its steps."""
+    """The programs and the state of a run, which is trained in chunks of steps."""
 
     def __init__(self, config: ResolvedConfig, dataset: data.Dataset, devices: Sequence[jax.Device] | None = None):
-        """Builds for the devices (default: all) what the resolved `config` says."""
+        """Builds the run of the resolved `config` on `devices` (default: all)."""
         self.config, self.replicas = config, Replicas(devices)
         self.train_size, self.test_size = len(dataset.train_labels), len(dataset.test_labels)
         self.built, self.state = build(config, dataset, self.replicas)
@@ -110,7 +113,7 @@ class Trainer:
 
     @property
     def steps_per_epoch(self) -> int:
-        """The last, partial batch counts."""
+        """Including the last, partial batch."""
         return sum(self.lengths)
 
     def learning_rate(self, epoch: int) -> float:
@@ -119,10 +122,10 @@ class Trainer:
         return float(optimizers.schedule(self.config, self.steps_per_epoch)(updates))
 
     def advance(self, epoch: int, chunks: Iterable[int]) -> Iterator[Chunk]:
-        """Trains the chunks of these numbers, rising by one, in the order of pictures that (seed, epoch) give.
+        """Trains the chunks of these consecutive numbers, on pictures in the order given by (seed, epoch).
 
-        Yields what came of each. The device is handed a chunk ahead of what is read back: as the first is yielded, the
-        second number has been taken from `chunks`, and `state` is what comes after the second.
+        Yields the results of each. The device runs a chunk ahead of the results: when the first are yielded, the second
+        number has been taken from `chunks`, and `state` is the state after the second chunk.
         """
         order = self._order(epoch)
         ahead = None
@@ -135,7 +138,7 @@ class Trainer:
             yield _read_back(ahead)
 
     def train_epoch(self, epoch: int) -> tuple[float, float]:
-        """A whole epoch; its mean loss and accuracy."""
+        """Trains a whole epoch; its mean loss and accuracy."""
         done = Partial()
         for chunk in self.advance(epoch, range(len(self.lengths))):
             done = done.plus(chunk)
@@ -154,21 +157,21 @@ class Trainer:
         return loss / count, correct / count
 
     def watch(self, epoch: int) -> list[watch.LeafOfEpoch]:
-        """With `config.watch`: what Gravity makes of the gradient of the step that follows `epoch`, leaf by leaf."""
+        """With `config.watch`: how Gravity treats the gradient of the step that follows `epoch`, leaf by leaf."""
         assert self.built.watching, "config.watch is off"
         batches = self.replicas.split(steps.in_batches(self._order(epoch + 1), 1, self.config.batch_size))
         measured = self.built.watching(self.state, self._pictures(epoch + 1), batches)
         return watch.rows(epoch, self.state.params, measured)
 
     def profile(self, profiling: contextlib.AbstractContextManager) -> None:
-        """Runs two chunks of steps, the second one in `profiling`. The state stays as it is."""
+        """Runs two chunks of steps, the second one in `profiling`. The state does not change."""
         order, length = np.arange(self.train_size), min(self.lengths)
         state, _ = jax.block_until_ready(self._run(jax.tree.map(jnp.copy, self.state), 1, order, length))
         with profiling:
             jax.block_until_ready(self._run(state, 1, order, length))
 
     def _order(self, epoch: int) -> np.ndarray:
-        """The numbers of the pictures, as this epoch goes through them."""
+        """The numbers of the pictures, in the order of this epoch."""
         return np.random.default_rng([self.config.seed, epoch]).permutation(self.train_size)
 
     def _pictures(self, epoch: int) -> steps.Split:
@@ -177,13 +180,13 @@ class Trainer:
     def _run(
         self, state: steps.TrainState, epoch: int, order: np.ndarray, length: int
     ) -> tuple[steps.TrainState, steps.Sums]:
-        """Hands the devices `length` steps on the first of the picture numbers `order`; `state` is used up."""
+        """Dispatches `length` steps on the first of the picture numbers `order`; `state` is donated."""
         batches = self.replicas.split(steps.in_batches(order, length, self.config.batch_size))
         return self.built.chunks[length](state, self._pictures(epoch), batches)
 
 
 def _read_back(sums: steps.Sums) -> Chunk:
-    """When the devices have come so far."""
+    """Waits for the devices."""
     return Chunk(*(np.asarray(x, np.float64) for x in sums))
 
 
@@ -207,7 +210,7 @@ def train(
 
 
 def _train(run: Progress, devices: Sequence[jax.Device] | None, notice: StopRequest) -> None:
-    """The epochs that the run still lacks."""
+    """Trains the remaining epochs."""
     config = run.config
     dataset = data.load(config.dataset, config.data_dir, config.limit)
     started = time.perf_counter()
@@ -216,7 +219,7 @@ def _train(run: Progress, devices: Sequence[jax.Device] | None, notice: StopRequ
         trainer.state = trainer.replicas.replicate(run.state(trainer.state))
     what = facts(trainer, dataset)
     run.begin(what, trainer.state, len(run.rows) * trainer.steps_per_epoch + sum(trainer.lengths[: run.partial.chunks]))
-    for line in jax_setup.what_was_said():  # not before an error about the data, which is one line
+    for line in jax_setup.what_was_said():  # after any error about the data, which is one line
         log.info(line)
     log.info(
         f"{config.dataset}: {trainer.train_size} training and {trainer.test_size} test pictures;"
@@ -241,8 +244,8 @@ def _train(run: Progress, devices: Sequence[jax.Device] | None, notice: StopRequ
 def _epoch(trainer: Trainer, run: Progress, notice: StopRequest) -> Epoch:
     """Trains to the end of the epoch that the run is in and evaluates, with a progress bar on a terminal."""
     epoch, count = len(run.rows) + 1, len(trainer.lengths)
-    go_on = lambda chunk: not asked_to_stop(notice.given, len(run.rows) * count + chunk)
-    chunks = itertools.takewhile(go_on, range(run.partial.chunks, count))
+    proceed = lambda chunk: not asked_to_stop(notice.given, len(run.rows) * count + chunk)
+    chunks = itertools.takewhile(proceed, range(run.partial.chunks, count))
     with _progress_bar(trainer, epoch, step := sum(trainer.lengths[: run.partial.chunks])) as bar:
         start = time.perf_counter() - run.partial.seconds
         for chunk in trainer.advance(epoch, chunks):
@@ -269,7 +272,7 @@ def _epoch(trainer: Trainer, run: Progress, notice: StopRequest) -> Epoch:
 
 
 def _progress_bar(trainer: Trainer, epoch: int, done: int) -> Any:
-    """Of the steps of an epoch; so many are `done`."""
+    """Over the steps of an epoch; `done` of them are finished."""
     what = {"total": trainer.steps_per_epoch, "initial": done, "desc": f"epoch {epoch}/{trainer.config.epochs}"}
     return command.progress_bar(**what, unit="step", leave=False, **{} if primary() else {"disable": True})
 
@@ -279,7 +282,7 @@ def _where(trainer: Trainer, epoch: int, step: int) -> str:
 
 
 def facts(trainer: Trainer, dataset: data.Dataset) -> dict:
-    """What config.json says beside the flags."""
+    """What config.json holds in addition to the flags."""
     packages = ("gravity_optax", "jax", "jaxlib", "optax", "flax", "numpy")
     return {
         "train_examples": trainer.train_size,

@@ -1,4 +1,7 @@
-"""A run beyond its process: how far it is, what of it is kept while it trains, and what it goes on from."""
+"""How far a run is, what it records and checkpoints as it trains, and from where it resumes.
+
+The files are written by `records`, `watch` and `checkpoints`; training is in `loop`.
+"""
 
 import contextlib
 import dataclasses
@@ -18,15 +21,15 @@ log = logging.getLogger("train")
 
 
 class Diverged(UserError):
-    """The loss or the state is no longer made of finite numbers."""
+    """The loss or the state is no longer finite."""
 
 
 class Preempted(RunAgain):
-    """The machine is being taken away; a checkpoint is written."""
+    """The run was stopped on request; a checkpoint is written."""
 
 
 class Chunk(NamedTuple):
-    """What came of a chunk of steps: sums over each one's batch, before its update; float64 (steps,)."""
+    """The results of a chunk of steps: sums over the batch of each step, before its update; float64 (steps,)."""
 
     loss: np.ndarray
     correct: np.ndarray
@@ -34,7 +37,7 @@ class Chunk(NamedTuple):
 
 
 class Partial(NamedTuple):
-    """An epoch that is under way: the chunks that are done, and sums over their pictures."""
+    """An unfinished epoch: how many chunks are done, and sums over their pictures."""
 
     chunks: int = 0
     loss: float = 0.0
@@ -43,7 +46,7 @@ class Partial(NamedTuple):
     seconds: float = 0.0
 
     def plus(self, chunk: Chunk) -> "Partial":
-        """With one more chunk; the seconds stay."""
+        """With one more chunk; the seconds are unchanged."""
         loss, correct, pictures = (so_far + float(x.sum()) for so_far, x in zip(self[1:4], chunk, strict=True))
         return Partial(self.chunks + 1, loss, correct, pictures, self.seconds)
 
@@ -179,8 +182,8 @@ class Progress:
 
 
 def advice(config: ResolvedConfig) -> str:
-    """What may keep a run from diverging."""
+    """What to try when a run diverges."""
     return (
         f"try a smaller --learning-rate (it is {config.learning_rate:g}) or another --seed;"
-        " the checkpoints before it are kept."
+        " earlier checkpoints are kept."
     )
