@@ -23,14 +23,8 @@ def is_whole(found, number):
     return progress["rows"] == [number] and np.all(arrays["a"] == number)
 
 
-NAMES = [
-    "x [lr=0.1]", "[a]", "[!a]", "a]b", "a*b", "**", "a?b", "a\\b", "a\\", "x\\..\\[y]*",
-    "a b", "%5B", "#", "{a,b}", "a:b", "~", "$HOME", "'\"", "-x", "\t\n", "é", "中",
-]  # fmt: skip
-
-
 @pytest.mark.parametrize("inside", [False, True], ids=["itself", "above"])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ["x [lr=0.1]", "[!a]", "a*b?", "x\\..\\[y]*", "%5B{a,b}#", "'\"$HOME ~\t\n", "é中"])
 def test_a_folder_may_have_any_name(tmp_path, name, inside):
     folder = tmp_path / name / "run" / "checkpoints" if inside else tmp_path / name
     save(folder, [3])
@@ -42,12 +36,6 @@ def test_a_folder_may_have_any_name(tmp_path, name, inside):
     assert number == 4 and is_whole(found, 4)
     assert [path.name for path in tmp_path.iterdir()] == [name]
     assert [path.name for path in folder.iterdir()] == ["4"]
-
-
-def test_a_pattern_that_fits_another_runs_folder_does_not_reach_it(tmp_path):
-    save(tmp_path / "axb", [1])
-    save(tmp_path / "a*b", [1], size=3)
-    assert [len(ReadCheckpoints(tmp_path / name).read(1)[1]["a"]) for name in ("axb", "a*b")] == [5, 3]
 
 
 @pytest.mark.parametrize("name", ["x [lr=0.1]", "a\\b"])

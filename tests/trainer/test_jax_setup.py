@@ -1,4 +1,4 @@
-"""The way around jaxlib's fault: taken where it is needed, and nowhere else."""
+"""The workaround for jaxlib's fault, taken only where it is needed; the compilation cache; hints."""
 
 import importlib.metadata
 import os
@@ -32,7 +32,7 @@ def machine(monkeypatch):
     return state.__setitem__
 
 
-@pytest.mark.parametrize("version", ["0.10.2", "0.11.0", "0.11.2", "0.12.0.1", "0.13.0.dev20260901", "1.0.0"])
+@pytest.mark.parametrize("version", ["0.10.2", "0.12.0.1", "0.13.0.dev20260901"])
 def test_a_faulty_jaxlib_has_its_fusion_turned_off_and_a_line_says_so(machine, version):
     machine("version", version)
     line = jax_setup.work_around()
@@ -40,13 +40,13 @@ def test_a_faulty_jaxlib_has_its_fusion_turned_off_and_a_line_says_so(machine, v
     assert os.environ["XLA_FLAGS"] == FLAG
 
 
-@pytest.mark.parametrize("version", ["0.7.2", "0.9.1", "0.10.0", "0.10.1"])
-def test_an_older_jaxlib_is_left_alone(machine, version):
+@pytest.mark.parametrize("version", ["0.7.2", "0.10.1"])
+def test_an_older_jaxlib_needs_no_change(machine, version):
     machine("version", version)
     assert jax_setup.work_around() is None and "XLA_FLAGS" not in os.environ
 
 
-def test_a_jaxlib_that_does_not_know_the_flag_is_left_alone(machine):
+def test_a_jaxlib_without_the_flag_is_not_changed(machine):
     machine("known", False)
     assert jax_setup.work_around() is None and "XLA_FLAGS" not in os.environ
 
@@ -71,10 +71,10 @@ def test_the_users_own_choice_of_fusions_stays(machine, monkeypatch):
         ("tpu", ["/dev/accel0"], [], False),
         ("", ["/dev/nvidia0"], ["cuda12"], False),
         ("", ["/dev/nvidia0"], [], True),  # no plugin: jax runs on the CPU
-        ("", [], ["cuda12"], True),  # no GPU: likewise
+        ("", [], ["cuda12"], True),  # no GPU either
     ],
 )
-def test_runs_on_accelerators_are_left_alone(machine, monkeypatch, platforms, devices, plugins, turned_off):
+def test_runs_on_accelerators_are_not_changed(machine, monkeypatch, platforms, devices, plugins, turned_off):
     monkeypatch.setenv("JAX_PLATFORMS", platforms)
     machine("devices", devices)
     machine("plugins", plugins)
@@ -88,7 +88,7 @@ def test_the_installed_jaxlib_computes_right_behind_it():
     )
     environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     environment["PYTHONPATH"] = os.pathsep.join(sys.path)
-    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
 
 
@@ -145,4 +145,4 @@ def test_without_a_home_there_is_no_cache_and_no_folder_named_tilde(monkeypatch,
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
     monkeypatch.setattr("os.path.expanduser", lambda path: path)
     jax_setup.use_compilation_cache("on")
-    assert not settings and "JAX_COMPILATION_CACHE_DIR" in caplog.text
+    assert not settings and "HOME is not set" in caplog.text and "JAX_COMPILATION_CACHE_DIR" in caplog.text
