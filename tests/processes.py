@@ -17,7 +17,7 @@ TIMES = ("seconds", "images_per_second", "val_seconds")
 
 
 def start(*flags, devices=1):
-    """A process of the trainer with so many virtual devices; output and errors can be read together from its stdout."""
+    """A process of the trainer with `devices` virtual devices; its stdout has output and errors."""
     environment = {
         **os.environ,
         "JAX_PLATFORMS": "cpu",
@@ -29,7 +29,7 @@ def start(*flags, devices=1):
 
 
 def start_together(count, *flags, devices):
-    """`count` processes of one run, with so many devices each, that meet over loopback."""
+    """`count` processes of one run, with `devices` each, that connect over loopback."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"

@@ -88,9 +88,8 @@ def test_an_invalid_flag(command, monkeypatch, tmp_path, flags, fix):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("value", ["", " "])
 @pytest.mark.parametrize("name", ["--workdir", "--data-dir", "--coordinator"])
-@pytest.mark.parametrize("joined", [True, False])
+@pytest.mark.parametrize(("value", "joined"), [("", True), (" ", False)])
 def test_a_path_that_is_empty(command, monkeypatch, tmp_path, name, value, joined):
     """As an unset variable leaves it; with it, --resume would start again in a new folder each time."""
     monkeypatch.chdir(tmp_path)

@@ -39,7 +39,7 @@ def test_a_folder_may_have_any_name(tmp_path, name, inside):
 
 
 @pytest.mark.parametrize("name", ["x [lr=0.1]", "a\\b"])
-def test_what_earlier_versions_left_in_such_a_folder_is_read_and_goes_on(tmp_path, name):
+def test_what_earlier_versions_left_in_such_a_folder_is_read(tmp_path, name):
     folder = tmp_path / name / "checkpoints"
     save(folder, [3])
     arrays = folder / "3" / "arrays"
@@ -74,7 +74,7 @@ def test_a_temporary_folder_may_have_any_name_too(tmp_path, monkeypatch):
         ReadCheckpoints(tmp_path / "run").read(None)
 
 
-def test_a_checkpoint_that_is_replaced_while_it_is_read_is_not_damaged(tmp_path):
+def test_a_checkpoint_replaced_while_it_is_read_is_not_damaged(tmp_path):
     """As fast as it can be: a run with --keep 1 and an epoch of no time."""
     save(tmp_path, [1])
     ended = threading.Event()

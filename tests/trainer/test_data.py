@@ -294,17 +294,6 @@ def test_a_missing_package_is_named(tmp_path, hide, name, missing):
     assert f"{name} needs {missing}" in message and 'pip install -e ".[train]"' in message
 
 
-def test_a_run_leaves_nothing_in_the_temporary_folder(tiny_tfds, tmp_path):
-    (tmp_path / "temporary").mkdir()
-    main = str(pathlib.Path(data.__file__).parents[1] / "main.py")
-    flags = ("--limit", "64", "--epochs", "1", "--width", "0.05", "--workdir", str(tmp_path / "run"))
-    for name, data_dir, code in (("cifar10", str(tmp_path / "none"), 1), ("mnist", tiny_tfds, 0)):
-        variables = {**OFFLINE, "TMPDIR": str(tmp_path / "temporary"), "JAX_NUMPY_DTYPE_PROMOTION": "standard"}
-        done = tfds_fixture.python(main, "--dataset", name, "--data-dir", data_dir, *flags, **variables)
-        assert done.returncode == code, done.stderr
-    assert os.listdir(tmp_path / "temporary") == []
-
-
 def test_another_version_is_mentioned(mnist_copy, with_tensorflow, hide):
     hide("tensorflow")
     mnist_copy.rename(mnist_copy.parent / "3.0.0")

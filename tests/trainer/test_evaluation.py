@@ -1,11 +1,7 @@
 """`train/evaluate.py`: what it says of a finished and of an interrupted run, and the files it writes."""
 
 import csv
-import json
-import pathlib
 import shutil
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -129,18 +125,6 @@ def test_what_cannot_be_done_is_one_line(run, tmp_path, damage, options, message
     with pytest.raises(UserError, match=message) as caught:
         evaluation.evaluate(str(workdir), **options)
     assert "\n" not in str(caught.value)
-
-
-def test_the_command(run, tmp_path):
-    script = str(pathlib.Path(__file__).parents[2] / "train" / "evaluate.py")
-    command = [sys.executable, script, str(run[0]), "--predictions", str(tmp_path / "p.csv")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert " on 128 test pictures" in done.stdout and f"{tmp_path / 'p.csv'} is written" in done.stdout
-    missing = subprocess.run([sys.executable, script, str(tmp_path)], capture_output=True, text=True, timeout=600)
-    assert missing.returncode == 1
-    assert missing.stderr.startswith(f"error: WORKDIR is {tmp_path}") and missing.stderr.count("\n") == 1
-    assert json.loads((run[0] / "config.json").read_text())["norm"] == "group"
 
 
 def test_in_a_folder_that_cannot_be_written_the_numbers_come_without_a_picture(run, tmp_path):

@@ -1,4 +1,4 @@
-"""`--tensorboard`: what TensorBoard's own reader finds, in a run at one go and in one that was stopped."""
+"""`--tensorboard`: what TensorBoard's own reader finds after an uninterrupted run and after a resumed one."""
 
 import csv
 import gc

@@ -88,7 +88,7 @@ def test_the_loss_of_an_epoch_is_the_mean_over_its_pictures_before_each_update(d
     assert accuracy == expected_accuracy
 
 
-def test_the_device_is_handed_a_chunk_ahead_and_what_was_handed_to_it_is_read_back(digits):
+def test_the_device_is_a_chunk_ahead_of_what_is_read_back(digits):
     trainer = loop.Trainer(resolve(SMALL), subset(digits, 100), jax.devices()[:1])
     handed = []
     chunks = trainer.advance(1, (handed.append(chunk) or chunk for chunk in range(len(trainer.lengths))))
@@ -105,7 +105,7 @@ def finished(tmp_path_factory):
     return workdir, loop.train(resolve(dataclasses.replace(SMALL, workdir=str(workdir), seed=3)))
 
 
-def test_a_run_records_what_it_was_and_what_came_of_it(finished):
+def test_a_run_records_its_configuration_and_results(finished):
     workdir, history = finished
     config = json.loads((workdir / "config.json").read_text())
     assert config["learning_rate"] == 0.1  # resolved, not None

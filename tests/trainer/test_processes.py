@@ -22,7 +22,7 @@ DIGITS = ("--width", 0.125, "--limit", 19 * 32 + 13, "--resume", "--keep", 99)  
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """What a run leaves that nothing happened to."""
+    """The result of an uninterrupted run."""
     workdir = tmp_path_factory.mktemp("whole")
     processes.finish(processes.start(*SMALL, "--workdir", workdir))
     return processes.result(workdir)
@@ -37,7 +37,7 @@ def whole(tmp_path_factory):
     ],
     ids=["while a checkpoint is written", "between history and checkpoint", "anywhere"],
 )
-def test_a_run_that_was_killed_goes_on_bit_for_bit(tmp_path, whole, moment):
+def test_a_killed_run_resumes_bit_for_bit(tmp_path, whole, moment):
     flags = (*SMALL, "--workdir", tmp_path)
     assert processes.kill_at(processes.start(*flags), lambda: moment(tmp_path)), "it was faster"
     assert processes.rows(tmp_path) <= 9
@@ -123,7 +123,7 @@ def test_two_processes_train_as_one_does(learned, two):
 
 
 @pytest.mark.parametrize("victim", [0, 1])
-def test_a_killed_process_ends_the_other_and_both_go_on_bit_for_bit(learned, two, tmp_path, victim):
+def test_a_killed_process_ends_the_other_and_the_run_resumes_bit_for_bit(learned, two, tmp_path, victim):
     workdir = shutil.copytree(learned, tmp_path / "run")
     pair = together(workdir, LEARNED + 3)
     killed = processes.kill_at(pair[victim], lambda: processes.rows(workdir) > LEARNED)
@@ -143,7 +143,7 @@ def test_sigterm_to_one_of_four_processes_stops_them_all_with_a_checkpoint(learn
         four[2].send_signal(signal.SIGTERM)
     for out in processes.finish_all(four, code=75):
         assert "stopped on SIGTERM after epoch" in out
-    # One process, with another number of devices, goes on where the four have stopped.
+    # One process, with another number of devices, resumes where the four stopped.
     last = processes.rows(workdir) + 1
     out = processes.finish(processes.start(*DIGITS, "--epochs", last, "--workdir", workdir, devices=2))
     assert "resuming on 2 x cpu, previously on 8 x cpu" in out and f"resuming after epoch {last - 1}" in out

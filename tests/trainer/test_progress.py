@@ -26,7 +26,7 @@ TRAINER = loop.Trainer
 
 @pytest.fixture(scope="module")
 def train():
-    """`train(workdir, chunks=None, devices=2, **flags)`: loop.train, stopped after so many chunks."""
+    """`train(workdir, chunks=None, devices=2, **flags)`: loop.train, stopped after `chunks` chunks."""
 
     def train(workdir, chunks=None, devices=2, **flags):
         config = resolve(dataclasses.replace(RUN, workdir=str(workdir), **flags))
@@ -72,7 +72,7 @@ def said(caplog):
 @pytest.mark.parametrize(
     ("stops", "checkpoint_every"), [([0, CHUNKS, 3 * CHUNKS - 1], 1), ([1, CHUNKS + 4, 4, CHUNKS], 3)]
 )
-def test_a_stopped_run_goes_on_bit_for_bit(train, whole, tmp_path, stops, checkpoint_every):
+def test_a_stopped_run_resumes_bit_for_bit(train, whole, tmp_path, stops, checkpoint_every):
     flags = {"resume": True, "checkpoint_every": checkpoint_every}
     for chunks in stops:
         with pytest.raises(progress.Preempted, match=r"stopped on SIGTERM after epoch \d, step \d+ of 16; .*--resume"):
@@ -125,7 +125,7 @@ def test_a_finished_run_does_nothing_and_more_epochs_can_be_added(train, whole, 
     assert processes.differences(processes.result(tmp_path / "run"), whole) == []
 
 
-def test_another_number_of_devices_goes_on_and_says_so(train, whole, halfway, said):
+def test_another_number_of_devices_resumes_and_says_so(train, whole, halfway, said):
     train(halfway, devices=1, resume=True)
     assert "resuming on 1 x cpu, previously on 2 x cpu" in said()
     arrays, history = processes.result(halfway)
@@ -232,7 +232,7 @@ def same(arrays, others):
     return processes.differences((arrays, []), (others, [])) == []
 
 
-def test_a_run_with_a_damaged_checkpoint_goes_on_from_the_one_before(train, whole, halfway, said):
+def test_a_run_with_a_damaged_checkpoint_resumes_from_the_previous_one(train, whole, halfway, said):
     truncate(max(files(halfway / "checkpoints" / "19"), key=lambda path: path.stat().st_size))
     train(halfway, resume=True)
     assert f"the checkpoint {halfway}/checkpoints/19 is damaged" in said() and "resuming after epoch 2\n" in said()
@@ -275,7 +275,7 @@ def test_a_disk_that_is_full_ends_the_run_and_the_last_checkpoint_is_whole(train
 
 
 def test_a_run_that_diverges_keeps_its_last_good_checkpoint(train, halfway, monkeypatch):
-    """In the last step of an epoch: the loss, which is that of before the step, is still finite."""
+    """In the last step of an epoch: the loss, from before the step, is still finite."""
     spoilt = lambda x: np.full_like(x, np.nan) if np.issubdtype(x.dtype, np.floating) else np.array(x)
     advance = TRAINER.advance
 

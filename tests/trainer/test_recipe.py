@@ -180,7 +180,7 @@ def train(workdir, chunks=None, **flags):
         return loop.train(config, jax.devices()[:2], None if chunks is None else StopAfter(chunks))
 
 
-def test_a_run_of_before_these_flags_is_one_without_them():
+def test_a_run_from_before_these_flags_is_one_without_them():
     recorded = {"norm": "group", "seed": 3}
     known = as_recorded(recorded)
     assert known == {name: getattr(resolve(Config()), name) for name in RECIPE} | recorded
@@ -189,7 +189,7 @@ def test_a_run_of_before_these_flags_is_one_without_them():
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """The same run at one go, and stopped in the middle of the first epoch and resumed."""
+    """The same run uninterrupted, and stopped in the middle of the first epoch and resumed."""
     whole, stopped = (tmp_path_factory.mktemp(name) for name in ("whole", "stopped"))
     train(whole)
     with pytest.raises(Preempted):
@@ -198,7 +198,7 @@ def runs(tmp_path_factory):
     return whole, stopped
 
 
-def test_a_stopped_run_with_every_flag_goes_on_bit_for_bit(runs):
+def test_a_stopped_run_with_every_flag_resumes_bit_for_bit(runs):
     assert differences(*(result(workdir) for workdir in runs)) == []
 
 

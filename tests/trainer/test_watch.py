@@ -22,7 +22,7 @@ CHUNKS = 8  # an epoch
 
 
 def train(workdir, chunks=None, count=1, **flags):
-    """A run on `count` devices, stopped after so many chunks; its gradients.csv, if it has one."""
+    """A run on `count` devices, stopped after `chunks` chunks; its gradients.csv, if it has one."""
     config = resolve(Config(workdir=str(workdir), **TINY | {"watch": True} | flags))
     try:
         loop.train(config, jax.devices()[:count], None if chunks is None else StopAfter(chunks))
@@ -49,7 +49,7 @@ def kept():
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """A watched run at one go."""
+    """An uninterrupted watched run."""
     workdir = tmp_path_factory.mktemp("whole")
     return workdir, train(workdir)
 
@@ -176,7 +176,7 @@ def test_a_file_that_cannot_be_read_is_an_error_and_stays(tmp_path, text):
 
 
 def test_all_processes_must_watch_or_none(tmp_path, monkeypatch):
-    """Or some would wait for ever for the sums of the others."""
+    """Otherwise some would wait forever for the sums of the others."""
     other = lambda value, arrays: ((value[0] | {"watch": False}, value[1]), arrays)
     monkeypatch.setattr(devices, "from_primary", other)
     with pytest.raises(UserError, match="--watch is True, but process 0 has False"):
