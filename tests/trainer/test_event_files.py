@@ -21,7 +21,14 @@ ENDS = (2, 4, 5, 6, 7, 8, 9, 10)  # the steps after which chunks end
 
 
 def train(workdir, chunks=None, **flags):
-    given = {"width": 0.05, "limit": 150, "batch_size": 16, "epochs": EPOCHS, "tensorboard": True} | flags
+    given = {
+        "model": "mlp",
+        "width": 0.05,
+        "limit": 150,
+        "batch_size": 16,
+        "epochs": EPOCHS,
+        "tensorboard": True,
+    } | flags
     config = resolve(Config(workdir=str(workdir), **given))
     return loop.train(config, jax.devices()[:1], None if chunks is None else StopAfter(chunks))
 

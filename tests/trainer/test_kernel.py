@@ -9,7 +9,7 @@ from nbclient import NotebookClient
 from processes import MAIN
 
 TRAIN = MAIN.parent
-SMALL = "--limit 48 --width 0.05 --batch-size 16"
+SMALL = "--model softmax --limit 48 --batch-size 16"
 INTERRUPT = """import os, pathlib, signal, threading, time
 def interrupt():
     while not pathlib.Path("stopped/history.csv").exists():

@@ -17,7 +17,7 @@ import processes
 
 TGKILL = {"x86_64": 234, "aarch64": 131}[platform.machine()]  # a system call: a signal to one thread
 MAIN = pathlib.Path(__file__).parents[2] / "train" / "main.py"
-SMALL = ["--width", "0.05", "--limit", "128", "--batch-size", "8"]
+SMALL = ["--model", "softmax", "--limit", "128", "--batch-size", "8"]
 ENVIRONMENT = {**os.environ, "XLA_FLAGS": "", "JAX_NUMPY_DTYPE_PROMOTION": "standard"}
 
 
@@ -112,7 +112,8 @@ def test_a_terminal_has_a_progress_bar(tmp_path):
 
 @pytest.mark.parametrize("moment", ["compiling", "training"])
 def test_ctrl_c_ends_the_run_with_what_was_recorded(tmp_path, moment):
-    process, controller = start_on_a_terminal("--epochs", 500, "--workdir", tmp_path / "run")
+    small = SMALL if moment == "training" else []
+    process, controller = start_on_a_terminal(*small, "--epochs", 100_000, "--workdir", tmp_path / "run")
     if moment == "compiling":
         assert processes.wait_for(process, (tmp_path / "run").exists)
         time.sleep(4)

@@ -88,7 +88,7 @@ def test_a_run_that_fails_before_it_begins_leaves_nothing_behind(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-SMALL = ("--width", 0.05, "--limit", 128, "--batch-size", 8, "--epochs", 1, "--resume")
+SMALL = ("--model", "mlp", "--width", 0.05, "--limit", 128, "--batch-size", 8, "--epochs", 1, "--resume")
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGKILL, -signal.SIGKILL)])

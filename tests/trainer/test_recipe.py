@@ -160,6 +160,7 @@ def test_flags_that_do_not_go_together_are_refused(flags, message):
 
 # 16 steps an epoch, 8 chunks: neither the epoch's end nor the stop falls on the end of an accumulation.
 RUN = Config(
+    model="mlp",
     width=0.05,
     limit=128,
     batch_size=8,

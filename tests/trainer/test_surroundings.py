@@ -15,7 +15,7 @@ from trainer import checkpoints, data, loop
 from trainer.config import Config, resolve
 
 TRAIN = pathlib.Path(__file__).parents[2] / "train"
-SMALL = ["--width", "0.05", "--limit", "128", "--batch-size", "8", "--epochs", "2"]
+SMALL = ["--model", "softmax", "--limit", "128", "--batch-size", "8", "--epochs", "2"]
 
 
 def shell(line, cwd, **environment):
@@ -97,7 +97,7 @@ def test_without_installed_metadata_the_versions_are_recorded(tmp_path, monkeypa
         return version(name)
 
     monkeypatch.setattr(importlib.metadata, "version", missing)
-    loop.train(resolve(Config(width=0.05, limit=64, epochs=1, workdir=str(tmp_path))))
+    loop.train(resolve(Config(model="softmax", limit=64, epochs=1, workdir=str(tmp_path))))
     import gravity_optax
 
     assert json.loads((tmp_path / "config.json").read_text())["versions"]["gravity-optax"] == gravity_optax.__version__
@@ -156,7 +156,7 @@ def test_a_checkpoint_that_cannot_be_written_names_the_cause(tmp_path):
 
 
 def test_debugging_settings_stop_no_command(tmp_path):
-    options = "--width 0.05 --limit 40 --epochs 1 --optimizers sgd --rates 3 --widen 0 --search-seeds 1 --seeds 1"
+    options = "--model softmax --limit 40 --epochs 1 --optimizers sgd --rates 3 --widen 0 --search-seeds 1 --seeds 1"
     line = f"main {' '.join(SMALL)} --workdir run && evaluate run && compare --workdir c {options}"
     done = shell(line, tmp_path, JAX_DISABLE_JIT="1", JAX_TRANSFER_GUARD="disallow")
     assert done.returncode == 0 and done.stderr == "", done.stdout + done.stderr
