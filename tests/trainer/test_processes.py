@@ -85,11 +85,25 @@ def together(workdir, epochs, count=2):
     return processes.start_together(count, *flags, devices=8 // count)
 
 
+def finish_together(workdir, epochs):
+    """The output of two processes at the end of the run.
+
+    On a busy machine one may wait for the other longer than the 30 s that Gloo allows; then they are started again, as
+    a supervisor would.
+    """
+    for _ in range(6):
+        pair = together(workdir, epochs)
+        out = processes.finish_all(pair, code=(0, 75, -signal.SIGABRT))
+        if all(process.returncode == 0 for process in pair):
+            return out
+    raise AssertionError(f"the run never ended: {out}")
+
+
 @pytest.fixture(scope="module")
 def two(learned):
     """That run, resumed for three epochs by two processes of 4 devices each."""
     workdir = shutil.copytree(learned, learned.parent / "two")
-    out = processes.finish_all(together(workdir, LEARNED + 3))
+    out = finish_together(workdir, LEARNED + 3)
     assert "results are in" in out[0] and "results are in" not in out[1]
     return workdir
 
@@ -125,24 +139,31 @@ def test_two_processes_train_as_one_does(learned, two):
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_killed_process_ends_the_other_and_the_run_resumes_bit_for_bit(learned, two, tmp_path, victim):
     workdir = shutil.copytree(learned, tmp_path / "run")
-    pair = together(workdir, LEARNED + 3)
-    killed = processes.kill_at(pair[victim], lambda: processes.rows(workdir) > LEARNED)
-    # A broken exchange of gradients is ours to report. Jax's own service may be faster, with abort().
-    (out,) = processes.finish_all([pair[1 - victim]], code=(75, -signal.SIGABRT) if killed else 0)
+    killed = False
+    for _ in range(6):  # see finish_together
+        pair = together(workdir, LEARNED + 3)
+        killed = processes.kill_at(pair[victim], lambda: processes.rows(workdir) > LEARNED)
+        # The trainer reports a broken exchange of gradients. Jax's own service may be faster, with abort().
+        (out,) = processes.finish_all([pair[1 - victim]], code=(75, -signal.SIGABRT))
+        if killed:
+            break
     assert killed, out
     ours = "error: another process of this run has ended or cannot be reached; start all of them again"
     assert ours in out or "another task died" in out
-    processes.finish_all(together(workdir, LEARNED + 3))
+    finish_together(workdir, LEARNED + 3)
     assert processes.differences(processes.result(workdir), processes.result(two)) == []
 
 
 def test_sigterm_to_one_of_four_processes_stops_them_all_with_a_checkpoint(learned, tmp_path):
     workdir = shutil.copytree(learned, tmp_path / "run")
-    four = together(workdir, LEARNED + 20, count=4)
-    if processes.wait_for(four[2], lambda: processes.rows(workdir) > LEARNED):
-        four[2].send_signal(signal.SIGTERM)
-    for out in processes.finish_all(four, code=75):
-        assert "stopped on SIGTERM after epoch" in out
+    for _ in range(6):  # see finish_together
+        four = together(workdir, LEARNED + 20, count=4)
+        if running := processes.wait_for(four[2], lambda: processes.rows(workdir) > LEARNED):
+            four[2].send_signal(signal.SIGTERM)
+        out = processes.finish_all(four, code=75 if running else (75, -signal.SIGABRT))
+        if running:
+            break
+    assert all("stopped on SIGTERM after epoch" in text for text in out), out
     # One process, with another number of devices, resumes where the four stopped.
     last = processes.rows(workdir) + 1
     out = processes.finish(processes.start(*DIGITS, "--epochs", last, "--workdir", workdir, devices=2))
