@@ -1,6 +1,5 @@
 """The first velocity, V_0 ~ N(0, alpha / l) (Eq. 27)."""
 
-import collections
 import functools
 import math
 from typing import Any
@@ -13,38 +12,35 @@ import optax
 from gravity_optax import _checks
 from gravity_optax._gradient_term import compute_dtype
 
-_STEPS = 2**17  # of a schedule, in which its largest value is looked for
+_STEPS = 2**17  # how much of a schedule is searched for its largest value
 _STREAM = 0x47726176  # "Grav"
 
 
 def initial_stddev(learning_rate: optax.ScalarOrSchedule, alpha: jax.typing.ArrayLike) -> jax.typing.ArrayLike:
     """alpha / l (Eq. 27), with the largest l of a schedule; 0 where l is an array below alpha."""
-    largest = largest_value(learning_rate) if callable(learning_rate) else learning_rate
-    if isinstance(largest, jax.Array):
+    if isinstance(learning_rate, jax.Array):
         # Perhaps the first value of a schedule (optax.inject_hyperparams shows no more), and the start of a warm-up:
         # the rising l would carry a V_0 of alpha / l into the weights.
-        alpha, largest = jnp.asarray(alpha, jnp.float32), largest.astype(jnp.float32)
-        reached = (largest > 0) & ((largest >= alpha) | callable(learning_rate))
-        return jnp.where(reached, alpha / jnp.where(reached, largest, 1), 0)
-    if isinstance(alpha, jax.Array):
+        alpha, rate = jnp.asarray(alpha, jnp.float32), learning_rate.astype(jnp.float32)
+        reached = (rate > 0) & (rate >= alpha)
+        return jnp.where(reached, alpha / jnp.where(reached, rate, 1), 0)
+    largest = _largest_value(learning_rate) if callable(learning_rate) else learning_rate
+    if isinstance(alpha, jax.Array) or isinstance(largest, jax.Array):
         return alpha / largest
-    stddev = _checks.as_float(alpha) / _checks.as_float(largest)
-    if not math.isfinite(stddev):
-        raise ValueError(f"alpha / learning_rate is {alpha} / {largest}, which is beyond float64; lower alpha.")
-    return stddev
+    return _checks.as_float(alpha) / _checks.as_float(largest)
 
 
-def largest_value(schedule: optax.Schedule) -> float | jax.Array:
+def _largest_value(schedule: optax.Schedule) -> float | jax.Array:
     """The largest value of a schedule in its first steps; of one that cannot be traced, at 0 and the powers of 2."""
     with jax.ensure_compile_time_eval():  # numbers, also when `init` is called inside jit
         try:
             values = jax.jit(jax.vmap(schedule))(jnp.arange(_STEPS, dtype=jnp.int32))
-        except (TypeError, IndexError):  # what jax raises where a tracer is used as a number or as a NumPy array
+        except (TypeError, IndexError):  # raised where a tracer is used as a number or as a NumPy array
             counts = [0, *(2**i for i in range(_STEPS.bit_length() - 1))]
             values = jnp.stack([jnp.float32(schedule(jnp.int32(count))) for count in counts])
         if isinstance(values, jax.core.Tracer):  # of a hyperparameter, say under vmap: not checked
             return jnp.max(values)
-        largest = float(np.asarray(values).max())  # not XLA:CPU's maximum, which passes over NaNs
+        largest = float(np.asarray(values).max())  # not XLA:CPU's maximum, which ignores NaNs
     if not _checks.POSITIVE[1](largest):
         raise ValueError(
             f"learning_rate is a schedule whose largest value in its first {_STEPS} steps is {largest}, which must be"
@@ -59,31 +55,34 @@ def draw_velocity(key: jax.Array, stddev: jax.typing.ArrayLike, params: optax.Pa
     # A stream of its own: users give the weights the same seed, and split(key, n)[i] is fold_in(key, i).
     stream = jax.random.fold_in(jax.random.clone(key), _STREAM)  # a clone, since init may be called again
     keys = jax.random.split(stream, len(leaves))
-
-    def kind(leaf: Any) -> tuple[Any, ...]:
-        aval = jax.typeof(leaf)
-        kept = aval.dtype if dtype is None else jax.dtypes.canonicalize_dtype(dtype)
-        if isinstance(leaf, jax.core.Tracer):
-            sharding = aval.sharding
-        else:
-            sharding = getattr(leaf, "sharding", None) if getattr(leaf, "committed", True) else None
-        return aval.shape, kept, compute_dtype(aval), sharding
-
+    # With JAX's default generator the first of many numbers are those of a draw of fewer.
+    prefixed = jax.random.key_impl(key) == "threefry2x32" and jax.config.jax_threefry_partitionable  # type: ignore[attr-defined]
+    kinds = [_kind(leaf, dtype, bool(prefixed)) for leaf in leaves]
+    drawn: list[Any] = [None] * len(leaves)
     if not any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
-        velocity = [_draw_now(k, stddev, *kind(leaf)) for k, leaf in zip(keys, leaves, strict=True)]
-        return jax.tree.unflatten(treedef, velocity)
-    # Inside jit, leaves that are alike are drawn in one loop, which is compiled once.
-    alike = collections.defaultdict(list)
-    for i, leaf in enumerate(leaves):
-        alike[kind(leaf)].append(i)
-    velocity = [None] * len(leaves)
-    for kinds, places in alike.items():
-        drawn = jax.lax.map(lambda k, kinds=kinds: _draw(k, stddev, *kinds), keys[np.array(places)])
-        for row, i in enumerate(places):
-            # XLA compiles equal kernels once; with the index as a constant in it, each would be another.
-            row = jax.lax.optimization_barrier(np.int32(row))
-            velocity[i] = jax.lax.dynamic_index_in_dim(drawn, row, keepdims=False)
-    return jax.tree.unflatten(treedef, velocity)
+        drawn = [_compiled_draw(kind)(k, stddev) for k, kind in zip(keys, kinds, strict=True)]
+    else:  # inside jit, leaves of a kind are drawn in one loop, which is compiled once
+        for kind in dict.fromkeys(kinds):
+            alike = [i for i, other in enumerate(kinds) if other == kind]
+            stack = jax.lax.map(lambda k, kind=kind: _draw(k, stddev, *kind), keys[np.array(alike)])
+            for i, row in zip(alike, _unstack(stack), strict=True):
+                drawn[i] = row
+    shapes = [np.shape(leaf) for leaf in leaves]
+    return jax.tree.unflatten(treedef, [_first(x, shape) for x, shape in zip(drawn, shapes, strict=True)])
+
+
+def _kind(leaf: Any, dtype: Any, prefixed: bool) -> tuple[Any, ...]:
+    """The arguments of `_draw` for a leaf: its shape, or one of a few flat ones, since compiling a draw takes long."""
+    shape, size = np.shape(leaf), math.prod(np.shape(leaf))
+    flat = [4**i for i in range(6, 11)]
+    if isinstance(leaf, jax.core.Tracer):
+        flat = flat[:3]  # a loop keeps whole draws in memory
+        sharding = None if jax.typeof(leaf).sharding.mesh.empty else jax.typeof(leaf).sharding
+    else:
+        sharding = getattr(leaf, "sharding", None) if getattr(leaf, "committed", True) else None
+    if prefixed and sharding is None and isinstance(size, int) and size <= flat[-1]:  # no int: a symbolic shape
+        shape = (next(length for length in flat if size <= length),)
+    return shape, _checks.kept_dtype(leaf, dtype), compute_dtype(jax.typeof(leaf)), sharding
 
 
 def _draw(key, stddev, shape, dtype, sample_dtype, out_sharding=None):
@@ -92,24 +91,33 @@ def _draw(key, stddev, shape, dtype, sample_dtype, out_sharding=None):
     return jnp.clip(sample, -limit, limit).astype(dtype)
 
 
-def _draw_now(key, stddev, shape, dtype, sample_dtype, sharding):
-    if sharding is not None:  # compiled with it, so that no device ever holds a sharded leaf whole
-        return _compiled_draw(shape, dtype, sample_dtype, sharding)(key, stddev)
-    # The same numbers, drawn flat, which XLA compiles in half the time, and in one of a few lengths (powers of 4), each
-    # compiled once: with JAX's default generator the first of many numbers are those of a draw of fewer.
-    size = math.prod(shape)
-    partitionable = jax.config.jax_threefry_partitionable  # type: ignore[attr-defined]
-    if size < 2**20 and partitionable and jax.random.key_impl(key) == "threefry2x32":
-        size = 4 ** max(7, -(-size.bit_length() // 2))
-    return _first(_compiled_draw((size,), dtype, sample_dtype, None)(key, stddev), shape)
-
-
 @functools.lru_cache(maxsize=1024)
-def _compiled_draw(shape, dtype, sample_dtype, sharding):
-    draw = functools.partial(_draw, shape=shape, dtype=dtype, sample_dtype=sample_dtype)
-    return jax.jit(draw, out_shardings=sharding)
+def _compiled_draw(kind):
+    """`_draw`, compiled with a sharding where there is one, so that no device ever holds a sharded leaf whole."""
+    *arguments, sharding = kind
+    return jax.jit(lambda key, stddev: _draw(key, stddev, *arguments), out_shardings=sharding)
+
+
+def _first(numbers: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    return numbers if numbers.shape == shape else _cut(numbers, shape)
 
 
 @functools.partial(jax.jit, static_argnums=1)
-def _first(numbers, shape):
+def _cut(numbers, shape):
     return numbers[: math.prod(shape)].reshape(shape)
+
+
+def _unstack(stack: jax.Array) -> list[jax.Array]:
+    """The rows of a traced array, copied by one kernel that XLA compiles once for all of them.
+
+    XLA compiles a kernel for each constant index. These indices are not constants to it: a loop counts their digits.
+    """
+    base = math.isqrt(len(stack)) + 1
+    digits = jax.lax.fori_loop(0, base, lambda i, counted: (*counted[1:], i), (jnp.int32(0),) * base)
+    return [_row(stack, digits[i // base], digits[i % base]) for i in range(len(stack))]
+
+
+@jax.jit
+def _row(stack, high, low):
+    row = high * (math.isqrt(len(stack)) + 1) + low
+    return jax.lax.dynamic_index_in_dim(stack, row, keepdims=False)

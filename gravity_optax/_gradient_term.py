@@ -57,7 +57,7 @@ def gravity_term(gradient: jax.typing.ArrayLike, m: jax.typing.ArrayLike) -> jax
     nor m = 0 or m = inf makes it overflow or NaN; a non-finite g or a NaN m does.
 
     Args:
-      gradient: g, a real array of any shape; integers are taken as float32.
+      gradient: g, a real array of any shape; integers are converted to float32.
       m: Max-Step Grad, above 0, broadcast against `gradient`.
 
     Returns:
@@ -84,10 +84,10 @@ def gravity_term(gradient: jax.typing.ArrayLike, m: jax.typing.ArrayLike) -> jax
 
 
 class Damping(NamedTuple):
-    """What `damping` returns: two trees like the gradients, of one number per matrix (float32, or float64)."""
+    """Two trees like the gradients, whose leaves have shape leaf.shape[:stacked_axes] (float32, or float64)."""
 
-    max_abs: Any  # max|G|, of shape leaf.shape[:stacked_axes]
-    share: Any  # of the same shape: the share of entries with |g| > m
+    max_abs: Any  # max|G|
+    share: Any  # of entries with |g| > m
 
 
 def damping(
@@ -99,8 +99,7 @@ def damping(
 
     Args:
       gradients: a tree of real float arrays, as handed to `update`.
-      stacked_axes: as in `gravity`.
-      max_step_grad: as in `gravity`.
+      stacked_axes, max_step_grad: as in `gravity`.
 
     Returns:
       `Damping(max_abs, share)`, NaN for a matrix with a NaN, 0 for one without entries.
@@ -116,24 +115,22 @@ def damping(
       >>> print(max_abs["w"], share["w"])
       4.0 0.5
     """
-    _checks.check_options(max_step_grad, stacked_axes)
-    _checks.check_real("gradients", gradients)
-    _checks.check_stacked("gradients", gradients, stacked_axes)
+    _checks.check_static(max_step_grad, stacked_axes)
     stack = stacked_axes or 0
+    _checks.check_leaves("gradients", gradients, stack)
 
-    def share_of(gradient: jax.Array) -> jax.Array:
-        ratio = ratio_to_m(gradient, max_step_grad, stack)
+    def share_of(g: jax.Array) -> jax.Array:
+        ratio = ratio_to_m(g, max_step_grad, stack)
         damped = jnp.where(jnp.isnan(ratio), ratio, (ratio > 1).astype(ratio.dtype))
-        count = 1 if 0 in gradient.shape else math.prod(gradient.shape[stack:])
-        return jnp.sum(damped, axis=tuple(range(stack, gradient.ndim))) / count
+        count = 1 if 0 in g.shape else math.prod(g.shape[stack:])
+        return jnp.sum(damped, axis=tuple(range(stack, g.ndim))) / count
 
-    def max_abs_of(gradient: jax.Array) -> jax.Array:
-        largest = _max_abs(gradient, stack).reshape(gradient.shape[:stack])
-        # XLA:CPU's maximum of a large array passes over NaNs.
-        has_nan = jnp.any(jnp.isnan(gradient), axis=tuple(range(stack, gradient.ndim)))
-        return jnp.where(has_nan, jnp.nan, largest)
+    def max_abs_of(g: jax.Array) -> jax.Array:
+        # XLA:CPU's maximum of a large array ignores NaNs.
+        has_nan = jnp.any(jnp.isnan(g), axis=tuple(range(stack, g.ndim)))
+        return jnp.where(has_nan, jnp.nan, _max_abs(g, stack).reshape(has_nan.shape))
 
-    gradients = jax.tree.map(lambda g: jnp.asarray(g).astype(compute_dtype(jnp.asarray(g))), gradients)
+    gradients = jax.tree.map(lambda g: jnp.asarray(g, compute_dtype(jax.typeof(g))), gradients)
     return Damping(jax.tree.map(max_abs_of, gradients), jax.tree.map(share_of, gradients))
 
 

@@ -20,15 +20,7 @@ Key = jax.Array | np.ndarray | np.integer | int
 
 
 class ScaleByGravityState(NamedTuple):
-    """State of `scale_by_gravity`.
-
-    Example:
-      >>> import jax.numpy as jnp, optax
-      >>> from gravity_optax import gravity
-      >>> state = gravity(key=0).init({"w": jnp.zeros((2, 3))})  # a chain's state, with this one in it
-      >>> print(optax.tree.get(state, "count"), optax.tree.get(state, "velocity")["w"].shape)
-      0 (2, 3)
-    """
+    """State of `scale_by_gravity`, also found by `optax.tree.get(state, "velocity")` in the state of a chain."""
 
     count: jax.Array  # type: ignore[assignment]  # (), int32: updates made so far; t = first_step + count at the next one
     velocity: optax.Params  # V, a tree like the parameters, of the same shapes
@@ -62,45 +54,41 @@ def gravity(
 
     from :math:`V_0 \sim N(0, \alpha / l)` (27; the second argument is a standard deviation).
 
-    Gravity damps gradients above 1. Where the largest entry of a leaf is :math:`M > 1`, that entry's own :math:`\zeta`
-    falls like :math:`1 / M^3`, and among the entries above :math:`1 / M` the larger one takes the smaller step. A loss
-    with large gradients (a sum instead of a mean, a badly scaled quadratic) therefore stalls: put
-    `optax.clip_by_global_norm(1.0)` in front.
+    A loss with large gradients (a sum instead of a mean, a badly scaled quadratic) stalls, because where the largest
+    entry of a leaf is :math:`M > 1` its :math:`\zeta` falls like :math:`1 / M^3`: put `optax.clip_by_global_norm(1.0)`
+    in front.
 
     Under `optax.inject_hyperparams` name these in `static_args` where given: `key` (else an array is donated with the
     state, Flax cannot serialize a typed key, and a seed must be below 2^31), `max_step_grad`, `stacked_axes`,
     `velocity_dtype`, and a `weight_decay_mask` that is a function. To update in place, donate parameters and state in
-    the order in which the step returns them: `jax.jit(step, donate_argnums=(0, 1))` with
-    `step(params, state, gradients) -> (params, state)`. `jax.vmap(tx.init)` gives every member of an ensemble the same
-    :math:`V_0`; give each its own key:
-    `jax.vmap(lambda key, params: gravity(0.1, key=key).init(params))(jax.random.split(key, members), params)`.
+    the order in which the step returns them. `jax.vmap(tx.init)` gives every member of an ensemble the same
+    :math:`V_0`; for one each, `jax.vmap(lambda key, params: gravity(0.1, key=key).init(params))(keys, params)`.
 
     Args:
       learning_rate: l, a positive number or an optax schedule. Of a schedule, :math:`\alpha / l` takes the largest
         value in its first 2^17 steps, so that a warm-up may start at 0. Where l is a `jax.Array`, as
         `optax.inject_hyperparams` passes it, an l below :math:`\alpha` is taken for the start of a warm-up and gives
-        :math:`V_0 = 0`; `velocity_stddev=alpha / peak` says otherwise.
+        :math:`V_0 = 0`, unless `velocity_stddev` is given.
       alpha: :math:`\alpha \ge 0`, the size of the first steps due to :math:`V_0` (30). 0 starts from rest.
       beta: :math:`\beta \in [0, 1]`, the decay of the velocity once t is large.
-      key: a seed or a JAX random key (typed or raw uint32) for :math:`V_0`. The same key gives the same velocity
-        whatever the number or layout of devices, to the last digit or two (with JAX's default generator).
+      key: a seed or a JAX random key (typed or raw uint32) for :math:`V_0`, which does not depend on the number or
+        layout of devices, except in its last digits (with JAX's default generator).
       first_step: t at the first update. 1 is Algorithm 1 and the authors' PyTorch code; 0 is Table 2, Eq. 28, the
         authors' Keras code and every run the paper reports.
-      max_step_grad: a function from one gradient matrix (in float32, or float64) to m, a scalar; None is Eq. 20. Inside
-        `jax.shard_map`, where a device holds a part of G, pass
-        `lambda g: 1 / jax.lax.pmax(jnp.max(jnp.abs(g)), axis_name)`. The sign of m does not matter; m = inf gives
-        :math:`\zeta = G`, m = 0 gives 0. Leaves of size 0 are left out; stacked matrices come through `jax.vmap`.
+      max_step_grad: a function from one gradient matrix (in float32, or float64) to m, a scalar whose sign does not
+        matter and which may be inf (:math:`\zeta = G`) or 0 (:math:`\zeta = 0`); None is Eq. 20. Stacked matrices come
+        through `jax.vmap`, leaves of size 0 not at all. Inside `jax.shard_map`, where a device holds a part of G, pass
+        `lambda g: 1 / jax.lax.pmax(jnp.max(jnp.abs(g)), axis_name)`.
       stacked_axes: how many leading axes of every leaf number separate matrices, as with `flax.linen.scan`, so that
         each has its own m (None: 0). Where only some leaves are stacked, use `optax.partition`.
       velocity_dtype: dtype in which V is kept, for instance bfloat16, which halves the state; None is the parameter's.
       velocity_stddev: standard deviation of :math:`V_0`; None is :math:`\alpha / l`.
-      weight_decay: decoupled weight decay as in `optax.adamw`, a number of at least 0 or a schedule: adds this times W
-        to V before the learning rate; `update` then needs the parameters. None adds nothing to the chain.
-      weight_decay_mask: which leaves decay, as in `optax.adamw`: a tree of booleans or a function from the parameters
-        to one; None is all.
+      weight_decay: as in `optax.adamw`, a number of at least 0 or a schedule: adds this times W to V before the
+        learning rate; `update` then needs the parameters. None adds nothing to the chain.
+      weight_decay_mask: as in `optax.adamw`, a tree of booleans or a function from the parameters to one; None is all.
 
     Returns:
-      A transformation whose state is that of a chain, `(ScaleByGravityState, state of the learning rate)`.
+      A chain, whose state is `(ScaleByGravityState, state of the learning rate)`.
 
     Raises:
       ValueError: for an argument out of its range (at `init` for a schedule that is never positive).
@@ -126,31 +114,21 @@ def gravity(
       Bahrami and Pouriyan Zadeh, `Gravity Optimizer: a Kinematic Approach on Optimization in Deep Learning
       <https://arxiv.org/abs/2101.09192>`_, 2021.
     """
-    _checks.check_number("alpha", alpha, *_checks.NOT_NEGATIVE)
+    _checks.check_number("alpha", alpha, _checks.NOT_NEGATIVE)
     if not callable(learning_rate):
         # An array may be 0: optax.inject_hyperparams passes on what a schedule gives, at every step.
-        in_range = _checks.NOT_NEGATIVE if isinstance(learning_rate, jax.Array) else _checks.POSITIVE
-        _checks.check_number("learning_rate", learning_rate, _checks.POSITIVE[0], in_range[1])
-    scale = functools.partial(
-        scale_by_gravity,
-        beta=beta,
-        key=key,
-        first_step=first_step,
-        max_step_grad=max_step_grad,
-        stacked_axes=stacked_axes,
-        velocity_dtype=velocity_dtype,
-    )
-    if velocity_stddev is None and callable(learning_rate):
-        # Called in init, so that building does not start JAX's backend.
-        init = lambda params: scale(initial_stddev(learning_rate, alpha)).init(params)
-        parts = [optax.GradientTransformationExtraArgs(init, scale(0.0).update)]
-    else:
-        parts = [scale(initial_stddev(learning_rate, alpha) if velocity_stddev is None else velocity_stddev)]
+        is_array = isinstance(learning_rate, jax.Array)
+        _checks.check_number("learning_rate", learning_rate, _checks.NOT_NEGATIVE if is_array else _checks.POSITIVE)
+    stddev: Any = velocity_stddev
+    if velocity_stddev is None:
+        stddev = functools.partial(initial_stddev, learning_rate, alpha)  # for init: it may start JAX's backend
+    options: Any = {"max_step_grad": max_step_grad, "stacked_axes": stacked_axes, "velocity_dtype": velocity_dtype}
+    parts: list[Any] = [scale_by_gravity(stddev, beta, key=key, first_step=first_step, **options)]
     if callable(weight_decay):  # which optax.add_decayed_weights itself does not take before optax 0.2.6
         scheduled = optax.inject_hyperparams(optax.add_decayed_weights, static_args="mask")
         parts.append(scheduled(weight_decay, weight_decay_mask))
     elif weight_decay is not None:
-        _checks.check_number("weight_decay", weight_decay, *_checks.NOT_NEGATIVE)
+        _checks.check_number("weight_decay", weight_decay, _checks.NOT_NEGATIVE)
         parts.append(optax.add_decayed_weights(weight_decay, weight_decay_mask))
     return optax.chain(*parts, optax.scale_by_learning_rate(learning_rate))
 
@@ -169,10 +147,9 @@ def scale_by_gravity(
 
     Arithmetic is in float32 (float64 for float64 leaves). Updates have the gradients' dtype where the velocity has the
     same one, and float32 (float64) otherwise, as those of `optax.trace` do. A non-finite gradient makes its own leaf
-    non-finite and no other; a NaN perhaps in its own place only, because XLA:CPU's maximum of a large array passes over
-    NaNs (jaxlib 0.10.1). `init` belongs outside `jax.shard_map` and `jax.pmap`: inside, every shard would draw the same
-    numbers. Called eagerly, and in explicit-sharding mode, it gives the velocity its parameter's sharding; under
-    `jax.jit` in the automatic mode say so with `out_shardings`, as for any optax state.
+    non-finite and no other; a NaN perhaps in its own place only. Called eagerly, and in explicit-sharding mode, `init`
+    gives the velocity its parameter's sharding; under `jax.jit` in the automatic mode set `out_shardings`, as for any
+    optax state, and call it outside `jax.shard_map` and `jax.pmap`, where every shard would draw the same numbers.
 
     Args:
       velocity_stddev: standard deviation of :math:`V_0`, at least 0 (27: :math:`\sigma = \alpha / l`) and within the
@@ -195,19 +172,20 @@ def scale_by_gravity(
       >>> print(velocity)  # m = 1/2, so zeta = 0.5 / 2 and 2 / 17
       [0.125      0.05882353]
     """
-    _checks.check_number("velocity_stddev", velocity_stddev, *_checks.NOT_NEGATIVE)
-    _checks.check_number("beta", beta, *_checks.UNIT)
-    _checks.check_options(max_step_grad, stacked_axes, first_step, velocity_dtype)
-    jax.eval_shape(lambda: _checks.canonical_key(key))  # its errors now, the key itself in init
-    # Compiled once for leaves that are alike, but for a function of the user's, which may not be pure.
-    leaf_step = _compiled_leaf_step if max_step_grad is None else _leaf_step
+    if not callable(velocity_stddev):  # as `gravity` passes it
+        _checks.check_number("velocity_stddev", velocity_stddev, _checks.NOT_NEGATIVE)
+    _checks.check_number("beta", beta, _checks.UNIT)
+    _checks.check_number("first_step", first_step, _checks.NOT_NEGATIVE, integer=True)
+    _checks.check_static(max_step_grad, stacked_axes, velocity_dtype)
+    jax.eval_shape(lambda: _checks.canonical_key(key))  # raises its errors now; init makes the key
+    # Compiled once for equal leaves, but not with a max_step_grad, which may be impure.
+    leaf_step = _leaf_step if max_step_grad is None else _leaf_step.__wrapped__  # type: ignore[attr-defined]
 
     def init_fn(params: optax.Params) -> ScaleByGravityState:
         params = _checks.as_arrays(params)
-        _checks.check_real("params", params)
-        _checks.check_stacked("params", params, stacked_axes)
-        _checks.check_stddev(velocity_stddev, params, velocity_dtype)
-        velocity = draw_velocity(_checks.canonical_key(key), velocity_stddev, params, velocity_dtype)
+        stddev = velocity_stddev() if callable(velocity_stddev) else velocity_stddev
+        _checks.check_leaves("params", params, stacked_axes or 0, stddev, velocity_dtype)
+        velocity = draw_velocity(_checks.canonical_key(key), stddev, params, velocity_dtype)
         return ScaleByGravityState(jnp.zeros([], jnp.int32), velocity)
 
     def update_fn(
@@ -225,30 +203,21 @@ def scale_by_gravity(
             beta_hat = (jnp.asarray(beta, dtype) * t + 1) / (t + 2)
             return beta_hat, (jnp.asarray(1 - beta, dtype) * t + 1) / (t + 2)
 
-        gradients, treedef = jax.tree.flatten(updates)
-        computed = []
-        for g, v in zip(gradients, jax.tree.leaves(state.velocity), strict=True):
+        leaves, treedef = jax.tree.flatten(updates)
+        pairs = []
+        for g, v in zip(leaves, jax.tree.leaves(state.velocity), strict=True):
             g, v = (x if isinstance(x, jax.Array) else jnp.asarray(x) for x in (g, v))
-            computed.append(leaf_step(g, v, *weights(compute_dtype(g, v)), max_step_grad, stacked_axes or 0))
-        updates, velocity = (jax.tree.unflatten(treedef, [pair[i] for pair in computed]) for i in (0, 1))
+            pairs.append(leaf_step(g, v, *weights(compute_dtype(g, v)), max_step_grad, stacked_axes or 0))
+        updates, velocity = (jax.tree.unflatten(treedef, [pair[i] for pair in pairs]) for i in (0, 1))
         return updates, ScaleByGravityState(optax.safe_increment(count), velocity)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-def _leaf_step(
-    gradient: jax.Array,
-    velocity: jax.Array,
-    beta_hat: jax.Array,
-    one_minus_beta_hat: jax.Array,
-    max_step_grad: MaxStepGrad | None,
-    stacked_axes: int,
-) -> tuple[jax.Array, jax.Array]:
+@functools.partial(jax.jit, static_argnums=(4, 5))
+def _leaf_step(gradient, velocity, beta_hat, one_minus_beta_hat, max_step_grad, stacked_axes):
     """The new V of one leaf as an update, in the wider dtype of gradient and velocity, and as it is kept."""
     g = gradient.astype(beta_hat.dtype)
     zeta = zeta_of_ratio(g, ratio_to_m(g, max_step_grad, stacked_axes))  # Eqs. 20 and 21
     new = beta_hat * velocity.astype(g.dtype) + one_minus_beta_hat * zeta  # Eq. 22
     return new.astype(gradient.dtype) if gradient.dtype == velocity.dtype else new, new.astype(velocity.dtype)
-
-
-_compiled_leaf_step = jax.jit(_leaf_step, static_argnums=(4, 5))

@@ -29,7 +29,7 @@ def pytest_configure(config):
     paths = [pathlib.Path(argument.split("::")[0]).resolve() for argument in config.args]
     library = (_TESTS / "library", _TESTS.parent / "gravity_optax")
     if not all(any(path.is_relative_to(folder) for folder in library) for path in paths):
-        from trainer.jaxlib_fault import work_around
+        from trainer.jax_setup import work_around
 
         work_around()
         if importlib.util.find_spec("filelock"):  # with which JAX locks its cache

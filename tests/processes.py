@@ -17,7 +17,7 @@ TIMES = ("seconds", "images_per_second", "val_seconds")
 
 
 def start(*flags, devices=1):
-    """A process of the trainer with so many virtual devices; output and errors can be read together from its stdout."""
+    """A process of the trainer with `devices` virtual devices; its stdout has output and errors."""
     environment = {
         **os.environ,
         "JAX_PLATFORMS": "cpu",
@@ -29,7 +29,7 @@ def start(*flags, devices=1):
 
 
 def start_together(count, *flags, devices):
-    """`count` processes of one run, with so many devices each, that meet over loopback."""
+    """`count` processes of one run, with `devices` each, that connect over loopback."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
@@ -37,7 +37,7 @@ def start_together(count, *flags, devices):
     return [start(*flags, *together, "--process-id", i, devices=devices) for i in range(count)]
 
 
-def finish(process, code=0, seconds=300):
+def finish(process, code=0, seconds=900):
     """What it wrote, once it has ended with this exit code (or one of these)."""
     try:
         out, _ = process.communicate(timeout=seconds)
@@ -49,7 +49,7 @@ def finish(process, code=0, seconds=300):
     return out
 
 
-def wait_for(process, moment, seconds=300):
+def wait_for(process, moment, seconds=900):
     """Until `moment()` is true; False if the process ended before."""
     end = time.monotonic() + seconds
     while not moment():
@@ -60,7 +60,7 @@ def wait_for(process, moment, seconds=300):
     return True
 
 
-def finish_all(together, code=0, seconds=300):
+def finish_all(together, code=0, seconds=900):
     """What each of several processes wrote; all are gone then, whatever happens."""
     try:
         return [finish(process, code, seconds) for process in together]
@@ -70,7 +70,7 @@ def finish_all(together, code=0, seconds=300):
             process.communicate()
 
 
-def kill_at(process, moment, seconds=300):
+def kill_at(process, moment, seconds=900):
     """SIGKILL as soon as `moment()` is true; False if the process was faster."""
     if not wait_for(process, moment, seconds):
         return False

@@ -1,4 +1,4 @@
-"""SIGTERM after so many chunks, without a signal."""
+"""As SIGTERM after a number of chunks, without a signal."""
 
 from trainer.preemption import StopRequest
 

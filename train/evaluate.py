@@ -13,10 +13,10 @@ from trainer.flags import parse_command
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationOptions:
-    """Loss and accuracy over the test set, for each class too, and a picture of the errors."""
+    """Loss and accuracy on the test set, overall and for each class, and a picture of the errors."""
 
     workdir: Annotated[str, tyro.conf.Positional]
-    """The --workdir of train/main.py; the run may be finished, interrupted or under way."""
+    """The --workdir of train/main.py; the run may be finished, interrupted or still running."""
     checkpoint: int | None = None
     """The number of a checkpoint in WORKDIR/checkpoints. Default: the newest."""
     predictions: str | None = None
@@ -24,13 +24,13 @@ class EvaluationOptions:
     export: str | None = None
     """Write the weights to this file, in the safetensors format."""
     confusion: str | None = None
-    """Draw which class was taken for which to this PNG file. Default: WORKDIR/confusion.png, if it can be written."""
+    """Draw the confusion matrix to this PNG file. Default: WORKDIR/confusion.png, if it can be written."""
     data_dir: str | None = None
-    """Folder of the prepared datasets. Default: where the run had it."""
+    """Folder of the prepared datasets. Default: the run's own."""
 
 
 def main() -> int:
-    """The exit code: 0, 1 for what went wrong, 2 for invalid flags, or 130 for Ctrl-C."""
+    """The exit code: 0, 1 for an error, 2 for invalid flags, or 130 for Ctrl-C."""
     return command.run(_main)
 
 

@@ -1,5 +1,6 @@
 """What a transformation does before and after `init`: nothing with JAX's backend, and the same numbers under jit."""
 
+import re
 import subprocess
 import sys
 import time
@@ -96,6 +97,15 @@ def test_many_leaves_are_drawn_by_one_loop_and_updated_by_one_function():
     assert seconds["gravity"] < 1.3 * seconds["adam"]
 
 
+def test_leaves_of_one_shape_share_their_compiled_kernels():
+    compiled = jax.jit(gravity(0.1, key=0).init).lower([jnp.zeros((10, 5))] * 40).compile()
+    # A kernel with the number of its leaf in it would be another for each. Without names, equal ones are equal texts.
+    names = re.compile(r", metadata=\{.*?\}|[%\w.-]*\.\d+|%\S+")
+    computations = [names.sub("", text) for text in compiled.as_text().split("\n\n") if "ENTRY" not in text]
+    copies = [text for text in computations if "dynamic-slice(" in text and "f32[10,5]" in text]
+    assert len(copies) == 40 and len(set(copies)) <= 2
+
+
 # ---- what a state and a leaf may be
 
 
@@ -124,7 +134,7 @@ def test_export_with_symbolic_shapes(hook):
 
 
 class Wrapped:
-    """An array as some libraries hold one: JAX gets it by `__jax_array__`."""
+    """A wrapped array, as in some libraries; JAX unwraps it through `__jax_array__`."""
 
     def __init__(self, value):
         self.value = value

@@ -62,12 +62,3 @@ def test_a_nan_anywhere_in_a_large_leaf_makes_its_numbers_nan(place):
 
 def test_an_entry_at_m_keeps_half_and_is_not_counted():
     assert damping(jnp.array([1.0, 0.5])) == (1.0, 0.0)
-
-
-def test_errors_name_the_leaf():
-    with pytest.raises(TypeError, match=r"gradients\['n'\] is int32"):
-        damping({"n": jnp.arange(3)})
-    with pytest.raises(ValueError, match=r"stacked_axes is 1, but gradients\['s'\] has shape \(\)"):
-        damping({"s": jnp.float32(1)}, stacked_axes=1)
-    with pytest.raises(TypeError, match=r"max_step_grad is 0\.5"):
-        damping(TREE, max_step_grad=0.5)

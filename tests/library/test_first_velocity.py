@@ -36,10 +36,6 @@ def test_scale_by_gravity_takes_the_standard_deviation_itself():
     assert_trees_identical(scale_by_gravity(0.0, key=5).init(PARAMS).velocity, PARAMS)
 
 
-def test_alpha_zero_starts_from_rest():
-    assert_trees_identical(gravity(0.1, 0.0, key=5).init(PARAMS)[0].velocity, PARAMS)
-
-
 @pytest.mark.parametrize(
     "key",
     [
@@ -67,19 +63,10 @@ def test_a_key_of_another_generator_is_used():
     assert not np.array_equal(velocity, gravity(0.1, key=4).init(jnp.zeros(10**4))[0].velocity)
 
 
-def test_keys_and_leaves_differ():
-    params = [jnp.zeros(50)] * 3
-    draws = [leaf for key in (0, 1, 2) for leaf in gravity(0.1, key=key).init(params)[0].velocity]
-    correlations = np.corrcoef(np.stack(draws)) - np.eye(9)
-    assert np.abs(correlations).max() < 0.6
-
-
-def flax_weights(module):
-    nn = pytest.importorskip("flax.linen") if module == "linen" else pytest.importorskip("flax.nnx")
-    if module == "linen":
-        return [nn.Dense(64, use_bias=False).init(jax.random.key(0), jnp.zeros((1, 96)))["params"]["kernel"]]
-    rngs = nn.Rngs(0)
-    return [nn.Linear(96, 64, use_bias=False, rngs=rngs).kernel[...] for _ in range(3)]
+def nnx_weights():
+    nnx = pytest.importorskip("flax.nnx")
+    rngs = nnx.Rngs(0)
+    return [nnx.Linear(96, 64, use_bias=False, rngs=rngs).kernel[...] for _ in range(3)]
 
 
 def equinox_weights():
@@ -102,8 +89,7 @@ WEIGHTS = {
     "one of a split": lambda: split_weights()[:1],
     "fold_in": lambda: folded_weights(1),
     "fold_in twice": lambda: folded_weights(2),
-    "linen": lambda: flax_weights("linen"),
-    "nnx": lambda: flax_weights("nnx"),
+    "nnx": nnx_weights,
     "equinox": equinox_weights,
 }
 
@@ -118,12 +104,6 @@ def test_the_first_velocity_is_independent_of_weights_drawn_with_the_same_key(ke
 
 
 # ---- the learning rate and its schedule
-
-
-def test_updates_are_minus_learning_rate_times_velocity():
-    tx = gravity(0.25, key=0)
-    updates, state = tx.update(GRADIENTS, tx.init(PARAMS))
-    assert_trees_close(updates, jax.tree.map(lambda v: -0.25 * v, state[0].velocity))
 
 
 def test_defaults_are_the_papers():
@@ -245,26 +225,11 @@ def test_a_warm_up_from_any_rate_trains_as_well_as_without(start):
         assert loss_after(tx) < 0.08  # 0.05 with a constant 0.1
 
 
-@pytest.mark.parametrize("learning_rate", [0.1, optax.linear_schedule(0.1, 0.01, 100)], ids=["number", "schedule"])
-def test_building_inside_jit_gives_the_same_as_outside(learning_rate):
-    @jax.jit
-    def init(params):
-        return gravity(learning_rate, key=0).init(params)
-
-    @jax.jit
-    def update(gradients, state):
-        return gravity(learning_rate, key=0).update(gradients, state)
-
-    tx = gravity(learning_rate, key=0)
-    assert_trees_close(init(PARAMS), tx.init(PARAMS))
-    assert_trees_close(update(GRADIENTS, tx.init(PARAMS)), tx.update(GRADIENTS, tx.init(PARAMS)))
-
-
 # ---- optax.inject_hyperparams
 
 
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "jit"])
-@pytest.mark.parametrize("key", [0, jax.random.key(0), jax.random.PRNGKey(0)], ids=["int", "typed", "raw"])
+@pytest.mark.parametrize("key", [0, jax.random.key(0)], ids=["int", "typed"])
 def test_inject_hyperparams_needs_no_static_arguments(key, compiled):
     tx, plain = optax.inject_hyperparams(gravity)(learning_rate=0.1, key=key), gravity(0.1, key=key)
     state, plain_state = maybe_jit(compiled)(tx.init)(PARAMS), plain.init(PARAMS)
@@ -276,27 +241,25 @@ def test_inject_hyperparams_needs_no_static_arguments(key, compiled):
         assert_trees_close(state.inner_state[0].velocity, plain_state[0].velocity)
 
 
-@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "jit"])
-def test_inject_hyperparams_with_a_warm_up_from_zero_starts_from_rest(compiled):
+def test_inject_hyperparams_with_a_warm_up_from_zero_starts_from_rest():
     tx = optax.inject_hyperparams(gravity)(learning_rate=optax.linear_schedule(0.0, 0.1, 2), key=0)
-    state = maybe_jit(compiled)(tx.init)(PARAMS)
+    state = jax.jit(tx.init)(PARAMS)
     assert_trees_identical(state.inner_state[0].velocity, PARAMS)
     velocity = PARAMS
     for count, learning_rate in enumerate((0.0, 0.05, 0.1, 0.1)):
-        updates, state = maybe_jit(compiled)(tx.update)(GRADIENTS, state)
+        updates, state = jax.jit(tx.update)(GRADIENTS, state)
         velocity = jax.tree.map(functools.partial(oracle.velocity_after, t=1 + count), GRADIENTS, velocity)
         assert_trees_close(updates, jax.tree.map(lambda v, lr=learning_rate: -lr * v, velocity))
 
 
-@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "jit"])
-def test_injected_learning_rate_and_beta_can_be_changed(compiled):
+def test_injected_learning_rate_and_beta_can_be_changed():
     tx = optax.inject_hyperparams(gravity)(learning_rate=0.1, key=0)
     state = tx.init(PARAMS)
-    _, state = maybe_jit(compiled)(tx.update)(GRADIENTS, state)
+    _, state = jax.jit(tx.update)(GRADIENTS, state)
     state.hyperparams["learning_rate"] = jnp.asarray(0.02, jnp.float32)
     state.hyperparams["beta"] = jnp.asarray(0.5, jnp.float32)
     before = state.inner_state[0].velocity
-    updates, state = maybe_jit(compiled)(tx.update)(GRADIENTS, state)
+    updates, state = jax.jit(tx.update)(GRADIENTS, state)
     expected = jax.tree.map(functools.partial(oracle.velocity_after, t=2, beta=0.5), GRADIENTS, before)
     assert_trees_close(updates, jax.tree.map(lambda v: -0.02 * v, expected))
 
@@ -348,19 +311,8 @@ def test_a_standard_deviation_beyond_the_velocitys_dtype_is_an_error_that_names_
 ):
     params = {"w": jnp.zeros(3, dtype if which == "parameter" else jnp.float32)}
     chosen = None if which == "parameter" else dtype
-    message = rf"velocity_stddev \(alpha / learning_rate\) is {too_large:g}, beyond {jnp.dtype(dtype)}.*params\['w'\]"
+    message = rf"velocity_stddev \(alpha / learning_rate\) is {too_large:g}, above .*{jnp.dtype(dtype)}.*params\['w'\]"
     with pytest.raises(ValueError, match=message.replace("+", r"\+")):
         gravity(1.0, too_large, key=0, velocity_dtype=chosen).init(params)
     velocity = gravity(1.0, largest, key=0, velocity_dtype=chosen).init(params)[0].velocity["w"]
     assert velocity.dtype == dtype and jnp.isfinite(velocity).all()
-
-
-@pytest.mark.parametrize("number", [float, np.float64, np.float32])
-def test_alpha_over_learning_rate_beyond_float64_or_float32_warns_of_nothing(number):
-    if number is np.float32:
-        tx = gravity(np.float32(1e-30), np.float32(1e30), key=0)
-        with pytest.raises(ValueError, match="velocity_stddev"):
-            tx.init(jnp.zeros(2))
-    else:
-        with pytest.raises(ValueError, match=r"alpha / learning_rate is 1e\+300 / 1e-300"):
-            gravity(number(1e-300), number(1e300), key=0)

@@ -1,4 +1,4 @@
-"""A run begun with the authors' PyTorch optimizer goes on here: 50 steps there and 50 here are 100 there."""
+"""Continuing a run started with the authors' PyTorch optimizer: 50 steps there and 50 here equal 100 there."""
 
 import importlib
 import pathlib

@@ -11,7 +11,7 @@ import pytest
 import compat
 import oracle
 from gravity_optax import ScaleByGravityState, gravity, gravity_term, scale_by_gravity
-from trees import F32, GRADIENTS, PARAMS, assert_trees_close, assert_trees_identical
+from trees import GRADIENTS, PARAMS, assert_trees_close, assert_trees_identical
 
 
 def zeta(gradient):
@@ -42,11 +42,6 @@ def errors_against_oracle(run, first_step):
         reference = oracle.trajectory(gradients, velocity_0, params_0, oracle.LEARNING_RATE, first_step)
         errors.append([oracle.worst_error(velocities, reference[0]), oracle.worst_error(params, reference[1])])
     return np.max(errors, axis=0)
-
-
-def test_recorded_run_learns(run):
-    assert len(run.losses) >= 300
-    assert run.losses[-20:].mean() < 0.5 * run.losses[:5].mean()
 
 
 def test_training_run_agrees_with_the_oracle_at_every_step(run, first_step):
@@ -98,19 +93,6 @@ def test_the_count_saturates_instead_of_wrapping():
 # ---- what the gradient term does to gradients
 
 
-def test_gravity_term_is_largest_at_the_max_step_grad_where_it_is_half_of_it():
-    for m in (0.1, 1.0, 30.0):
-        g = jnp.asarray(m * np.array([0.5, 0.9, 0.99, 1.0, 1.01, 1.1, 2.0]), jnp.float32)
-        term = np.asarray(gravity_term(g, m))
-        assert np.argmax(term) == 3
-        np.testing.assert_allclose(term[3], m / 2, rtol=1e-6)
-
-
-def test_gravity_term_is_g_well_below_m_and_m_squared_over_g_well_above():
-    g = jnp.array([1e-3, -1e-3, 1e4, -1e4])
-    np.testing.assert_allclose(gravity_term(g, 1.0), [1e-3, -1e-3, 1e-4, -1e-4], rtol=2e-6)
-
-
 @pytest.mark.parametrize("g", [1e-38, 1e-20, 1e-3, 1.0, 1e3, 1e19, 1e25, 1e38, 3e38])
 @pytest.mark.parametrize("m", [1e-30, 1e-10, 1.0, 1e10, 1e37, 1e38])
 def test_gravity_term_has_the_true_value_at_every_magnitude(g, m):
@@ -142,31 +124,6 @@ def test_gravity_term_takes_integers_and_broadcasts_m():
     np.testing.assert_allclose(rows, [[0.5] * 3, [0.8] * 3], rtol=1e-6)
 
 
-@pytest.mark.parametrize(("gradient", "m"), [(1j, 1.0), (jnp.ones(2, jnp.complex64), 1.0), (1.0, 1 + 0j)], ids=str)
-def test_gravity_term_refuses_complex_numbers(gradient, m):
-    with pytest.raises(
-        TypeError, match=r"(gradient|m) is complex64; give gravity_term the real and the imaginary part"
-    ):
-        gravity_term(gradient, m)
-
-
-def test_a_largest_entry_above_one_is_damped_like_its_inverse_cube():
-    for largest in (10.0, 100.0, 1000.0):
-        np.testing.assert_allclose(
-            zeta(jnp.array([0.0, largest]))[1] * largest**3, 1.0, rtol=2 / largest**2 + 2e-4 / largest
-        )
-
-
-def test_an_outlier_damps_the_entries_above_its_inverse():
-    # With M = 20 the step grows with the entry up to 1/20 and falls from there on.
-    entries = np.array([0.01, 0.02, 0.04, 0.05, 0.06, 0.1, 0.5, 1.0, 20.0])
-    steps = zeta(jnp.asarray(entries, jnp.float32))
-    assert np.argmax(steps) == 3
-    assert (np.diff(steps)[:3] > 0).all() and (np.diff(steps)[3:] < 0).all()
-    # Without the outlier the same entries all grow.
-    assert (np.diff(zeta(jnp.asarray(entries[:-1], jnp.float32))) > 0).all()
-
-
 def test_max_is_taken_per_leaf_and_of_absolute_values():
     one = zeta(jnp.array([0.5, -4.0]))
     np.testing.assert_allclose(one, [0.5 / (1 + 4.0), -4 / (1 + 256)], rtol=1e-6)
@@ -176,7 +133,7 @@ def test_max_is_taken_per_leaf_and_of_absolute_values():
     np.testing.assert_allclose(updates[1], [0.25 / (1 + 0.0625)], rtol=1e-6)
 
 
-@pytest.mark.parametrize("shape", [(70_001,), (1031, 67), (3, 3, 83, 101), (20, 4096), (15, 5000)])
+@pytest.mark.parametrize("shape", [(70_001,), (3, 3, 83, 101)])
 @pytest.mark.parametrize("where", [0, -1, 0.37])
 def test_the_maximum_of_a_large_leaf_is_found_wherever_it_is(shape, where):
     gradient = np.random.default_rng(0).uniform(-0.5, 0.5, shape).astype(np.float32)
@@ -184,37 +141,11 @@ def test_the_maximum_of_a_large_leaf_is_found_wherever_it_is(shape, where):
     gradient.flat[position] = -0.9
     expected = gradient / (1 + (gradient * np.float64(0.9)) ** 2)
     np.testing.assert_allclose(zeta(gradient), expected, rtol=1e-6)
-    gradient.flat[position] = np.nan  # which XLA:CPU's maximum passes over, in large arrays
+    gradient.flat[position] = np.nan  # which XLA:CPU's maximum of a large array ignores
     assert np.isnan(zeta(gradient).flat[position])
 
 
-def test_huge_gradients_give_a_finite_velocity():
-    np.testing.assert_allclose(zeta(jnp.array([3e38, 1e-20, 1.0])), [0, 1e-20 / (1 + 9e36), 0], atol=1e-37)
-    np.testing.assert_allclose(zeta(jnp.array([1e-30, -1e-42])), [1e-30, 0], rtol=1e-6, atol=1e-38)
-
-
 # ---- dtypes
-
-
-def test_a_float16_gradient_of_20_does_not_overflow():
-    # (g / m)^2 = 160000 is beyond float16.
-    gradient = jnp.array([20.0, 0.5], jnp.float16)
-    np.testing.assert_allclose(zeta(gradient), [20 / 160001, 0.5 / 101], rtol=2e-3)
-
-
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
-def test_velocity_and_updates_keep_the_dtype_of_a_leaf(dtype):
-    params, gradients = (jax.tree.map(lambda x: x.astype(dtype), tree) for tree in (PARAMS, GRADIENTS))
-    tx = gravity(0.1, key=0)
-    state = tx.init(params)
-    for count in range(3):
-        before = state[0].velocity
-        updates, state = tx.update(gradients, state)
-        expected = jax.tree.map(functools.partial(oracle.velocity_after, t=1 + count), gradients, before)
-        assert {leaf.dtype for leaf in jax.tree.leaves((before, updates, state[0].velocity))} == {jnp.dtype(dtype)}
-        eps = float(jnp.finfo(dtype).eps)
-        assert_trees_close(state[0].velocity, expected, rtol=max(0.51 * eps, 2e-6), atol=1e-7)  # rounded once
-        assert_trees_close(updates, jax.tree.map(lambda v: -0.1 * v, expected), rtol=2 * eps, atol=1e-7)
 
 
 @jax.numpy_dtype_promotion("standard")
@@ -257,15 +188,6 @@ def test_float64_leaves_are_computed_in_float64(first):
         assert oracle.worst_error(np.asarray(params)[None], weights[-1:]) < 1e-12
 
 
-def test_mixed_dtypes_in_one_tree_under_x64():
-    with compat.enable_x64():
-        params = [jnp.zeros(3, dtype) for dtype in (jnp.float64, jnp.float32, jnp.bfloat16)]
-        tx = gravity(0.1, key=0)
-        updates, state = tx.update([p + jnp.ones_like(p) for p in params], tx.init(params))
-        assert [u.dtype for u in updates] == [v.dtype for v in state[0].velocity] == [p.dtype for p in params]
-        assert state[0].count.dtype == jnp.int32
-
-
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32])
 def test_draws_beyond_the_range_of_a_dtype_are_clamped(dtype):
     largest = float(jnp.finfo(dtype).max)
@@ -276,25 +198,6 @@ def test_draws_beyond_the_range_of_a_dtype_are_clamped(dtype):
 
 
 # ---- kinds of leaves
-
-
-def test_a_leaf_of_zeros_only_lets_the_velocity_decay():
-    tx = gravity(0.1, key=0)
-    state = tx.init(PARAMS)
-    before = state[0].velocity
-    _, state = tx.update(jax.tree.map(jnp.zeros_like, GRADIENTS), state)
-    assert_trees_close(state[0].velocity, jax.tree.map(lambda v: v * (1.9 / 3), before))
-
-
-def test_leaves_of_size_zero_and_scalars():
-    params = {"empty": jnp.zeros((0, 3)), "scalar": jnp.array(1.0)}
-    tx = gravity(0.1, key=0)
-    state = tx.init(params)
-    assert state[0].velocity["empty"].shape == (0, 3) and state[0].velocity["scalar"].shape == ()
-    expected = oracle.velocity_after(0.5, state[0].velocity["scalar"], t=1)
-    updates, state = tx.update({"empty": jnp.zeros((0, 3)), "scalar": jnp.array(0.5)}, state)
-    assert updates["empty"].shape == (0, 3)
-    np.testing.assert_allclose(updates["scalar"], -0.1 * expected, **F32)
 
 
 @pytest.mark.parametrize("hole", [None, optax.MaskedNode()], ids=["None", "MaskedNode"])
@@ -334,14 +237,3 @@ def test_a_non_finite_gradient_makes_its_own_leaf_non_finite_and_no_other(bad):
     assert not jnp.isfinite(updates["w"]).all()
     assert not jnp.isfinite(state[0].velocity["w"][1, 2])
     assert_trees_identical(updates["b"], clean["b"])
-
-
-def test_apply_if_finite_skips_a_step_with_a_non_finite_gradient():
-    tx = optax.apply_if_finite(gravity(0.1, key=0), 5)
-    _, state = tx.update(GRADIENTS, tx.init(PARAMS))
-    bad = {**GRADIENTS, "b": GRADIENTS["b"].at[0].set(jnp.nan)}
-    updates, skipped = tx.update(bad, state)
-    assert_trees_identical(updates, PARAMS)  # zeros
-    assert_trees_identical(skipped.inner_state, state.inner_state)
-    assert skipped.notfinite_count == 1
-    assert_trees_close(tx.update(GRADIENTS, skipped)[0], tx.update(GRADIENTS, state)[0])

@@ -30,44 +30,17 @@ def random_matrix(scale=1.0, offset=0.0):
     return jnp.asarray(np.random.default_rng(2).normal(offset, scale, (3, 4)), jnp.float32)
 
 
-@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "jit"])
 @trials
-def test_the_authors_trials_agree_with_the_oracle(hook, exact, compiled):
+def test_the_authors_trials_agree_with_the_oracle(hook, exact):
     for scale in (1e-3, 0.5, 20.0):
         gradient = random_matrix(scale)
         expected = oracle.velocity_after(gradient, VELOCITY, t=1, m=exact(np.asarray(gradient, np.float64)))
-        np.testing.assert_allclose(updated(hook, gradient, compiled=compiled), expected, **F32)
-
-
-def test_the_trials_differ_from_each_other():
-    steps = [np.asarray(updated(hook, random_matrix(2.0))) for hook, _ in oracle.TRIALS.values()]
-    for i, one in enumerate(steps):
-        assert all(np.abs(one - other).max() > 1e-3 for other in steps[:i])
-
-
-@trials
-def test_three_steps_of_gravity_itself_use_the_trial(hook, exact):
-    tx = gravity(0.1, key=0, max_step_grad=hook)
-    state = tx.init(VELOCITY)
-    velocity = state[0].velocity
-    for count in range(3):
-        gradient = random_matrix(1.0 + count)
-        updates, state = tx.update(gradient, state)
-        velocity = oracle.velocity_after(gradient, velocity, 1 + count, m=exact(np.asarray(gradient, np.float64)))
-        np.testing.assert_allclose(updates, -0.1 * velocity, **F32)
+        np.testing.assert_allclose(updated(hook, gradient), expected, **F32)
 
 
 def test_none_is_one_over_the_largest_absolute_value():
     for gradient in (random_matrix(), random_matrix(30.0), random_matrix(1e-20), jnp.zeros((3, 4))):
         np.testing.assert_allclose(updated(None, gradient), updated(lambda g: 1 / jnp.max(jnp.abs(g)), gradient), **F32)
-
-
-@pytest.mark.parametrize("name", ["1/max|G|", "1/(max G - min G)", "1/std G"])
-def test_a_leaf_of_zeros_makes_m_infinite_and_only_decays_the_velocity(name):
-    hook, _ = oracle.TRIALS[name]
-    zeros = jnp.zeros((3, 4))
-    assert jnp.isinf(hook(zeros))
-    np.testing.assert_allclose(updated(hook, zeros), VELOCITY * 1.9 / 3, **F32)
 
 
 @pytest.mark.parametrize("name", ["1/(max G - min G)", "1/std G"])
@@ -142,14 +115,6 @@ def test_a_jitted_step_traces_the_hook_once():
     assert len(traces) == 1
 
 
-def test_derivatives_flow_through_the_hook():
-    # One entry with m = 1 / g is g / (1 + g^4).
-    tx = scale_by_gravity(0.0, key=0, first_step=0, max_step_grad=lambda g: 1 / jnp.abs(g))
-    for g in (0.3, 1.0, 1.7):
-        slope = jax.grad(lambda g: 2 * tx.update(g, tx.init(g))[0])(jnp.float32(g))
-        assert float(slope) == pytest.approx((1 - 3 * g**4) / (1 + g**4) ** 2, rel=1e-4)
-
-
 # ---- leaves split by hand
 
 
@@ -174,27 +139,6 @@ def test_pmax_in_the_hook_serves_leaves_split_inside_shard_map(spec):
     assert max(np.abs(run(alone)[0][name] - expected[0][name]).max() for name in params) > 1e-3
 
 
-# ---- errors
-
-
-@pytest.mark.parametrize(
-    "value", [0.3, "max", jnp.ones(()), True, (lambda g: g,)], ids=["m", "str", "array", "bool", "tuple"]
-)
-def test_a_hook_that_is_not_a_function(value):
-    for build in (gravity, scale_by_gravity):
-        with pytest.raises(TypeError, match=r"(?s)max_step_grad is .*must be a function.*lambda g: m"):
-            build(key=0, max_step_grad=value)
-
-
-@pytest.mark.parametrize(("stacked_axes", "shape"), [(None, (3, 4)), (1, (4,))], ids=str)
-@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "jit"])
-def test_an_m_that_is_not_a_scalar(stacked_axes, shape, compiled):
-    tx = scale_by_gravity(key=0, max_step_grad=jnp.abs, stacked_axes=stacked_axes)
-    update = jax.jit(tx.update) if compiled else tx.update
-    with pytest.raises(ValueError, match=rf"max_step_grad gave an array of shape \({str(shape)[1:-1]}\); .*one m"):
-        update(VELOCITY, tx.init(VELOCITY))
-
-
 # ---- optax.inject_hyperparams
 
 
@@ -210,9 +154,3 @@ def test_inject_hyperparams_needs_nothing_at_the_defaults_and_static_args_otherw
         np.testing.assert_allclose(updates, expected, **F32)
         assert state.inner_state[0].velocity.dtype == expected_state[0].velocity.dtype
         assert {"learning_rate", "alpha", "beta"} <= set(state.hyperparams) and not set(STATIC) & set(state.hyperparams)
-
-
-def test_stacked_axes_not_named_in_static_args_says_so():
-    tx = optax.inject_hyperparams(gravity)(0.1, key=0, stacked_axes=1)
-    with pytest.raises(TypeError, match=r"stacked_axes is .*static_args"):
-        jax.jit(tx.init)(VELOCITY)

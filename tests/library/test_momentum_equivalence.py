@@ -16,7 +16,7 @@ UNDAMPED = {"max_step_grad": lambda g: jnp.inf}
 
 
 def updates(tx, gradients):
-    """What `tx` makes of them, one after another, float64 (steps, n)."""
+    """The updates of `tx` for a sequence of gradients, float64 (steps, n)."""
     state, out = tx.init(jnp.zeros_like(gradients[0])), []
     for g in gradients:
         update, state = tx.update(g, state)

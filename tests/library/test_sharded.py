@@ -94,7 +94,7 @@ def assert_sharded_as(tree, shardings):
 
 
 def collectives(compiled):
-    """The (result type, name) of every operation of a compiled program that talks to other devices."""
+    """The (result type, name) of every operation of a compiled program that communicates with other devices."""
     return COLLECTIVE.findall(compiled.as_text())
 
 
@@ -124,7 +124,7 @@ def test_an_update_of_sharded_parameters_moves_nothing_but_maxima(layout):
     _, shardings = shardings_of(layout)
     params = jax.device_put(params_0(), shardings)
     state = tx.init(params)
-    compiled = jax.jit(tx.update).lower(params, state, params).compile()  # with no word about the output's sharding
+    compiled = jax.jit(tx.update).lower(params, state, params).compile()  # no out_shardings
     updates, new = compiled(params, state, params)
     assert_sharded_as(updates, shardings)
     assert_sharded_as(new[0].velocity, shardings)
@@ -150,7 +150,7 @@ def test_a_compiled_init_draws_the_same_velocity_into_its_shards(layout):
         np.testing.assert_allclose(np.asarray(a), np.asarray(b), **SAME_DRAW)
 
 
-def test_matrices_stacked_along_the_sharded_axis_need_no_talk_at_all():
+def test_matrices_stacked_along_the_sharded_axis_need_no_communication():
     tx = gravity(0.1, key=0, stacked_axes=1)
     mesh, _ = shardings_of("fsdp")
     params = jax.device_put(jnp.ones((16, 6, 5)), NamedSharding(mesh, P("data")))

@@ -17,12 +17,12 @@ import compat
 import oracle
 from gravity_optax import gravity, scale_by_gravity
 
-HOOKS = {"None": None, "mean|G|": lambda g: jnp.mean(jnp.abs(g))} | {k: hook for k, (hook, _) in oracle.TRIALS.items()}
+HOOKS = {"None": None, "0.3": lambda g: 0.3, "1/std G": oracle.TRIALS["1/std G"][0]}
 MATRICES = [(), (1,), (7,), (33, 17), (3, 3, 4, 8)]  # an odd length, one that XLA vectorizes, a convolution's
 # The order of a sum and fused multiply-adds depend on the shape. Over ten seeds of these trees the largest difference
 # was 2 on jax 0.7.2, 4 on 0.10.1 and 8 on 0.12.0.1.
 ULPS = 16
-STACKS = [(), (24,), (4, 6)]
+STACKS = [(24,), (4, 6)]
 
 
 def random_tree(stack, scale, seed=0):
@@ -64,49 +64,12 @@ def test_without_stacked_axes_one_maximum_serves_the_whole_leaf():
     np.testing.assert_array_equal(steps[0], steps[None])
 
 
-def test_a_large_stack_of_scalars_and_of_vectors():
-    scalars = jnp.linspace(-2, 2, 2**17)
-    tx = scale_by_gravity(0.0, key=0, first_step=0, stacked_axes=1)
-    velocity, _ = tx.update(scalars, tx.init(scalars))
-    np.testing.assert_allclose(velocity, scalars / (1 + scalars**4) / 2, rtol=1e-6)
-    vectors = scalars.reshape(4, -1)
-    velocity, _ = tx.update(vectors, tx.init(vectors))
-    largest = jnp.max(jnp.abs(vectors), axis=1, keepdims=True)
-    np.testing.assert_allclose(velocity, vectors / (1 + (vectors * largest) ** 2) / 2, rtol=1e-6)
-
-
-def test_the_first_velocity_does_not_depend_on_stacked_axes():
-    leaf = jnp.zeros((4, 5, 6))
-    draws = [np.asarray(gravity(0.1, key=0, stacked_axes=n).init(leaf)[0].velocity) for n in (None, 0, 1, 2)]
-    for draw in draws[1:]:
-        np.testing.assert_array_equal(draw, draws[0])
-
-
 @pytest.mark.parametrize("hook", [None, oracle.TRIALS["1/std G"][0]], ids=["None", "std"])
 def test_a_stack_of_no_matrices_and_matrices_of_no_entries(hook):
     params = [jnp.zeros((0, 3)), jnp.zeros((3, 0))]
     tx = gravity(0.1, key=0, max_step_grad=hook, stacked_axes=1)
     updates, _ = jax.jit(tx.update)(params, tx.init(params))
     assert [u.shape for u in updates] == [(0, 3), (3, 0)]
-
-
-def test_a_leaf_with_too_few_axes_is_named():
-    tx = gravity(0.1, key=0, stacked_axes=2)
-    with pytest.raises(
-        ValueError, match=r"(?s)stacked_axes is 2, but params\['b'\] has shape \(4,\); .*optax\.partition"
-    ):
-        tx.init({"w": jnp.zeros((2, 3, 4)), "b": jnp.zeros(4)})
-
-
-@pytest.mark.parametrize("value", [1.0, "1", True, jnp.int32(1)], ids=repr)
-def test_stacked_axes_that_are_not_an_int(value):
-    with pytest.raises(TypeError, match="stacked_axes is "):
-        gravity(0.1, key=0, stacked_axes=value)
-
-
-def test_stacked_axes_below_zero():
-    with pytest.raises(ValueError, match="stacked_axes is -1; it must be at least 0"):
-        gravity(0.1, key=0, stacked_axes=-1)
 
 
 # ---- a tree in which only some leaves are stacked
@@ -183,7 +146,7 @@ def test_a_scanned_model_trains_with_the_recipe_and_each_layer_has_its_own_m():
 
 @pytest.mark.parametrize("spec", [P("x"), P(None, "x")], ids=["stack-sharded", "matrix-sharded"])
 @pytest.mark.parametrize("mode", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
-@pytest.mark.parametrize("hook", [None, *(oracle.TRIALS[k][0] for k in ("1/std G", "0.3"))], ids=["None", "std", "m"])
+@pytest.mark.parametrize("hook", [None, oracle.TRIALS["1/std G"][0]], ids=["None", "std"])
 def test_a_sharded_stack_is_updated_as_on_one_device_and_stays_sharded(hook, mode, spec):
     gradient = jnp.asarray(np.random.default_rng(0).normal(0, 2, (8, 16, 4)), jnp.float32)
     tx = gravity(0.1, key=0, max_step_grad=hook, stacked_axes=1)

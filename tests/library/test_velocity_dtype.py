@@ -56,36 +56,6 @@ def test_the_first_velocity_is_the_one_of_float32_rounded():
         np.testing.assert_array_equal(np.float32(rounded[name]), np.float32(full[name].astype(jnp.bfloat16)))
 
 
-@pytest.mark.parametrize("how", ["eager", "jit", "scan"])
-def test_velocity_stays_bfloat16_and_params_float32_over_steps(how):
-    tx = gravity(0.1, key=0, velocity_dtype=jnp.bfloat16)
-
-    def body(carry, _):
-        params, state = carry
-        updates, state = tx.update(GRADIENTS, state, params)
-        return (optax.apply_updates(params, updates), state), None
-
-    carry = (PARAMS, tx.init(PARAMS))
-    if how == "scan":
-        carry, _ = jax.jit(lambda carry: jax.lax.scan(body, carry, length=5))(carry)
-    else:
-        step = jax.jit(body) if how == "jit" else body
-        for _ in range(5):
-            carry, _ = step(carry, None)
-    params, state = carry
-    assert dtypes(params) == {"float32"} and dtypes(state[0].velocity) == {"bfloat16"}
-    assert state[0].count == 5
-    full = gravity(0.1, key=0)
-    expected, expected_state = PARAMS, full.init(PARAMS)
-    for _ in range(5):
-        updates, expected_state = full.update(GRADIENTS, expected_state)
-        expected = optax.apply_updates(expected, updates)
-    for name in PARAMS:
-        error = np.abs(params[name] - expected[name]).max() / np.abs(expected[name]).max()
-        assert error < 4e-3  # of the order of bfloat16's half step, 2^-9
-        assert error > 1e-5
-
-
 def test_float32_velocity_of_bfloat16_params_keeps_what_their_dtype_would_lose():
     params = jnp.zeros(8, jnp.bfloat16)
     gradient = jnp.full(8, 1e-3, jnp.bfloat16)
@@ -113,10 +83,3 @@ def test_float64_becomes_float32_unless_x64_is_on():
     assert build().init(jnp.zeros(2)).velocity.dtype == jnp.float32
     with compat.enable_x64():
         assert build().init(jnp.zeros(2, jnp.float32)).velocity.dtype == jnp.float64
-
-
-@pytest.mark.parametrize("dtype", [jnp.int8, jnp.complex64, bool, "int32", "float8_e8m0fnu"], ids=str)
-def test_a_velocity_dtype_that_is_not_a_float(dtype):
-    for build in (gravity, scale_by_gravity):
-        with pytest.raises(TypeError, match=r"velocity_dtype is .*must be a float dtype such as jnp\.bfloat16"):
-            build(key=0, velocity_dtype=dtype)

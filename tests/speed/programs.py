@@ -26,7 +26,7 @@ from trainer.devices import Program, Replicas
 
 MIB = 2**20
 IMAGES, SHAPE = 50_000, (32, 32, 3)  # CIFAR-10's training set
-# An epoch of 49 steps is dispatched in chunks of 7 and 6 (building.py); the length changes nothing in a step.
+# An epoch of 49 steps is dispatched in chunks of 7 and 6 (loop.py); the length changes nothing in a step.
 STEPS = 7
 OPTIMIZERS = {
     "gravity": gravity(0.1, key=0),

@@ -19,7 +19,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / "train"))
 
 def main() -> None:
     options = timing.arguments(__doc__, rounds=5)
-    from trainer.jaxlib_fault import work_around
+    from trainer.jax_setup import work_around
 
     work_around()
     from trainer import data, loop

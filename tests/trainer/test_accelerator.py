@@ -15,7 +15,7 @@ NOT_NEEDED = ("tensorflow_datasets", "tyro", "sklearn", "tqdm", "orbax.checkpoin
 def run(*arguments, **options):
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
     return subprocess.run(
-        [sys.executable, *arguments], env=environment, capture_output=True, text=True, timeout=300, **options
+        [sys.executable, *arguments], env=environment, capture_output=True, text=True, timeout=600, **options
     )
 
 

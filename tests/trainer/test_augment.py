@@ -6,13 +6,11 @@ import itertools
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
-from processes import differences, result
+from processes import result
 from stop_after import StopAfter
 from trainer import augment, data, loop, networks, steps
 from trainer.config import Config, resolve
-from trainer.progress import Preempted
 
 RUN = Config(model="mlp", width=0.01, limit=128, batch_size=24, epochs=2, augment="crop-flip", watch=True)
 IMAGES = np.random.default_rng(0).integers(0, 256, (50, 6, 5, 2), np.uint8)
@@ -129,11 +127,3 @@ def test_one_device_and_eight_see_the_same_pictures(tmp_path):
     assert [row["loss"] for row in rows] != [rows[0]["loss"]] * 2, "both epochs see the same pictures"
     for a, b in zip(rows, others, strict=True):
         np.testing.assert_allclose(float(a["loss"]), float(b["loss"]), rtol=2e-6)
-
-
-def test_a_stopped_run_sees_the_same_pictures_when_it_is_resumed(tmp_path):
-    train(tmp_path / "whole")
-    with pytest.raises(Preempted):
-        train(tmp_path / "stopped", chunks=2)
-    train(tmp_path / "stopped", resume=True)
-    assert differences(result(tmp_path / "whole"), result(tmp_path / "stopped")) == []

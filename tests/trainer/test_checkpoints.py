@@ -23,14 +23,8 @@ def is_whole(found, number):
     return progress["rows"] == [number] and np.all(arrays["a"] == number)
 
 
-NAMES = [
-    "x [lr=0.1]", "[a]", "[!a]", "a]b", "a*b", "**", "a?b", "a\\b", "a\\", "x\\..\\[y]*",
-    "a b", "%5B", "#", "{a,b}", "a:b", "~", "$HOME", "'\"", "-x", "\t\n", "é", "中",
-]  # fmt: skip
-
-
 @pytest.mark.parametrize("inside", [False, True], ids=["itself", "above"])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ["x [lr=0.1]", "[!a]", "a*b?", "x\\..\\[y]*", "%5B{a,b}#", "'\"$HOME ~\t\n", "é中"])
 def test_a_folder_may_have_any_name(tmp_path, name, inside):
     folder = tmp_path / name / "run" / "checkpoints" if inside else tmp_path / name
     save(folder, [3])
@@ -44,14 +38,8 @@ def test_a_folder_may_have_any_name(tmp_path, name, inside):
     assert [path.name for path in folder.iterdir()] == ["4"]
 
 
-def test_a_pattern_that_fits_another_runs_folder_does_not_reach_it(tmp_path):
-    save(tmp_path / "axb", [1])
-    save(tmp_path / "a*b", [1], size=3)
-    assert [len(ReadCheckpoints(tmp_path / name).read(1)[1]["a"]) for name in ("axb", "a*b")] == [5, 3]
-
-
 @pytest.mark.parametrize("name", ["x [lr=0.1]", "a\\b"])
-def test_what_earlier_versions_left_in_such_a_folder_is_read_and_goes_on(tmp_path, name):
+def test_what_earlier_versions_left_in_such_a_folder_is_read(tmp_path, name):
     folder = tmp_path / name / "checkpoints"
     save(folder, [3])
     arrays = folder / "3" / "arrays"
@@ -82,11 +70,11 @@ def test_a_temporary_folder_may_have_any_name_too(tmp_path, monkeypatch):
     assert is_whole(ReadCheckpoints(tmp_path / "run").read(None)[1:], 3)
     assert list((tmp_path / "job[1]").iterdir()) == []
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "none"))
-    with pytest.raises(UserError, match=r"no temporary folder can be made .*set TMPDIR"):
+    with pytest.raises(UserError, match=r"no temporary folder .*set TMPDIR"):
         ReadCheckpoints(tmp_path / "run").read(None)
 
 
-def test_a_checkpoint_that_is_replaced_while_it_is_read_is_not_damaged(tmp_path):
+def test_a_checkpoint_replaced_while_it_is_read_is_not_damaged(tmp_path):
     """As fast as it can be: a run with --keep 1 and an epoch of no time."""
     save(tmp_path, [1])
     ended = threading.Event()

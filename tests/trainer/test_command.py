@@ -1,14 +1,12 @@
-"""What all five commands go through: captured streams, notebooks, signals, errors of the file system."""
+"""What all commands share: captured streams, logging, signals, exit codes, paths. Notebooks are in test_kernel.py."""
 
 import contextlib
 import io
 import logging
 import os
 import pathlib
-import runpy
 import signal
 import sys
-import time
 import types
 
 import pytest
@@ -27,50 +25,13 @@ COMMANDS = (main, evaluate, benchmark, compare, report)
 log = logging.getLogger("train")
 
 
-class NotebookStream(io.TextIOBase):
-    """As ipykernel's: it is no file, and cannot be reconfigured."""
-
-    def __init__(self):
-        super().__init__()
-        self.text = ""
-
-    def write(self, text):
-        self.text += text
-        return len(text)
-
-
-@pytest.fixture
-def notebook(monkeypatch):
-    """As if IPython ran the tests."""
-    monkeypatch.setitem(sys.modules, "IPython", types.SimpleNamespace(get_ipython=object))
-
-
-@pytest.fixture
-def notebook_with_bars(notebook, monkeypatch):
-    monkeypatch.setitem(sys.modules, "ipykernel", types.SimpleNamespace())
-
-
-@pytest.mark.parametrize("stream", [io.StringIO, NotebookStream])
 @pytest.mark.parametrize("module", COMMANDS, ids=lambda module: module.__name__)
-def test_help_goes_where_a_caller_or_a_notebook_wants_it_again_and_again(monkeypatch, module, stream):
+def test_a_caller_may_capture_the_output(monkeypatch, module):
     monkeypatch.setattr("sys.argv", ["command", "--help"])
-    for _ in range(2):
-        with contextlib.redirect_stdout(stream()) as out:
-            assert module.main() == 0
-            assert sys.stdout is out
-        assert "usage: train/" in (out.text if stream is NotebookStream else out.getvalue())
-
-
-@pytest.mark.parametrize("module", COMMANDS, ids=lambda module: module.__name__)
-def test_in_a_notebook_only_a_failure_ends_a_cell(monkeypatch, notebook, module):
-    path = str(TRAIN / f"{module.__name__}.py")
-    monkeypatch.setattr("sys.argv", [path, "--help"])
-    with contextlib.redirect_stdout(io.StringIO()):
-        runpy.run_path(path, run_name="__main__")
-    monkeypatch.setattr("sys.argv", [path, "--nonsense"])
-    with contextlib.redirect_stderr(io.StringIO()) as errors, pytest.raises(SystemExit, match=r"^2$"):
-        runpy.run_path(path, run_name="__main__")
-    assert errors.getvalue().startswith("error: ") and errors.getvalue().count("\n") == 1
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        assert module.main() == 0
+        assert sys.stdout is out
+    assert "usage: train/" in out.getvalue()
 
 
 def test_a_second_run_in_the_same_process_logs_each_line_once():
@@ -110,28 +71,6 @@ def test_an_error_of_the_program_stays_a_traceback():
         command.run(raising(ZeroDivisionError()))
 
 
-def test_an_interrupt_in_a_notebook_ends_the_run_and_not_the_process(monkeypatch, notebook):
-    """The run, in its thread, is asked to stop with a checkpoint, and is waited for."""
-    seen = []
-
-    def run(config, notice):
-        time.sleep(0.2)  # until it is waited for
-        signal.raise_signal(signal.SIGINT)
-        while not notice.given:
-            pass
-        seen.append(notice.reason)
-        return 75
-
-    monkeypatch.setattr(main, "_run", run)
-    monkeypatch.setattr("sys.argv", ["main.py"])
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        assert main.main() == 130 and seen == ["an interrupt"]
-        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_asks_for_a_checkpoint_and_handlers_are_put_back(number):
     notice = StopRequest()
@@ -158,7 +97,9 @@ def test_nohup_keeps_its_meaning():
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-def test_progress_is_shown_on_a_terminal_and_in_a_notebook(monkeypatch, notebook_with_bars):
+def test_progress_is_shown_in_a_notebook_and_not_in_a_pipe(monkeypatch):
+    monkeypatch.setitem(sys.modules, "IPython", types.SimpleNamespace(get_ipython=object))
+    monkeypatch.setitem(sys.modules, "ipykernel", types.SimpleNamespace())
     with command.progress_bar(total=2) as bar:
         assert not bar.disable
     monkeypatch.delitem(sys.modules, "ipykernel")
@@ -185,3 +126,63 @@ def test_a_folder_that_cannot_be_written_is_one_line(monkeypatch, capsys, tmp_pa
     said = capsys.readouterr()
     (line,) = [line for line in (said.out + said.err).splitlines() if line.startswith("error: ")]
     assert str(tmp_path) in line and "Traceback" not in said.out + said.err
+
+
+# Paths: empty, in a bucket, in the home folder
+
+
+OTHER_COMMANDS = [
+    (benchmark.main, ["--workdir", "{}"]),
+    (benchmark.main, ["--workdir", "R", "--data-dir", "{}"]),
+    (compare.main, ["--workdir", "{}"]),
+    (compare.main, ["--workdir", "{}", "--report"]),
+    (compare.main, ["--workdir", "R", "--data-dir", "{}"]),
+    (report.main, ["{}"]),
+    (evaluate.main, ["{}"]),
+    (evaluate.main, ["R", "--data-dir", "{}"]),
+    (evaluate.main, ["R", "--predictions", "{}"]),
+    (evaluate.main, ["R", "--export", "{}"]),
+]
+
+
+@pytest.fixture
+def other_command(monkeypatch, capfd):
+    """Calls the main function of another command: its exit code and its one line of error."""
+
+    def call(main_of, *words):
+        monkeypatch.setattr("sys.argv", ["command", *words])
+        code = main_of()
+        (line,) = capfd.readouterr().err.splitlines()
+        assert line.startswith("error: ")
+        return code, line
+
+    return call
+
+
+@pytest.mark.parametrize("main_of, words", OTHER_COMMANDS)
+def test_the_other_commands_refuse_an_empty_path_too(other_command, monkeypatch, tmp_path, main_of, words):
+    monkeypatch.chdir(tmp_path)
+    code, line = other_command(main_of, *[word.format("") for word in words])
+    assert code == 2 and " is empty" in line
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "main_of, words", [(benchmark.main, ["--workdir"]), (compare.main, ["--workdir"]), (report.main, [])]
+)
+def test_results_of_the_other_commands_lie_in_a_local_folder(other_command, monkeypatch, tmp_path, main_of, words):
+    monkeypatch.chdir(tmp_path)
+    code, line = other_command(main_of, *words, "gs://bucket/results")
+    assert code == 2 and "gs://bucket/results" in line and "local folder" in line
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "main_of, words", [(compare.main, ["--workdir", "~/none", "--report"]), (report.main, ["~/none"])]
+)
+def test_the_other_commands_expand_a_tilde(other_command, monkeypatch, tmp_path, main_of, words):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    _, line = other_command(main_of, *words)
+    assert f"is {tmp_path / 'none'}, " in line
+    assert list(tmp_path.iterdir()) == []

@@ -1,4 +1,4 @@
-"""How batches are split, where arrays lie, and the check of jaxlib."""
+"""How batches are split, where arrays lie, and how programs are compiled."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from trainer import devices
-from trainer.config import UserError
 
 
 def test_a_batch_that_does_not_divide_is_filled_up_and_every_picture_is_kept_once():
@@ -55,59 +54,3 @@ def test_a_program_that_a_tpu_compiler_cannot_compile_fails_with_its_own_message
     monkeypatch.setattr(FakeLowered, "broken", True)
     with pytest.raises(jax.errors.JaxRuntimeError, match="too large"):
         devices._compile(FakeLowered(), "tpu")
-
-
-def test_the_installed_jaxlib_computes_right():
-    devices.check_arithmetic()
-
-
-def test_a_jaxlib_that_computes_wrong_is_refused_by_version(monkeypatch):
-    monkeypatch.setattr(devices.jax, "jit", lambda f: lambda a: -jnp.inf)
-    with pytest.raises(UserError, match=rf"jax {jax.__version__} with jaxlib .* computes wrong results.*pip install"):
-        devices.check_arithmetic()
-
-
-@pytest.mark.parametrize(
-    ("setting", "platform", "used"),
-    [("auto", "cpu", False), ("auto", "tpu", True), ("auto", "gpu", True), ("on", "cpu", True), ("off", "tpu", False)],
-)
-def test_compiled_programs_are_kept_on_accelerators_or_when_asked_for(monkeypatch, setting, platform, used):
-    settings = {}
-    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
-    monkeypatch.setattr(jax, "default_backend", lambda: platform)
-    monkeypatch.setattr(jax.config, "update", settings.__setitem__)
-    devices.use_compilation_cache(setting)
-    assert ("jax_compilation_cache_dir" in settings) == used
-
-
-@pytest.mark.parametrize(
-    "flags, slow", [("fma avx2 avx512f", True), ("avx2 avx512_bf16", False), ("asimd bf16", False)]
-)
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_a_cpu_without_bfloat16_instructions_says_so(flags, slow, precision, tmp_path):
-    (tmp_path / "proc").mkdir()
-    (tmp_path / "proc" / "cpuinfo").write_text(f"processor : 0\nflags : fpu {flags}\n")
-    lines = list(devices.hints(precision, tmp_path))
-    assert len(lines) == (slow and precision == "bfloat16")
-    assert all(line.startswith("--precision bfloat16 is far slower than float32") for line in lines)
-
-
-@pytest.mark.parametrize("file", ["proc/driver/nvidia/version", "dev/nvidia0"])
-def test_a_gpu_that_jax_does_not_see_is_named_unless_the_platform_was_chosen(file, tmp_path, monkeypatch):
-    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
-    assert list(devices.hints("float32", tmp_path)) == []
-    (tmp_path / file).parent.mkdir(parents=True)
-    (tmp_path / file).touch()
-    (line,) = devices.hints("float32", tmp_path)
-    assert "NVIDIA GPU" in line and "cuda12" in line
-    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
-    assert list(devices.hints("float32", tmp_path)) == []
-
-
-def test_without_a_home_there_is_no_cache_and_no_folder_named_tilde(monkeypatch, caplog):
-    settings = {}
-    monkeypatch.setattr("jax.config.update", settings.__setitem__)
-    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
-    monkeypatch.setattr("os.path.expanduser", lambda path: path)
-    devices.use_compilation_cache("on")
-    assert not settings and "JAX_COMPILATION_CACHE_DIR" in caplog.text

@@ -1,11 +1,7 @@
 """`train/evaluate.py`: what it says of a finished and of an interrupted run, and the files it writes."""
 
 import csv
-import json
-import pathlib
 import shutil
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +10,8 @@ import pytest
 
 from stop_after import StopAfter
 from trainer import data, evaluation, loop
-from trainer.building import chunk_lengths
 from trainer.config import Config, UserError, resolve
+from trainer.loop import chunk_lengths
 from trainer.progress import Preempted
 
 RUN = Config(width=0.05, limit=128, batch_size=8, epochs=3, keep=5, norm="group", learning_rate=0.5)
@@ -104,11 +100,6 @@ def test_the_weights_say_what_model_they_are_of(run, tmp_path):
     }
 
 
-def test_confusion_counts_labels_in_rows():
-    found = evaluation.confused(np.array([0, 0, 1, 2, 2]), np.array([0, 1, 1, 0, 0]), 3)
-    np.testing.assert_array_equal(found, [[1, 1, 0], [0, 1, 0], [2, 0, 0]])
-
-
 def damaged(workdir):
     for path in (workdir / "checkpoints" / str(numbers(workdir)[-1])).rglob("*"):
         if path.is_file():
@@ -136,18 +127,6 @@ def test_what_cannot_be_done_is_one_line(run, tmp_path, damage, options, message
     assert "\n" not in str(caught.value)
 
 
-def test_the_command(run, tmp_path):
-    script = str(pathlib.Path(__file__).parents[2] / "train" / "evaluate.py")
-    command = [sys.executable, script, str(run[0]), "--predictions", str(tmp_path / "p.csv")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert " on 128 test pictures" in done.stdout and f"{tmp_path / 'p.csv'} is written" in done.stdout
-    missing = subprocess.run([sys.executable, script, str(tmp_path)], capture_output=True, text=True, timeout=200)
-    assert missing.returncode == 1
-    assert missing.stderr.startswith(f"error: WORKDIR is {tmp_path}") and missing.stderr.count("\n") == 1
-    assert json.loads((run[0] / "config.json").read_text())["norm"] == "group"
-
-
 def test_in_a_folder_that_cannot_be_written_the_numbers_come_without_a_picture(run, tmp_path):
     """A folder stands where the picture should be: that stops root too."""
     workdir = tmp_path / "copy"
@@ -168,4 +147,4 @@ def test_in_a_folder_that_cannot_be_written_the_numbers_come_without_a_picture(r
 def test_numbers_without_a_picture_that_cannot_be_drawn(run, monkeypatch, caplog):
     monkeypatch.setattr(evaluation, "_confusion_figure", lambda *_: 1 / 0)
     assert " on 128 test pictures" in evaluation.evaluate(str(run[0]))
-    assert "confusion.png is left out" in caplog.text
+    assert "confusion.png was not drawn" in caplog.text

@@ -1,4 +1,4 @@
-"""`--tensorboard`: what TensorBoard's own reader finds, in a run at one go and in one that was stopped."""
+"""`--tensorboard`: what TensorBoard's own reader finds after an uninterrupted run and after a resumed one."""
 
 import csv
 import gc
@@ -12,8 +12,8 @@ import pytest
 
 from stop_after import StopAfter
 from trainer import loop
-from trainer.building import chunk_lengths
 from trainer.config import Config, resolve
+from trainer.loop import chunk_lengths
 from trainer.progress import Preempted
 
 STEPS, EPOCHS = 10, 3
@@ -21,7 +21,14 @@ ENDS = (2, 4, 5, 6, 7, 8, 9, 10)  # the steps after which chunks end
 
 
 def train(workdir, chunks=None, **flags):
-    given = {"width": 0.05, "limit": 150, "batch_size": 16, "epochs": EPOCHS, "tensorboard": True} | flags
+    given = {
+        "model": "mlp",
+        "width": 0.05,
+        "limit": 150,
+        "batch_size": 16,
+        "epochs": EPOCHS,
+        "tensorboard": True,
+    } | flags
     config = resolve(Config(workdir=str(workdir), **given))
     return loop.train(config, jax.devices()[:1], None if chunks is None else StopAfter(chunks))
 
@@ -45,11 +52,11 @@ def test_a_resumed_run_appends_and_nothing_is_there_twice(tmp_path, monkeypatch,
     """Whatever the clock says by then: TensorBoard reads the files in the order of their names."""
     assert tuple(np.cumsum(chunk_lengths(STEPS))) == ENDS
     start = time.time()
-    monkeypatch.setattr("trainer.event_files.time", types.SimpleNamespace(time=lambda: start))
+    monkeypatch.setattr("trainer.records.time", types.SimpleNamespace(time=lambda: start))
     with pytest.raises(Preempted):
         train(tmp_path, chunks=len(ENDS) + 4, checkpoint_every=checkpoint_every)
     assert len(scalars(tmp_path)["chunk/loss"]) == len(ENDS) + 4
-    monkeypatch.setattr("trainer.event_files.time", types.SimpleNamespace(time=lambda: start + later))
+    monkeypatch.setattr("trainer.records.time", types.SimpleNamespace(time=lambda: start + later))
     train(tmp_path, resume=True, checkpoint_every=checkpoint_every)
     assert len(list((tmp_path / "tensorboard").iterdir())) == 2
     found = scalars(tmp_path)

@@ -1,4 +1,4 @@
-"""What a run finds around it: nobody who listens, another platform, a bucket, a checkout without installed metadata."""
+"""A run's environment: closed output, platforms, plugins, debugging settings, a bucket, no installed metadata."""
 
 import importlib.metadata
 import json
@@ -15,7 +15,7 @@ from trainer import checkpoints, data, loop
 from trainer.config import Config, resolve
 
 TRAIN = pathlib.Path(__file__).parents[2] / "train"
-SMALL = ["--width", "0.05", "--limit", "128", "--batch-size", "8", "--epochs", "2"]
+SMALL = ["--model", "softmax", "--limit", "128", "--batch-size", "8", "--epochs", "2"]
 
 
 def shell(line, cwd, **environment):
@@ -23,45 +23,43 @@ def shell(line, cwd, **environment):
     names = "".join(f'{name}() {{ "{sys.executable}" "{TRAIN}/{name}.py" "$@"; }}\n' for name in COMMANDS)
     environment = {**os.environ, "XLA_FLAGS": "", "JAX_NUMPY_DTYPE_PROMOTION": "standard", **environment}
     command = ["bash", "-c", names + line]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, timeout=120)
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, timeout=600)
 
 
 COMMANDS = ("main", "evaluate", "benchmark", "compare", "report")
 
 
-@pytest.mark.parametrize("where", ["2>&-", ">&- 2>&-", ">/dev/full", ">/dev/full 2>/dev/full", "| head -n 1"])
-def test_a_run_does_not_depend_on_anyone_listening(tmp_path, where):
+@pytest.mark.parametrize("where", [">&- 2>&-", ">/dev/full", "| head -n 1"])
+def test_a_run_does_not_depend_on_its_output(tmp_path, where):
     done = shell(f"set -o pipefail; main {' '.join(SMALL)} --workdir run {where}", tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert len((tmp_path / "run" / "history.csv").read_text().splitlines()) == 3
     assert "Traceback" not in done.stderr and len(done.stderr.splitlines()) <= 1
 
 
-@pytest.mark.parametrize("where", ["2>&-", ">&-", ">&- 2>&-", "2>/dev/full", ">/dev/full 2>/dev/full"])
-@pytest.mark.parametrize(
-    "command", ["main --epochs x", "evaluate", "benchmark --epochs x", "compare --epochs x", "report"]
-)
-def test_invalid_flags_are_exit_code_2_whoever_listens(tmp_path, command, where):
-    done = shell(f"{command} {where}", tmp_path)
-    assert done.returncode == 2
-    assert "Traceback" not in done.stdout + done.stderr
-
-
-@pytest.mark.parametrize("where", ["2>&-", ">/dev/full", "| head -n 1"])
-def test_a_list_that_nobody_reads_to_its_end(tmp_path, where):
-    done = shell(f"set -o pipefail; benchmark --workdir R --list {where}", tmp_path)
-    assert done.returncode == 0 and len(done.stderr.splitlines()) <= 1
+@pytest.mark.parametrize("where", ["2>&-", ">&- 2>&-", ">/dev/full 2>/dev/full"])
+def test_invalid_flags_are_exit_code_2_with_any_output(tmp_path, where):
+    calls = ("main --epochs x", "evaluate", "benchmark --epochs x", "compare --epochs x", "report")
+    line = "".join(f"{call} {where}; test $? = 2 || exit 3\n" for call in calls)
+    done = shell(f"{line}benchmark --workdir R --list {where} || exit 4", tmp_path)
+    assert done.returncode == 0 and "Traceback" not in done.stdout + done.stderr
 
 
 @pytest.mark.parametrize(
-    ("platform", "command"),
-    [("cuda", "main --workdir run"), ("tpu", "evaluate run"), ("nonsense", "compare --workdir run")],
+    ("variables", "command"),
+    [
+        ({"JAX_PLATFORMS": "cuda"}, "main --workdir run"),
+        ({"JAX_PLATFORMS": "tpu"}, "evaluate run"),
+        ({"JAX_PLATFORMS": "nonsense"}, "compare --workdir run"),
+        ({"JAX_PLATFORMS": "", "JAX_PLATFORM_NAME": "nonsense"}, "main --workdir run"),
+    ],
 )
-def test_a_platform_that_is_not_there_is_one_line(tmp_path, platform, command):
-    done = shell(command, tmp_path, JAX_PLATFORMS=platform)
+def test_a_platform_that_is_not_available_is_one_line(tmp_path, variables, command):
+    done = shell(command, tmp_path, **variables)
     (line,) = (done.stdout + done.stderr).splitlines()
+    name, value = list(variables.items())[-1]
     assert done.returncode == 1
-    assert line.startswith(f"error: JAX_PLATFORMS is {platform}, which ") and "are there: cpu; set it to one" in line
+    assert line.startswith(f"error: {name} is {value}, which ") and "platforms: cpu; set it to one" in line
     assert list(tmp_path.iterdir()) == []
 
 
@@ -80,19 +78,14 @@ def test_a_plugin_that_does_not_start_is_one_line(tmp_path, start, platform):
     done = shell("main --workdir run", tmp_path, JAX_PLATFORMS=platform, PYTHONPATH=str(tmp_path))
     (line,) = (done.stdout + done.stderr).splitlines()
     assert done.returncode == 1 and line.startswith("error: JAX_PLATFORMS is ")
-    assert "are there: cpu" in line and ("no driver" in line or "/gone.so" in line)
+    assert "platforms: cpu;" in line and ("no driver" in line or "/gone.so" in line)
     assert not (tmp_path / "run").exists()
 
 
-def test_a_transfer_guard_does_not_stop_it(tmp_path):
-    done = shell(f"main {' '.join(SMALL)} --workdir run", tmp_path, JAX_TRANSFER_GUARD="disallow")
-    assert done.returncode == 0, done.stdout
-
-
 def test_a_home_relative_workdir_is_in_the_home_folder(monkeypatch):
-    monkeypatch.setenv("HOME", "/home/somebody")
+    monkeypatch.setenv("HOME", "/home/user")
     config = resolve(Config(workdir="~/run", data_dir="~/data"))
-    assert (config.workdir, config.data_dir) == ("/home/somebody/run", "/home/somebody/data")
+    assert (config.workdir, config.data_dir) == ("/home/user/run", "/home/user/data")
 
 
 def test_without_installed_metadata_the_versions_are_recorded(tmp_path, monkeypatch):
@@ -104,7 +97,7 @@ def test_without_installed_metadata_the_versions_are_recorded(tmp_path, monkeypa
         return version(name)
 
     monkeypatch.setattr(importlib.metadata, "version", missing)
-    loop.train(resolve(Config(width=0.05, limit=64, epochs=1, workdir=str(tmp_path))))
+    loop.train(resolve(Config(model="softmax", limit=64, epochs=1, workdir=str(tmp_path))))
     import gravity_optax
 
     assert json.loads((tmp_path / "config.json").read_text())["versions"]["gravity-optax"] == gravity_optax.__version__
@@ -155,22 +148,15 @@ def test_a_prepared_dataset_is_read_from_a_bucket(tiny_tfds, bucket, monkeypatch
 
 def test_a_checkpoint_that_cannot_be_written_names_the_cause(tmp_path):
     kept = checkpoints.Checkpoints(epath.Path(tmp_path / "checkpoints"), 1)
-    for cause, mend in (("No space left on device", "Make room there"), ("Permission denied", "Mend that")):
+    for cause, fix in (("No space left on device", "Free some space"), ("Permission denied", "Fix the cause")):
         message = str(kept._unwritten(OSError(cause)))
-        assert cause in message and mend in message and ("room" in message) == ("space" in cause)
+        assert cause in message and fix in message
     (tmp_path / "checkpoints").rmdir()
     assert f"the folder {tmp_path / 'checkpoints'} is gone" in str(kept._unwritten(ValueError("NOT_FOUND")))
 
 
-def test_a_platform_of_the_older_variable_is_one_line(tmp_path):
-    done = shell("main --workdir run", tmp_path, JAX_PLATFORMS="", JAX_PLATFORM_NAME="nonsense")
-    (line,) = (done.stdout + done.stderr).splitlines()
-    assert done.returncode == 1
-    assert line.startswith("error: JAX_PLATFORM_NAME is nonsense, which is not available here")
-
-
-def test_settings_for_finding_faults_stop_no_command(tmp_path):
-    options = "--width 0.05 --limit 40 --epochs 1 --optimizers sgd --rates 3 --widen 0 --search-seeds 1 --seeds 1"
+def test_debugging_settings_stop_no_command(tmp_path):
+    options = "--model softmax --limit 40 --epochs 1 --optimizers sgd --rates 3 --widen 0 --search-seeds 1 --seeds 1"
     line = f"main {' '.join(SMALL)} --workdir run && evaluate run && compare --workdir c {options}"
     done = shell(line, tmp_path, JAX_DISABLE_JIT="1", JAX_TRANSFER_GUARD="disallow")
     assert done.returncode == 0 and done.stderr == "", done.stdout + done.stderr

@@ -87,7 +87,7 @@ def test_what_names_no_set_is_a_usage_error(name):
 
 def test_a_set_trains_in_a_fresh_folder(sets, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    loop.train(resolve(Config("tfds:tiny_colour:kind", width=0.05, epochs=1, data_dir=sets)), jax.devices()[:1])
+    loop.train(resolve(Config("tfds:tiny_colour:kind", "softmax", epochs=1, data_dir=sets)), jax.devices()[:1])
     (folder,) = (tmp_path / "runs").iterdir()
-    assert "tfds-tiny_colour-kind-vgg16" in folder.name
+    assert "tfds-tiny_colour-kind-softmax" in folder.name
     assert json.loads((folder / "config.json").read_text())["dataset"] == "tfds:tiny_colour:kind"

@@ -91,7 +91,7 @@ BATCH, CHUNK = 128, 23  # 391 steps per epoch are 17 chunks
 
 
 class Trainer:
-    """What `building.build` compiles for CIFAR-10, from shapes alone, for the chips of a slice."""
+    """What `loop.build` compiles for CIFAR-10, from shapes alone, for the chips of a slice."""
 
     def __init__(self, model, slice_name):
         with pytest.MonkeyPatch.context() as patch:

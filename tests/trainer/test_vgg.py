@@ -59,9 +59,7 @@ def test_logits_are_those_of_a_vgg_written_with_flaxs_own_layers():
     np.testing.assert_allclose(logits, x, rtol=0, atol=1e-5 * float(jnp.max(jnp.abs(x))))
 
 
-@pytest.mark.parametrize(
-    ("channels", "groups"), [(4096, 32), (64, 32), (32, 16), (16, 8), (12, 4), (205, 1), (8, 4), (2, 1), (1, 1)]
-)
+@pytest.mark.parametrize(("channels", "groups"), [(64, 32), (32, 16), (12, 4), (205, 1), (2, 1), (1, 1)])
 def test_a_group_has_at_least_two_channels(channels, groups):
     assert vgg.groups(channels) == groups
 

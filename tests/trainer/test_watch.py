@@ -1,4 +1,4 @@
-"""`--watch`: what it measures, against NumPy on plain gradients; what runs leave that are stopped and resumed."""
+"""`--watch`: what it measures, against NumPy on plain gradients; and the files of stopped and resumed runs."""
 
 import csv
 import json
@@ -22,7 +22,7 @@ CHUNKS = 8  # an epoch
 
 
 def train(workdir, chunks=None, count=1, **flags):
-    """A run on `count` devices, stopped after so many chunks; its gradients.csv, if it has one."""
+    """A run on `count` devices, stopped after `chunks` chunks; its gradients.csv, if it has one."""
     config = resolve(Config(workdir=str(workdir), **TINY | {"watch": True} | flags))
     try:
         loop.train(config, jax.devices()[:count], None if chunks is None else StopAfter(chunks))
@@ -49,7 +49,7 @@ def kept():
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """A watched run at one go."""
+    """An uninterrupted watched run."""
     workdir = tmp_path_factory.mktemp("whole")
     return workdir, train(workdir)
 
@@ -151,14 +151,10 @@ def test_training_is_the_same_bit_for_bit_and_leaves_no_file_without_it(whole, t
 def test_a_resumed_run_leaves_the_same_file(whole, tmp_path, chunks):
     stopped = train(tmp_path, chunks=chunks)
     assert stopped is None if chunks < CHUNKS else 0 < len(stopped) < len(whole[1])
+    if chunks > CHUNKS:
+        (tmp_path / "gradients.csv").write_text(whole[1])  # as if killed after it was written, before the checkpoint
     assert train(tmp_path, resume=True) == whole[1]
     assert differences(result(tmp_path), result(whole[0])) == []
-
-
-def test_rows_of_epochs_that_come_again_are_not_there_twice(whole, tmp_path):
-    train(tmp_path, chunks=CHUNKS)
-    (tmp_path / "gradients.csv").write_text(whole[1])  # as if it had been killed after it, before the checkpoint
-    assert train(tmp_path, resume=True) == whole[1]
 
 
 def test_it_may_be_turned_on_and_off_when_a_run_is_resumed(whole, tmp_path):
@@ -168,14 +164,6 @@ def test_it_may_be_turned_on_and_off_when_a_run_is_resumed(whole, tmp_path):
     assert table(train(tmp_path, resume=True, watch=False)) == rows
     assert json.loads((tmp_path / "config.json").read_text())["watch"] is False
     assert differences(result(tmp_path), result(whole[0])) == []
-
-
-def test_eight_devices_see_what_one_sees(whole, tmp_path):
-    one, eight = table(whole[1]), table(train(tmp_path, count=8))
-    for row, other in zip(one, eight, strict=True):
-        assert row["leaf"] == other["leaf"]
-        for column in ("max_abs", "damped_share", "velocity_norm"):
-            np.testing.assert_allclose(float(row[column]), float(other[column]), rtol=1e-3, atol=1e-7)
 
 
 @pytest.mark.parametrize("text", ["", "epoch,leaf\n1,a\n", f"{watch.COLUMNS}\n1,Dense_0/kernel,0.5\n"])
@@ -188,7 +176,7 @@ def test_a_file_that_cannot_be_read_is_an_error_and_stays(tmp_path, text):
 
 
 def test_all_processes_must_watch_or_none(tmp_path, monkeypatch):
-    """Or some would wait for ever for the sums of the others."""
+    """Otherwise some would wait forever for the sums of the others."""
     other = lambda value, arrays: ((value[0] | {"watch": False}, value[1]), arrays)
     monkeypatch.setattr(devices, "from_primary", other)
     with pytest.raises(UserError, match="--watch is True, but process 0 has False"):
@@ -214,15 +202,7 @@ def test_a_stalled_run_is_seen_in_the_file_and_said_once(badly_scaled, tmp_path,
     said = [record.getMessage() for record in caplog.records if "Gravity damps" in record.getMessage()]
     assert len(said) == 1
     assert said[0].startswith("after epoch 1 Gravity damps 100% of the entries of ")
-    assert said[0].endswith("where that lasts, training stalls: see --clip-norm")
-
-
-def test_clipping_the_norm_cures_it(badly_scaled, tmp_path, caplog):
-    with caplog.at_level(logging.INFO, "train"):
-        rows = table(train(tmp_path, clip_norm=1.0))
-    assert float(losses(tmp_path)[-1]) < 50
-    assert all(float(row["max_abs"]) <= 1 and float(row["damped_share"]) == 0 for row in rows)
-    assert "Gravity damps" not in caplog.text
+    assert said[0].endswith("training stalls: see --clip-norm")
 
 
 def test_the_figure_shows_leaves_whose_gradient_is_zero_or_not_finite():

@@ -1,1 +1,1 @@
-"""The trainer: config, data -> model -> optimizers -> devices -> steps -> building -> loop -> records, checkpoints."""
+"""The trainer: config, data -> networks -> optimizers -> devices -> steps -> loop -> progress -> records, watch."""

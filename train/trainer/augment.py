@@ -1,7 +1,7 @@
-"""`--augment`: pictures as training sees them, changed at random on the device. Evaluation sees them as they are.
+"""`--augment`: random changes to the training pictures, on the device. Evaluation uses the pictures as they are.
 
-What is drawn for a picture depends on the run's seed, the epoch and the picture's number alone, so that it is the same
-on any number of devices, in any batch, and after `--resume`.
+The change to a picture depends only on the run's seed, the epoch and the picture's number, so it is the same on any
+number of devices, in any batch, and after `--resume`.
 """
 
 import functools
@@ -20,7 +20,7 @@ _STREAM = 0x43726F70  # "Crop": fold_in(key, i) equals split(key, n)[i], and the
 
 
 def view(config: ResolvedConfig, shape: tuple[int, ...]) -> steps.View:
-    """How a run sees its training pictures of `shape` (h, w, c), which lie as `steps.flat` leaves them."""
+    """The view that a run has of its training pictures, of `shape` (h, w, c) and stored by `steps.flat`."""
     if config.augment == "none":
         return steps.unchanged
     base = jax.random.fold_in(jax.random.key(config.seed), _STREAM)
@@ -28,12 +28,12 @@ def view(config: ResolvedConfig, shape: tuple[int, ...]) -> steps.View:
 
 
 def pictures_of(train_set: steps.Split, config: ResolvedConfig, epoch: int, put: Callable[[Any], Any]) -> steps.Split:
-    """The training set as the programs take it in `epoch`; `put` lays the epoch's number on the devices."""
+    """The training set as the programs take it in `epoch`; `put` places the epoch's number on the devices."""
     return train_set if config.augment == "none" else train_set._replace(epoch=put(np.int32(epoch)))
 
 
 def crop_flip(key: jax.Array, image: jax.Array) -> jax.Array:
-    """A random crop of `image` (h, w, c), padded by its own reflection, and its mirror image half of the time."""
+    """A random crop of `image` (h, w, c), padded by its own reflection, mirrored half of the time."""
     where, mirrored = jax.random.split(key)
     top, left = jax.random.randint(where, (2,), 0, 2 * PAD + 1)
     padded = jnp.pad(image, ((PAD, PAD), (PAD, PAD), (0, 0)), "reflect")
@@ -42,7 +42,7 @@ def crop_flip(key: jax.Array, image: jax.Array) -> jax.Array:
 
 
 def _changed(base, shape, pictures: steps.Split, rows: jax.Array) -> jax.Array:
-    assert pictures.epoch is not None  # `pictures_of` has put it there
+    assert pictures.epoch is not None  # set by `pictures_of`
     of_epoch = jax.random.fold_in(jax.random.wrap_key_data(base), pictures.epoch)
     keys = jax.vmap(lambda row: jax.random.fold_in(of_epoch, row))(rows)
     return jax.vmap(crop_flip)(keys, steps.unchanged(pictures, rows).reshape(-1, *shape)).reshape(len(rows), -1)

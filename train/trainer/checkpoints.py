@@ -1,7 +1,7 @@
-"""Checkpoints, and the one module that knows Orbax: written in the background, whole or not at all, newest first read.
+"""Checkpoints: written atomically in the background and read newest first. No other module uses Orbax.
 
-A checkpoint is the arrays of the training state and a JSON text, the progress. Checksums of both lie beside them,
-because the file format does not notice every flipped bit.
+A checkpoint is the arrays of the training state and a JSON text, the progress. Checksums of both are stored with them,
+because the file format does not detect every flipped bit.
 """
 
 import contextlib
@@ -29,10 +29,10 @@ Arrays = dict[str, np.ndarray]
 log = logging.getLogger("train")
 
 _UNFINISHED = ".orbax-checkpoint-tmp"
-# Orbax takes paths for patterns, and tensorstore a backslash for a slash.
+# Orbax treats paths as patterns, and tensorstore a backslash as a slash.
 _PATTERN = frozenset("[]*?\\")
-_OPEN_FILES = "/proc/self/fd"  # Linux: a folder or file that is open has a name there, and is there though deleted
-_SECONDS_TO_REPLACE = 1.0  # from when a run deletes a file of a checkpoint to when the checkpoint is gone
+_OPEN_FILES = "/proc/self/fd"  # Linux: the names of open files and folders, deleted ones too
+_SECONDS_TO_REPLACE = 1.0  # the longest that a run takes to delete a checkpoint
 
 
 class Checkpoints:
@@ -42,12 +42,12 @@ class Checkpoints:
     """
 
     def __init__(self, folder: epath.Path, keep: int):
-        """Makes the folder. The `keep` newest checkpoints stay."""
+        """Creates the folder. The `keep` newest checkpoints are kept."""
         self.folder, self.keep = epath.Path(folder), keep
         self.folder.mkdir(parents=True, exist_ok=True)
         for path in self.folder.iterdir():
             if _UNFINISHED in path.name:
-                log.warning(f"the checkpoint {path} was not finished; it is left out and will be replaced")
+                log.warning(f"the checkpoint {path} is unfinished; it is skipped and will be replaced")
         self._closing = contextlib.ExitStack()
         self._path = self._closing.enter_context(_plain_name(self.folder))
         self._manager = _manager(
@@ -63,7 +63,7 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def check_space(self, size: int) -> None:
-        """UserError if `keep` checkpoints of `size` bytes, and one that is being written, find no room (local only)."""
+        """UserError without room for `keep` checkpoints of `size` bytes and one being written (local folders only)."""
         if "://" in str(self.folder):
             return
         free = shutil.disk_usage(self.folder).free
@@ -71,31 +71,31 @@ class Checkpoints:
         if free < needed:
             raise UserError(
                 f"--workdir is {self.folder.parent}, where {free / 1e6:.0f} MB are free and the checkpoints need"
-                f" {needed / 1e6:.0f} MB (--keep is {self.keep}); make room or choose another folder."
+                f" {needed / 1e6:.0f} MB (--keep is {self.keep}); free some space or choose another folder."
             )
 
     def save(self, number: int, arrays: Arrays, progress: dict[str, Any]) -> None:
-        """Begins to write; waits only for the checkpoint before. The arrays must not change any more."""
+        """Begins to write; waits only for the previous checkpoint. The arrays must not change afterwards."""
         item: dict[str, Any] = {"progress": progress, "arrays": _checksums(arrays)}
         item["itself"] = _checksum(item)
         what = ocp.args.Composite(arrays=ocp.args.StandardSave(arrays), progress=ocp.args.JsonSave(item))
         try:
             saved = self._manager.save(number, args=what)
-        except Exception as error:  # of the file system, of tensorstore, of a background thread
+        except Exception as error:  # from the file system, tensorstore or a background thread
             raise self._unwritten(error) from error
         assert saved, f"checkpoint {number} was not written after {self.newest}"
 
     def wait(self) -> None:
-        """Until everything is written."""
+        """Waits until everything is written."""
         try:
             self._manager.wait_until_finished()
         except Exception as error:
             raise self._unwritten(error) from error
 
     def restore(self) -> tuple[Arrays, dict[str, Any]] | None:
-        """The newest checkpoint that is whole; None if there is none at all, UserError if none is whole.
+        """The newest intact checkpoint; None if there are no checkpoints, UserError if all are damaged.
 
-        Newer ones, which are not, are named in a warning and deleted, since their numbers will come again.
+        Damaged ones that are newer are named in a warning and deleted, since their numbers will be used again.
         """
         damaged: list[int] = []
         for number in sorted(self._manager.all_steps(), reverse=True):
@@ -103,8 +103,8 @@ class Checkpoints:
                 found = read_one(self.folder, number)
             except UserError:
                 raise
-            except Exception as error:  # whatever a damaged file leads to
-                log.warning(f"the checkpoint {self.folder / str(number)} is damaged ({_why(error)}); it is left out")
+            except Exception as error:  # anything may be raised for a damaged file
+                log.warning(f"the checkpoint {self.folder / str(number)} is damaged ({_why(error)}); it is skipped")
                 damaged.append(number)
                 continue
             for newer in damaged:
@@ -113,28 +113,28 @@ class Checkpoints:
         if damaged:
             raise UserError(
                 f"--workdir is {self.folder.parent}, and none of the checkpoints in {self.folder} can be read; nothing"
-                " was deleted: put a whole one there, or choose another --workdir to start anew."
+                " was deleted: put an intact one there, or choose another --workdir to start afresh."
             )
         return None
 
     def close(self) -> None:
-        """Ends the background threads; what is being written is finished."""
+        """Finishes what is being written and ends the background threads."""
         self._manager.close()
         self._closing.close()
 
     def _unwritten(self, error: Exception) -> UserError:
-        left = list(self._manager.all_steps(read=True)) if (there := self.folder.is_dir()) else []
+        left = list(self._manager.all_steps(read=True)) if (exists := self.folder.is_dir()) else []
         kept = f"checkpoint {max(left)} is the last one" if left else "there is none yet"
-        kept = kept if there else f"the folder {self.folder} is gone"
+        kept = kept if exists else f"the folder {self.folder} is gone"
         full = any(text in str(error) for text in ("No space left", "quota exceeded", "File too large"))
         return UserError(
             f"--workdir is {self.folder.parent}, where a checkpoint could not be written ({_why(error)});"
-            f" {kept}. {'Make room there' if full else 'Mend that'}, then resume with --resume."
+            f" {kept}. {'Free some space' if full else 'Fix the cause'}, then resume with --resume."
         )
 
 
 class ReadCheckpoints:
-    """Those of a folder that another process may be writing: nothing is made, changed or deleted there."""
+    """The checkpoints in a folder that another process may be writing to. It changes nothing there."""
 
     def __init__(self, folder: epath.Path):
         """UserError if there are none."""
@@ -144,20 +144,20 @@ class ReadCheckpoints:
     def read(self, number: int | None) -> tuple[int, Arrays, dict[str, Any]]:
         """Checkpoint `number` (default: the newest), its arrays and progress; UserError if it cannot be read.
 
-        The newest may be replaced while it is read; then the one that is the newest by then is.
+        If the newest is replaced while it is being read, its replacement is read instead.
         """
         while True:
             numbers = _numbers(self.folder)
             if number is not None and number not in numbers:
-                there = ", ".join(map(str, numbers))
-                raise UserError(f"--checkpoint is {number}, which is not in {self.folder}; choose one of {there}.")
+                available = ", ".join(map(str, numbers))
+                raise UserError(f"--checkpoint is {number}, which is not in {self.folder}; choose one of {available}.")
             chosen = numbers[-1] if number is None else number
             try:
                 return chosen, *read_one(self.folder, chosen)
             except UserError:
                 raise
-            except Exception as error:  # whatever a damaged file leads to
-                if _goes(self.folder, chosen):
+            except Exception as error:  # anything may be raised for a damaged file
+                if _being_deleted(self.folder, chosen):
                     continue
                 others = ", ".join(str(other) for other in numbers if other != chosen)
                 fix = f"choose another with --checkpoint: {others}" if others else "there is no other"
@@ -165,19 +165,19 @@ class ReadCheckpoints:
 
 
 def _numbers(folder: epath.Path) -> list[int]:
-    """Those of the checkpoints there, rising; UserError if there are none."""
+    """The numbers of the checkpoints in a folder, ascending; UserError if there are none."""
     names = [path.name for path in folder.iterdir()] if folder.exists() else []
     if numbers := sorted(int(name) for name in names if name.isdecimal()):
         return numbers
     raise UserError(f"WORKDIR is {folder.parent}, which has no checkpoint yet.")
 
 
-def _goes(folder: epath.Path, number: int) -> bool:
-    """Whether the run that writes there is deleting this checkpoint: its files go first."""
+def _being_deleted(folder: epath.Path, number: int) -> bool:
+    """Whether the run that writes to the folder is deleting this checkpoint, files first."""
     end = time.monotonic() + _SECONDS_TO_REPLACE
-    while (there := (folder / str(number)).exists()) and time.monotonic() < end:
+    while (exists := (folder / str(number)).exists()) and time.monotonic() < end:
         time.sleep(0.02)
-    return not there
+    return not exists
 
 
 def read_one(folder: epath.Path, number: int) -> tuple[Arrays, dict[str, Any]]:
@@ -197,7 +197,7 @@ def read_one(folder: epath.Path, number: int) -> tuple[Arrays, dict[str, Any]]:
 
 @contextlib.contextmanager
 def _held(folder: epath.Path, number: int) -> Iterator[epath.Path]:
-    """A folder with links to the open files of a checkpoint, which stay readable when it is deleted meanwhile."""
+    """A folder with links to the open files of a checkpoint, which stay readable if it is deleted meanwhile."""
     if "://" in str(folder):
         yield folder
         return
@@ -207,7 +207,7 @@ def _held(folder: epath.Path, number: int) -> Iterator[epath.Path]:
             target = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gravity-optax-")))
         except OSError as error:
             raise UserError(
-                f"no temporary folder can be made ({brief(error)}); set TMPDIR to one with room."
+                f"no temporary folder can be created ({brief(error)}); set TMPDIR to a folder with free space."
             ) from error
         (target / source.name).mkdir()
         for part, inside in _parts(source):
@@ -224,9 +224,9 @@ def _held(folder: epath.Path, number: int) -> Iterator[epath.Path]:
 
 
 def _parts(checkpoint: pathlib.Path) -> Iterator[tuple[pathlib.Path, str]]:
-    """The folders of a checkpoint's files, and where in it they belong.
+    """The folders that hold a checkpoint's files, and where in it they belong.
 
-    Earlier versions left the arrays where they were first written if the path has a character of _PATTERN.
+    If the path has a character of _PATTERN, earlier versions left the arrays where they were first written.
     """
     yield checkpoint, ""
     if not (checkpoint / "arrays" / "manifest.ocdbt").exists():
@@ -237,7 +237,7 @@ def _parts(checkpoint: pathlib.Path) -> Iterator[tuple[pathlib.Path, str]]:
 
 @contextlib.contextmanager
 def _plain_name(folder: epath.Path) -> Iterator[epath.Path]:
-    """A name of this folder without a character that Orbax takes for part of a pattern; UsageError if it has none."""
+    """A name of this folder without characters of _PATTERN; UsageError if the system has none."""
     path = folder if "://" in str(folder) else folder.absolute()
     if "://" in str(folder) or not _PATTERN & set(str(path)):
         yield path
@@ -260,7 +260,7 @@ def _why(error: Exception) -> str:
 
 
 def _manager(folder: epath.Path, **options: Any) -> ocp.CheckpointManager:
-    """In this process alone, whatever others the run has."""
+    """For this process alone, even if the run has several."""
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs errors there that it also raises
     _ignore_late_errors()
     alone = ocp.options.MultiprocessingOptions(
@@ -272,7 +272,7 @@ def _manager(folder: epath.Path, **options: Any) -> ocp.CheckpointManager:
 
 @functools.cache
 def _ignore_late_errors() -> None:
-    """Orbax gives up at the first array that fails; the others then complain that its event loop is closed."""
+    """Orbax stops at the first array that fails; errors of the others, whose event loop is closed, are not shown."""
     report = sys.unraisablehook
 
     def hook(unraisable):

@@ -1,17 +1,17 @@
-"""What all commands go through: streams, logging, signals, exit codes, and what jax is told before its first use.
+"""What all commands share: standard streams, logging, signals, exit codes, progress bars, and preparing jax.
 
-Nothing heavy is imported here, so that `--help` answers at once.
+Nothing heavy is imported here, so that `--help` answers at once. What jax is told is in `jax_setup`.
 """
 
 import contextlib
+import io
 import logging
 import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TextIO
 
-from trainer import standard_streams
 from trainer.config import ResolvedConfig, UserError
 
 log = logging.getLogger("train")
@@ -23,9 +23,9 @@ INTERRUPTED = 128 + signal.SIGINT
 def run(work: Callable[[list[str]], int]) -> int:
     """The exit code of `work` on the command line's arguments; an error that the user can fix is one line.
 
-    Streams, signal handlers and the logger are afterwards as they were: in a notebook the process goes on.
+    Streams, signal handlers and the logger are restored afterwards: in a notebook the process keeps running.
     """
-    with standard_streams.unbreakable(), _signals_as_before(), _logging():
+    with unbreakable(), _signals_as_before(), _logging():
         try:
             return work(sys.argv[1:])
         except UserError as error:
@@ -44,48 +44,45 @@ def run(work: Callable[[list[str]], int]) -> int:
 
 
 def leave(code: int) -> None:
-    """Ends the process; in IPython and Jupyter, which show any SystemExit as an error, only a failure raises it."""
+    """Ends the process. In IPython and Jupyter, which show any SystemExit as an error, only a failure raises it."""
     if code or not interactive():
         sys.exit(code)
 
 
 def interactive() -> bool:
-    """Whether IPython or a Jupyter kernel runs this process, which must then live on."""
+    """Whether this process is IPython or a Jupyter kernel, and must outlive the command."""
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
     return shell is not None
 
 
 def in_notebook() -> bool:
-    """Whether a Jupyter kernel does (Colab's is one), and so shows what is written."""
+    """Whether this process is a Jupyter kernel (Colab's is one), which displays what is written."""
     return interactive() and "ipykernel" in sys.modules
 
 
 def on_stop(handler: Callable[[int, Any], object], *numbers: signal.Signals) -> None:
-    """Has these signals handled until the command ends, but for a SIGHUP that nohup has told to be ignored."""
+    """Handles these signals until the command ends, except a SIGHUP that nohup has set to be ignored."""
     for number in numbers:
         if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
-            with contextlib.suppress(ValueError):  # only the main thread may, and a caller may have another
+            with contextlib.suppress(ValueError):  # only the main thread may set handlers
                 signal.signal(number, handler)
 
 
 def prepare_jax(config: ResolvedConfig | None = None) -> str | None:
-    """Before jax is first used: the platform, other processes (`config`), and settings meant for other programs.
+    """Prepares jax before its first use; with `config`, joins the other processes of the run.
 
-    Returns a line for the log; None where there is nothing to say. UserError for a platform that is not available.
+    Returns a line to log, or None. UserError for a platform that is not available.
     """
-    from trainer.jaxlib_fault import work_around
-
     if in_notebook():
         _tqdm()  # before a library imports it
-    line = work_around()  # before jax is imported
-    from trainer import devices
+    from trainer import devices, jax_setup
 
+    line = jax_setup.work_around()
     if config:
         devices.join_processes(config)
-    else:
-        devices.find_devices()
-    devices.override_settings()
-    devices.check_arithmetic()
+    jax_setup.find_devices()
+    jax_setup.override_settings()
+    jax_setup.check_arithmetic()
     return line
 
 
@@ -95,13 +92,13 @@ def progress_bar(**options: Any) -> Any:
 
     if in_notebook():
         return _tqdm()(**options)
-    # The size is given, because on a terminal that does not tell its own tqdm would show nothing.
+    # Without a size tqdm shows nothing on a terminal that does not report its own.
     size = {"ncols": shutil.get_terminal_size().columns, "nrows": 2}
     return _tqdm()(**{"disable": not sys.stderr.isatty(), **size} | options)
 
 
 def _tqdm() -> Any:
-    """The class that suits where this runs. Without ipywidgets a notebook's bar is text, which tqdm warns of."""
+    """The class for a terminal or a notebook. Without ipywidgets a notebook's bar is text; tqdm warns about that."""
     import warnings
 
     with warnings.catch_warnings():
@@ -116,7 +113,7 @@ def _signals_as_before() -> Iterator[None]:
     try:
         yield
     finally:
-        with contextlib.suppress(ValueError):  # likewise
+        with contextlib.suppress(ValueError):  # not the main thread
             for number, handler in before.items():
                 if handler is not None:
                     signal.signal(number, handler)
@@ -140,7 +137,67 @@ def _logging() -> Iterator[None]:
 
 
 def end_now(code: int) -> None:
-    """Ends the process though threads are at work."""
+    """Ends the process without waiting for its threads."""
     logging.shutdown()
     sys.stdout.flush()
     os._exit(code)
+
+
+class Unbreakable:
+    """A stream that writes to the null device once it can no longer be written to."""
+
+    def __init__(self, stream: io.TextIOWrapper):
+        self._stream = stream
+        stream.reconfigure(errors="backslashreplace")
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """Never fails; nor does `flush`."""
+        try:
+            return self._stream.write(text)
+        except OSError as error:
+            self._give_up(error)
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except OSError as error:
+            self._give_up(error)
+
+    def _give_up(self, error: OSError) -> None:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, self._stream.fileno())
+        os.close(null)
+        if self is sys.stdout:
+            sys.stderr.write(f"standard output is gone ({error.strerror}); the program continues without it.\n")
+
+
+@contextlib.contextmanager
+def unbreakable() -> Iterator[None]:
+    """Within this context the standard streams may be missing, lose their reader (`| head`) or fill a disk.
+
+    Replacements made by a caller or a notebook are kept.
+    """
+    while (null := os.open(os.devnull, os.O_RDWR)) < 3:  # it takes the number of a missing stream
+        pass
+    os.close(null)
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = (_protected(stream, number) for number, stream in enumerate(before, start=1))
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ValueError):  # closed
+            sys.stdout.flush()
+        sys.stdout, sys.stderr = (now if was is None else was for was, now in zip(before, _now(), strict=True))
+
+
+def _now() -> tuple[Any, Any]:
+    return sys.stdout, sys.stderr
+
+
+def _protected(stream: TextIO | None, number: int) -> Any:
+    stream = stream or os.fdopen(number, "w", closefd=False)
+    return Unbreakable(stream) if isinstance(stream, io.TextIOWrapper) else stream

@@ -1,6 +1,6 @@
-"""What a run is: the flags of `python train/main.py`, their defaults per dataset, and what is refused.
+"""A run's configuration: the flags of `python train/main.py`, defaults per dataset, checks of values; and the errors.
 
-Nothing heavy is imported here, so that `--help` and a mistyped flag are answered at once.
+Nothing heavy is imported here, so that `--help` and a mistyped flag are answered at once. `flags` parses the arguments.
 """
 
 import dataclasses
@@ -11,7 +11,7 @@ import typing
 from typing import Any, Literal
 
 DatasetName = Literal["digits", "mnist", "fashion_mnist", "cifar10", "cifar100_coarse", "cifar100_fine"]
-# Any set of TFDS: its name, perhaps its configuration, perhaps its label.
+# Any set of TFDS: its name, optionally with its configuration and label.
 TFDS_SET = re.compile(r"tfds:(?P<name>\w+(/[\w.+-]+)?)(:(?P<label>\w+))?")
 ModelName = Literal["vgg11", "vgg16", "vgg19", "mlp", "softmax"]
 OptimizerName = Literal[
@@ -39,7 +39,7 @@ TABLE_5 = {
     "cifar100_coarse": (1e-4, 2.5e-4, 7.5e-5, 1e-4),
     "cifar100_fine": (1e-4, 1e-4, 5e-5, 1e-4),
 }
-# For what Table 5 does not hold: the digits and VGG11; and for the other optimizers Keras' defaults, tuned to nothing.
+# Where Table 5 has no entry: for the digits and VGG11, and Keras' defaults (not tuned) for the other optimizers.
 OTHER_LEARNING_RATES = {
     "gravity": 0.1,
     "adam": 2.5e-4,
@@ -48,12 +48,12 @@ OTHER_LEARNING_RATES = {
     **dict.fromkeys(("adagrad", "adadelta", "adamax", "nadam", "amsgrad"), 0.001),
 }
 
-# What the paper's runs do without; the defaults change nothing.
+# Not part of the paper's runs; the defaults have no effect.
 RECIPE = (
     *("norm", "schedule", "warmup_epochs", "final_learning_rate", "weight_decay", "clip_norm", "clip_value"),
     *("accumulate", "init", "init_noise", "augment", "max_step_grad_factor"),
 )
-# What makes a run what it is: `--resume` refuses another value (see `same_run`). The other flags may differ.
+# These identify a run: `--resume` refuses other values (see `same_run`). Other flags may differ.
 SAME_RUN = (
     *("dataset", "model", "width", "optimizer", "learning_rate", "alpha", "beta", "first_step"),
     *("max_step_grad", "velocity", "batch_size", "seed", "limit", "precision", *RECIPE),
@@ -65,7 +65,7 @@ _FLOAT32 = "1.2e-38 to 3.4e38"
 
 
 class UserError(Exception):
-    """Something the user can mend; the message is one line and names the flag, the value and the mend."""
+    """An error that the user can fix; the message is one line and names the flag, its value and the fix."""
 
     exit_code = 1
 
@@ -77,7 +77,7 @@ class UsageError(UserError):
 
 
 class RunAgain(UserError):
-    """Nothing is wrong with the run itself: the same command with --resume resumes it."""
+    """The run was interrupted and nothing is wrong with it: the same command with --resume resumes it."""
 
     exit_code = 75  # EX_TEMPFAIL of sysexits.h
 
@@ -97,10 +97,10 @@ class Config:
     norm: Literal["none", "group"] = "none"
     """group: GroupNorm before each ReLU, 32 groups at width 1 and fewer in narrow layers. The paper has none."""
     init: Literal["glorot", "he"] = "glorot"
-    """What the kernels are drawn from. glorot: Glorot's uniform distribution, the paper's. he: He's normal one, of
-    variance 2 / fan-in and cut at two standard deviations. Biases start at 0."""
+    """Distribution of the initial kernels. glorot: Glorot's uniform one, the paper's. he: He's normal one, of variance
+    2 / fan-in, truncated at two standard deviations. Biases start at 0."""
     init_noise: float = 0.0
-    """Standard deviation of normal noise that is added to every initial weight, biases too."""
+    """Standard deviation of normal noise added to every initial weight, including biases."""
     augment: Literal["none", "crop-flip"] = "none"
     """crop-flip: training sees a random crop of each picture, padded by 4 reflected pixels on each side, and half of
     the time its mirror image. Evaluation sees the pictures as they are."""
@@ -116,30 +116,30 @@ class Config:
     """Gravity's t at the first update: 1 as in Algorithm 1, 0 as in the published runs. Default: 1."""
     max_step_grad: MaxStepGradName | None = None
     """Gravity's rule for m. none: no damping. rms: --max-step-grad-factor times the gradient's root mean square. The
-    others are of the authors' tuning study. Default: inverse_max_abs (Eq. 20)."""
+    others are from the authors' tuning study. Default: inverse_max_abs (Eq. 20)."""
     max_step_grad_factor: float | None = None
-    """Of --max-step-grad rms. Default: 3."""
+    """Factor of --max-step-grad rms. Default: 3."""
     velocity: VelocityName | None = None
-    """What Gravity's initial velocity is drawn from; all but the default are Keras initialisers, of the authors' tuning
+    """Distribution of Gravity's initial velocity; all but the default are Keras initialisers, from the authors' tuning
     study, and take no --alpha. Default: normal, of standard deviation alpha / learning rate (Eq. 27)."""
     schedule: Literal["constant", "cosine", "linear", "step"] = "constant"
-    """How the learning rate falls to --final-learning-rate by the last update: along half a cosine, linearly, or in two
+    """How the learning rate falls to --final-learning-rate by the last update: along half a cosine, linearly, or by two
     equal factors after 1/2 and 3/4 of the epochs (step)."""
     warmup_epochs: float = 0.0
-    """Epochs, perhaps a fraction, over which the learning rate first rises from 0. Gravity's initial velocity is that
-    of --learning-rate, the peak."""
+    """Epochs, or a fraction of one, over which the learning rate rises from 0 at the start. Gravity's initial velocity
+    is that of --learning-rate, the peak."""
     final_learning_rate: float | None = None
     """Where the schedule ends. Default: 0, and a hundredth of --learning-rate for step."""
     weight_decay: float | None = None
-    """Decoupled, as in AdamW: each update also takes learning rate x this x weights away, of kernels alone (not of
-    biases, nor of GroupNorm's scales)."""
+    """Decoupled, as in AdamW: each update also subtracts learning rate x this x weights, for kernels only (not biases
+    or GroupNorm's scales)."""
     clip_norm: float | None = None
     """Scales the gradient of all weights together down to at most this Euclidean norm."""
     clip_value: float | None = None
     """Clips each entry of the gradient to [-this, this]."""
     accumulate: int = 1
-    """Steps whose mean gradient makes one update: a batch so many times as large, with one maximum in Gravity's rule.
-    What is left over at an epoch's end counts in the next; at the end of the run it is dropped."""
+    """Steps whose mean gradient makes one update, as with a larger batch: Gravity's rule takes one maximum. Steps left
+    over at an epoch's end count in the next epoch; at the end of the run they are dropped."""
     epochs: int | None = None
     """Passes over the training set. Default: 25 for the digits, 100 elsewhere."""
     batch_size: int | None = None
@@ -151,19 +151,19 @@ class Config:
     data_dir: str | None = None
     """Folder of the prepared datasets. Default: tensorflow-datasets' own (~/tensorflow_datasets)."""
     workdir: str | None = None
-    """Folder for the results; must hold none yet, or see --resume. Default: a fresh folder under runs/."""
+    """Folder for the results; must not hold any yet, but see --resume. Default: a new folder under runs/."""
     resume: bool = False
-    """Go on with the run in --workdir from its last checkpoint, or start it if there is none."""
+    """Resume the run in --workdir from its last checkpoint, or start it if there is none."""
     checkpoint_every: int = 1
-    """Epochs between two checkpoints. The last epoch always has one."""
+    """Epochs between two checkpoints. The last epoch is always checkpointed."""
     keep: int = 2
     """How many checkpoints are kept, the newest ones."""
     coordinator: str | None = None
     """Address of process 0, HOST:PORT, for a run of several processes. A Cloud TPU finds its own."""
     num_processes: int | None = None
-    """How many processes there are, with --coordinator. 1: this host alone, even on a Cloud TPU slice of several."""
+    """Number of processes, with --coordinator. 1: this host alone, even on a Cloud TPU slice of several."""
     process_id: int | None = None
-    """Which of them this one is, from 0, with --coordinator. Process 0 alone writes and shows progress."""
+    """Number of this process, from 0, with --coordinator. Only process 0 writes files and shows progress."""
     precision: Literal["float32", "default", "bfloat16"] = "float32"
     """float32: true float32 products on every platform. default: the platform's fast default. bfloat16: bfloat16 layers
     with float32 parameters, loss and optimizer."""
@@ -176,7 +176,7 @@ class Config:
     """Write a jax.profiler trace of a chunk of steps to the workdir, before training; on a copy of the state."""
     compilation_cache: Literal["auto", "on", "off"] = "auto"
     """Keep compiled programs for the next start, in JAX_COMPILATION_CACHE_DIR or ~/.cache/gravity-optax. auto: not
-    on a CPU, where reading them back prints pages of warnings about processor features."""
+    on a CPU, where reading them prints pages of warnings about processor features."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -191,7 +191,7 @@ class ResolvedConfig(Config):
 
     @property
     def folder(self) -> pathlib.Path:
-        """The workdir of a run that has been given one."""
+        """The workdir, if it was given."""
         assert self.workdir is not None
         return pathlib.Path(self.workdir)
 
@@ -223,7 +223,7 @@ def resolve(config: Config) -> ResolvedConfig:
         defaults |= gravity_only
         if config.max_step_grad != "rms":
             if (factor := config.max_step_grad_factor) is not None:
-                raise UsageError(f"--max-step-grad-factor is {factor}; only --max-step-grad rms has it: leave it out.")
+                raise UsageError(f"--max-step-grad-factor is {factor}; only --max-step-grad rms uses it: leave it out.")
             del defaults["max_step_grad_factor"]
         if config.velocity not in (None, "normal"):
             if config.alpha is not None:
@@ -234,7 +234,7 @@ def resolve(config: Config) -> ResolvedConfig:
             if getattr(config, name) is not None:
                 raise UsageError(
                     f"{flag(name)} is {getattr(config, name)}, but --optimizer is {config.optimizer};"
-                    f" only gravity has it: leave {flag(name)} out."
+                    f" only gravity uses it: leave {flag(name)} out."
                 )
     missing = {name: value for name, value in defaults.items() if getattr(config, name) is None}
     for name in ("data_dir", "workdir"):
@@ -255,7 +255,7 @@ def same_run(config: Config) -> tuple[str, ...]:
 
 
 def as_recorded(config: dict[str, Any]) -> dict[str, Any]:
-    """A config.json, with the defaults of RECIPE where its version of the program did not have them; {} stays."""
+    """A config.json with the defaults of RECIPE, which earlier versions did not record; {} if it is empty."""
     paper = resolve(Config())
     return {name: getattr(paper, name) for name in RECIPE} | config if config else {}
 
@@ -270,7 +270,7 @@ def default_learning_rate(dataset: str, model: str, optimizer: str) -> float:
 def path_given(name: str, path: str) -> str:
     """The path that the flag `name` gives, with ~ expanded; UsageError for an invalid one."""
     if not path.strip():
-        raise UsageError(f"{name} is empty; leave it out, or give a path (is the variable set that it comes from?).")
+        raise UsageError(f"{name} is empty; leave it out, or give a path (is the variable that it comes from set?).")
     expanded = os.path.expanduser(path)
     if expanded.startswith("~"):
         raise UsageError(f"{name} is {path}, and there is no such user; for a folder of that name give ./{path}.")
@@ -282,9 +282,9 @@ def path_given(name: str, path: str) -> str:
 
 
 def local_path_given(name: str, path: str) -> str:
-    """The same for a path that must be of this machine's file system."""
+    """The same, for a path that must be on a local file system."""
     if "://" in path:
-        raise UsageError(f"{name} is {path}; it must be a local folder: results are written there and copied later.")
+        raise UsageError(f"{name} is {path}; it must be a local folder: write the results there and copy them later.")
     return path_given(name, path)
 
 
@@ -301,9 +301,9 @@ def brief(error: BaseException) -> str:
 
 def _check_ranges(config: ResolvedConfig) -> None:
     in_float32 = lambda x: FLOAT32_TINY <= x <= FLOAT32_MAX
-    positive = f"a finite number above 0 that float32 has, {_FLOAT32}", in_float32
+    positive = f"a finite number above 0 in float32's range, {_FLOAT32}", in_float32
     nonnegative = (
-        f"a finite number of at least 0 that float32 has, 0 or {_FLOAT32}",
+        f"a finite number of at least 0 in float32's range, 0 or {_FLOAT32}",
         lambda x: x == 0 or in_float32(x),
     )
     whole = "between 1 and 1000000", lambda x: 1 <= x <= 10**6
@@ -334,16 +334,16 @@ def _check_ranges(config: ResolvedConfig) -> None:
         value = getattr(config, name)
         if value is not None and not valid(value):
             raise UsageError(f"{flag(name)} is {value}; it must be {text}.")
-    # The largest of the millions of values that a normal distribution gives is below 8 standard deviations.
+    # Millions of draws from a normal distribution stay below 8 standard deviations.
     if config.alpha and not FLOAT32_TINY <= config.alpha / config.learning_rate <= FLOAT32_MAX / 8:
         raise UsageError(
             f"--alpha is {config.alpha}, and --learning-rate is {config.learning_rate}: alpha / learning rate, the"
-            " standard deviation of the initial velocity, lies beyond float32; bring them closer together."
+            " standard deviation of the initial velocity, is outside float32's range; bring them closer together."
         )
 
 
 def _with_schedule(config: ResolvedConfig) -> ResolvedConfig:
-    """With the default of `final_learning_rate`; UsageError for flags that do not go together."""
+    """Fills in `final_learning_rate`; UsageError for flags that contradict each other."""
     if config.clip_norm is not None and config.clip_value is not None:
         raise UsageError(
             f"--clip-norm is {config.clip_norm} and --clip-value is {config.clip_value}: leave one of them out."

@@ -1,7 +1,7 @@
-"""CSV files that a spreadsheet may have saved since they were written here.
+"""Reading CSV files that a spreadsheet may have saved again.
 
-A mark at the beginning (BOM) and empty rows change nothing. What is in doubt, such as semicolons, which come with
-decimal commas, is an error that names the file and the line. Nothing heavy is imported here.
+A byte order mark and empty rows are ignored. Anything ambiguous, such as semicolons, which come with decimal commas, is
+an error that names the file and the line. Nothing heavy is imported here.
 """
 
 import codecs
@@ -18,10 +18,10 @@ _UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 def read(
     path: pathlib.Path, columns: Collection[str], numbers: Collection[str] = ()
 ) -> list[tuple[int, dict[str, str]]]:
-    """Each row with the number of its line; a last line without an end, which is still being written, is left out.
+    """Each row with its line number; a last line without a newline, which is still being written, is skipped.
 
-    `columns` must be there, and `numbers` are those of them that must hold numbers. FileNotFoundError if there is no
-    file; UserError if it cannot be read.
+    `columns` are required, and those in `numbers` must hold numbers. FileNotFoundError if there is no file; UserError
+    if it cannot be read.
     """
     content = path.read_bytes()
     try:
@@ -40,7 +40,7 @@ def read(
             if not header:
                 header = [cell.strip() for cell in cells]
                 if missing := [name for name in columns if name not in header]:
-                    raise _unreadable(path, reader.line_num, f"it has no column {missing[0]}, commas between")
+                    raise _unreadable(path, reader.line_num, f"it has no column {missing[0]} between commas")
                 continue
             row = dict(zip(header, cells, strict=False))
             if len(cells) != len(header):

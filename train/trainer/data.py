@@ -55,14 +55,14 @@ class Dataset:
 def load(name: str, data_dir: str | None = None, limit: int | None = None) -> Dataset:
     """Load one of DATASETS, or any image set of TFDS as tfds:NAME or tfds:NAME:LABEL.
 
-    `limit`: at most the first so many training and the first so many test examples.
+    `limit`: use only the first `limit` training and the first `limit` test examples.
     `data_dir` is where TFDS keeps its datasets; None means its own default (TFDS_DATA_DIR or ~/tensorflow_datasets).
-    Raises DataError for everything that a user can mend.
+    Raises DataError for everything that the user can fix.
     """
     if name not in DATASETS and not TFDS_SET.fullmatch(name):
         raise DataError(f"there is no dataset {name!r}; choose one of {', '.join(DATASETS)}, or tfds:NAME.")
     if limit is not None and limit < 1:
-        raise DataError(f"{name}: at least 1 example must be asked for, not {limit}.")
+        raise DataError(f"{name}: --limit is {limit}; it must be at least 1.")
     if name == "digits":
         return _load_digits(limit)
     root = data_dir or _default_data_dir()
@@ -109,18 +109,18 @@ def check_data_dir(name: str, data_dir: str | None) -> None:
         return
     try:
         path = epath.Path(root)
-        found = (path / _in_tfds(name)[0]).exists()  # is_dir would answer False for a bucket that is out of reach
-    except Exception as error:  # ImportError without the scheme's package, whatever its driver raises
+        found = (path / _in_tfds(name)[0]).exists()  # is_dir would return False for a bucket that cannot be reached
+    except Exception as error:  # ImportError without the scheme's package, or an error of its driver
         raise DataError(f"{name}: --data-dir {root} cannot be read ({brief(error)}); choose another.") from error
     if "://" not in os.fspath(path):
-        raise DataError(f"{name}: --data-dir {root} is of a scheme that cannot be read; choose another.")
+        raise DataError(f"{name}: --data-dir {root} has a scheme that cannot be read; choose another.")
     if not found:
-        mend = "prepare it in a local folder and copy it there, or choose another --data-dir"
-        raise DataError(f"{name} is not prepared in {root}; {mend}.")
+        fix = "prepare it in a local folder and copy it there, or choose another --data-dir"
+        raise DataError(f"{name} is not prepared in {root}; {fix}.")
 
 
 def _fetch(name: str, root: str, temporary: pathlib.Path) -> None:
-    """Copy a prepared dataset to a local folder: array_record's reader takes no other."""
+    """Copy a prepared dataset to a local folder, the only kind that array_record's reader takes."""
     check_data_dir(name, root)
     folder = _in_tfds(name)[0]
     source = epath.Path(root) / folder
@@ -131,12 +131,12 @@ def _fetch(name: str, root: str, temporary: pathlib.Path) -> None:
                 target = temporary / folder / str(path).removeprefix(f"{source}/")
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.write_bytes(path.read_bytes())
-    except Exception as error:  # likewise
+    except Exception as error:  # an error of the file system's driver
         raise DataError(f"{name}: {source} cannot be read ({brief(error)}); choose another --data-dir.") from error
 
 
 def _in_tfds(name: str) -> tuple[str, str]:
-    """The dataset's name in TFDS, which its folder there has too, and its label's; "" for one that is not named."""
+    """The dataset's name in TFDS, also its folder's, and the name of its label ("" if not given)."""
     if any_set := TFDS_SET.fullmatch(name):
         return any_set["name"], any_set["label"] or ""
     return _TFDS_NAMES.get(name, (name, "label"))
@@ -179,13 +179,6 @@ def _at_home(name: str, root: str) -> pathlib.Path:
     return pathlib.Path(expanded)
 
 
-def _check_depth(name: str, root: pathlib.Path) -> None:
-    """Raise DataError for a --data-dir that lies too deep: the dataset's own folder, or that of its version."""
-    for own in (root, root.parent):
-        if own.name == _in_tfds(name)[0] and any(own.glob("*/dataset_info.json")):
-            raise DataError(f"{name}: --data-dir {root} is the dataset's own folder; give --data-dir {own.parent}.")
-
-
 def _require(name: str, modules: tuple[str, ...]) -> None:
     """Raise DataError unless the modules can be imported."""
     missing = [module for module in modules if importlib.util.find_spec(module) is None]
@@ -194,16 +187,16 @@ def _require(name: str, modules: tuple[str, ...]) -> None:
 
 
 def _unusable(name: str, folder: pathlib.Path, why: str) -> DataError:
-    """The error for a folder that exists and is of no use."""
-    mend = "delete or rename that folder to have it prepared again, or choose another --data-dir"
-    return DataError(f"{name}: {folder} cannot be used, {why}; {mend}.")
+    """The error for a folder that exists but cannot be used."""
+    fix = "delete or rename that folder to prepare it again, or choose another --data-dir"
+    return DataError(f"{name}: {folder} cannot be used, {why}; {fix}.")
 
 
 def _open(name: str, root: pathlib.Path) -> Any:
-    """The TFDS builder of a dataset that lies prepared, as array_record, in the version that TFDS asks for."""
+    """The TFDS builder of a dataset, prepared as array_record in the version that TFDS expects."""
     import tensorflow_datasets as tfds
 
-    logging.getLogger("absl").setLevel(logging.WARNING)  # TFDS reports every folder that it opens
+    logging.getLogger("absl").setLevel(logging.WARNING)  # TFDS logs every folder that it opens
     _check_is_folder(name, root)
     tfds_name = _in_tfds(name)[0]
     builder_class = tfds.builder_cls(tfds_name)
@@ -212,13 +205,13 @@ def _open(name: str, root: pathlib.Path) -> Any:
         with _temporary_folder():
             builder = builder_class(data_dir=root)
         _prepare(name, builder, root, folder)
-    # Without this file TFDS would neither prepare the dataset anew nor find any splits in it.
+    # Without this file TFDS would neither prepare the dataset again nor find any splits in it.
     if not (folder / "dataset_info.json").is_file():
         raise _unusable(name, folder, "it has no dataset_info.json")
     try:
         builder = builder_class(data_dir=root)
     except Exception as error:  # ParseError, AssertionError, UnicodeDecodeError, ...
-        why = f"its dataset_info.json is broken or of another version ({brief(error)})"
+        why = f"its dataset_info.json is damaged or of another version ({brief(error)})"
         raise _unusable(name, folder, why) from error
     file_format = builder.info.file_format
     if file_format is None or file_format.value != "array_record":
@@ -228,7 +221,7 @@ def _open(name: str, root: pathlib.Path) -> Any:
 
 
 def _open_any(name: str, root: pathlib.Path) -> Any:
-    """The TFDS builder of `tfds:NAME`, prepared, in a format that can be read here."""
+    """The TFDS builder of `tfds:NAME`, prepared in a format that can be read here."""
     import tensorflow_datasets as tfds
 
     logging.getLogger("absl").setLevel(logging.ERROR)
@@ -238,9 +231,9 @@ def _open_any(name: str, root: pathlib.Path) -> Any:
         with _temporary_folder():
             builder = tfds.builder(tfds_name, data_dir=root)
     except Exception as error:  # DatasetNotFoundError, ValueError for the configuration, ...
-        mend = f"give the name of one of its sets, or copy a prepared {tfds_name} folder into {root}"
+        fix = f"give the name of one of its sets, or copy a prepared {tfds_name} folder into {root}"
         raise DataError(
-            f"{name}: tensorflow-datasets cannot open {tfds_name} ({brief(error)[:150]}); {mend}."
+            f"{name}: tensorflow-datasets cannot open {tfds_name} ({brief(error)[:150]}); {fix}."
         ) from error
     folder = pathlib.Path(builder.data_dir)
     if not os.path.lexists(folder):
@@ -257,7 +250,7 @@ def _open_any(name: str, root: pathlib.Path) -> Any:
 
 @contextlib.contextmanager
 def _temporary_folder() -> Iterator[None]:
-    """One of its own, removed at the end: TFDS leaves an empty folder behind for each set that is not prepared."""
+    """A temporary folder, removed at the end; TFDS leaves an empty one for each set that is not prepared."""
     before = tempfile.tempdir
     try:
         with tempfile.TemporaryDirectory() as tempfile.tempdir:
@@ -267,20 +260,22 @@ def _temporary_folder() -> Iterator[None]:
 
 
 def _check_is_folder(name: str, root: pathlib.Path) -> None:
-    """Raise DataError if something is there that is no readable folder."""
+    """Raise DataError if `root` exists and is not a readable folder, or is the wrong one."""
     try:
         with os.scandir(root):
             pass
     except FileNotFoundError:
-        return  # It is made when the dataset is prepared.
+        return  # it is created when the dataset is prepared
     except OSError as error:
-        why = f"is no readable folder ({error.strerror})"
+        why = f"is not a readable folder ({error.strerror})"
         raise DataError(f"{name}: --data-dir {root} {why}; choose another.") from error
-    _check_depth(name, root)
+    for own in (root, root.parent):  # a --data-dir may be too deep: the dataset's own folder, or that of its version
+        if own.name == _in_tfds(name)[0] and any(own.glob("*/dataset_info.json")):
+            raise DataError(f"{name}: --data-dir {root} is the dataset's own folder; give --data-dir {own.parent}.")
 
 
 def _prepare(name: str, builder: Any, root: pathlib.Path, folder: pathlib.Path) -> None:
-    """Download the dataset and write it to `folder`; DataError at once if TensorFlow or the network is missing."""
+    """Download the dataset and write it to `folder`; DataError at once without TensorFlow or a network."""
     absent = f"{name} is not prepared in {root}{_other_versions(folder)}"
     missing = [m for m in ("tensorflow", "importlib_resources") if importlib.util.find_spec(m) is None]
     if missing:
@@ -288,55 +283,55 @@ def _prepare(name: str, builder: Any, root: pathlib.Path, folder: pathlib.Path) 
         if "tensorflow" in missing and sys.version_info[:2] > _NEWEST_WITH_TENSORFLOW:
             needs += f", which has no release for Python {sys.version_info[0]}.{sys.version_info[1]}"
             where = "with Python {}.{} ".format(*_NEWEST_WITH_TENSORFLOW)
-        mend = f'{where}run `pip install -e ".[prepare]"`, then the same command again, or choose another --data-dir'
-        raise DataError(f"{absent}, and {needs}: {mend}.")
+        fix = f'{where}run `pip install -e ".[prepare]"`, then the same command again, or choose another --data-dir'
+        raise DataError(f"{absent}, and {needs}: {fix}.")
     command = (
         f'`pip install -e ".[prepare]"` and `python train/main.py --dataset {name} --data-dir {shlex.quote(str(root))}`'
     )
-    mend = f"run {command} where there is a network, or copy a prepared {folder.parent.name} folder into {root}"
-    urls = list(builder.url_infos or ())  # None for a builder of no package
+    fix = f"run {command} where there is a network, or copy a prepared {folder.parent.name} folder into {root}"
+    urls = list(builder.url_infos or ())  # None for a builder without a package
     if urls and not _any_download(root, builder.name):
-        _check_network(absent, urls[0], mend)
+        _check_network(absent, urls[0], fix)
     log.info("Preparing %s in %s: it is downloaded once and takes a few minutes.", name, root)
     try:
         _download_and_prepare(builder)
-    except Exception as error:  # network, disk, permissions, a wrong checksum, ...: TFDS documents none of them
-        raise DataError(f"{absent}, and preparing it failed ({brief(error)}); mend that, or {mend}.") from error
+    except Exception as error:  # network, disk, permissions, checksum, ...: TFDS documents none
+        raise DataError(f"{absent}, and preparing it failed ({brief(error)}); fix that, or {fix}.") from error
 
 
 def _other_versions(folder: pathlib.Path) -> str:
-    """A remark on the dataset's versions that lie beside the missing one; they are of no use to this TFDS."""
+    """A remark on other versions of the dataset, which this TFDS cannot use."""
     found = sorted(path.parent.name for path in folder.parent.glob("[0-9]*/dataset_info.json"))
     return f" in version {folder.name}, only {', '.join(found)}" if found else ""
 
 
 def _any_download(root: pathlib.Path, tfds_name: str) -> bool:
-    """Whether TFDS may have (some of) the files already, so that the network may not be needed."""
+    """Whether TFDS may have downloaded files already, so that no network is needed."""
     return any(any((root / "downloads" / folder).glob("*")) for folder in (tfds_name, "manual"))
 
 
-def _check_network(absent: str, url: str, mend: str) -> None:
-    """Raise DataError unless this file can be asked for: TFDS would first import TensorFlow and then retry."""
+def _check_network(absent: str, url: str, fix: str) -> None:
+    """Raise DataError if this file cannot be requested; TFDS would first import TensorFlow and then retry."""
     import requests
 
     try:
         with requests.get(url, stream=True, timeout=_PROBE_SECONDS) as response:
             response.raise_for_status()
-    except OSError as error:  # RequestException is one; so is that of a certificate bundle that is gone
+    except OSError as error:  # RequestException is one, as is the error of a missing certificate bundle
         why = type(error).__name__ if isinstance(error, requests.RequestException) else brief(error)
         host = url.split("/")[2]
-        raise DataError(f"{absent}, and {host} cannot be reached ({why}); {mend}.") from error
+        raise DataError(f"{absent}, and {host} cannot be reached ({why}); {fix}.") from error
 
 
 def _download_and_prepare(builder: Any) -> None:
     """Run TFDS' own preparation, with its progress bars only on a terminal."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # else TensorFlow announces it on stderr
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # otherwise TensorFlow announces it on stderr
     import tensorflow as tf
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core.download import downloader
 
-    tf.config.set_visible_devices([], "GPU")  # else it takes the memory that JAX needs
+    tf.config.set_visible_devices([], "GPU")  # otherwise it takes the memory that JAX needs
     downloader.MAX_RETRIES = 2  # of 10, which take 200 seconds
     with contextlib.ExitStack() as stack:
         if not sys.stderr.isatty():
@@ -349,7 +344,7 @@ def _download_and_prepare(builder: Any) -> None:
 def _read_split(
     name: str, builder: Any, split: str, image: str, label: str, limit: int | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The first `limit` (None: all) examples of a split, in the order on disk: uint8 (N, h, w, c) and int32 (N,)."""
+    """The first `limit` (None: all) examples of a split, in file order: uint8 (N, h, w, c) and int32 (N,)."""
     folder = pathlib.Path(builder.data_dir)
     available = builder.info.splits[split].num_examples if split in builder.info.splits else 0
     if available == 0:
@@ -359,14 +354,14 @@ def _read_split(
         images, labels = _read(builder, split, image, label, count)
     except Exception as error:  # RuntimeError, TypeError, OSError, DecodeError, ...
         files = ", ".join(sorted(os.path.basename(path) for path in builder.info.splits[split].filepaths))
-        raise _unusable(name, folder, f"{files} is missing or broken ({brief(error)})") from error
+        raise _unusable(name, folder, f"{files} is missing or damaged ({brief(error)})") from error
     if labels.min() < 0:
         raise DataError(f"{name}: not all labels of its {split} split are known; choose another set.")
     return images, labels
 
 
 def _read(builder: Any, split: str, image: str, label: str, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Read and decode `count` examples. Decoding the PNGs here takes two thirds of the time that TFDS takes."""
+    """Read and decode `count` examples. Decoding the PNGs here takes two thirds of TFDS' time."""
     from PIL import Image
 
     images = np.empty((count, *builder.info.features[image].shape), np.uint8)
@@ -382,7 +377,7 @@ def _read(builder: Any, split: str, image: str, label: str, count: int) -> tuple
 
 
 def _from_array_record(builder: Any, split: str, count: int, image: str) -> Iterator[Any]:
-    """The examples with their pictures as files."""
+    """The examples, with pictures as encoded files."""
     import tensorflow_datasets as tfds
 
     source = builder.as_data_source(split=split, decoders={image: tfds.decode.SkipDecoding()})
@@ -391,11 +386,11 @@ def _from_array_record(builder: Any, split: str, count: int, image: str) -> Iter
 
 
 def _through_tensorflow(builder: Any, split: str, count: int, image: str) -> Iterator[Any]:
-    """The same, of TFDS' default format."""
+    """The same, from TFDS' default format."""
     import tensorflow as tf
     import tensorflow_datasets as tfds
 
-    tf.config.set_visible_devices([], "GPU")  # else it takes the memory that JAX needs
+    tf.config.set_visible_devices([], "GPU")  # otherwise it takes the memory that JAX needs
     in_order = tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False)
     decoders = {image: tfds.decode.SkipDecoding()}
     dataset = builder.as_dataset(split=split, decoders=decoders, shuffle_files=False, read_config=in_order)

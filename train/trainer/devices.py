@@ -1,39 +1,31 @@
-"""The one module that knows about devices and processes: where arrays lie, and which functions run on all devices.
+"""Devices and processes: where arrays are placed, what runs on all devices, how the processes of a run communicate.
 
-State and datasets are replicated; batches are split. Moving from `jax.pmap` to another SPMD primitive touches this
-module only. Each process of a run drives its own devices and does the same as the others; `primary` is the one that
-reads checkpoints, writes and shows progress.
+State and datasets are replicated; batches are split. Moving from `jax.pmap` to another SPMD primitive changes this
+module only. Each process of a run drives its own devices and does the same as the others; only the primary reads
+checkpoints, writes files and shows progress. What is set before jax starts is in `jax_setup`.
 """
 
 import contextlib
 import ctypes
 import glob
-import importlib.metadata
 import importlib.util
 import json
-import logging
 import math
 import os
-import platform
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
-import jax.extend
-import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
-from trainer import jaxlib_fault
 from trainer.config import ResolvedConfig, RunAgain, UserError, brief
-
-log = logging.getLogger("train")
 
 AXIS = "devices"  # the name of the mapped axis
 LOST = "another process of this run has ended or cannot be reached; start all of them again, with --resume"
-# Seconds. A process that is gone ends the others after about HEARTBEAT; peers that never come, after WAIT.
+# Seconds: the others end about HEARTBEAT after a process is lost, and WAIT is how long processes wait for each other.
 HEARTBEAT, WAIT = 30, 300
 
 
@@ -42,7 +34,7 @@ class Replicas:
 
     def __init__(self, devices: Sequence[jax.Device] | None = None):
         self.devices = tuple(devices or jax.devices())
-        # The mesh that jax.pmap makes of these devices: what lies replicated on it is not copied again at a call.
+        # The mesh that jax.pmap makes of these devices: arrays replicated over it are not copied again at a call.
         mesh = jax.sharding.Mesh(np.array(self.devices), (AXIS,))
         self._replicated = NamedSharding(mesh, PartitionSpec())
         self.parted = NamedSharding(mesh, PartitionSpec(AXIS))
@@ -66,7 +58,7 @@ class Replicas:
         return jax.tree.map(copy, tree)
 
     def split(self, batches: np.ndarray) -> np.ndarray:
-        """(steps, batch) picture numbers -> (devices, steps, ceil(batch / devices)), filled up with -1."""
+        """(steps, batch) picture numbers -> (devices, steps, ceil(batch / devices)), padded with -1."""
         n, (count, batch) = len(self.devices), batches.shape
         filled = np.full((count, -(-batch // n) * n), -1, np.int32)
         filled[:, :batch] = batches
@@ -74,9 +66,9 @@ class Replicas:
 
 
 class Program:
-    """A function of (tree, pictures, batches) on all devices: to be compiled, then called.
+    """A function of (tree, pictures, batches) on all devices, which is compiled before it is called.
 
-    `batches` are split, as `Replicas.split` does it; the others and the result are whole on every device.
+    `batches` are split by `Replicas.split`; the other arguments and the result are replicated.
     """
 
     executable: jax.stages.Compiled
@@ -101,13 +93,13 @@ class Program:
             devices=replicas.devices,
             donate_argnums=(0,) if donate_first else (),
         )
-        if not replicas.alone:  # it takes arrays, not shapes, and this process's parts
+        if not replicas.alone:  # it takes arrays, not shapes, and only this process's parts
             tree = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), tree)
             batches = batches[replicas.local]
         self._lowered = mapped.lower(tree, pictures, batches)
 
     def compile(self) -> "Program":
-        """Compiles it, in any thread, and returns it."""
+        """Compiles and returns it; any thread may do so."""
         self.executable = _compile(self._lowered, self._replicas.devices[0].platform)
         del self._lowered
         return self
@@ -126,16 +118,16 @@ def sum_over_devices(tree: Any) -> Any:
 
 
 def _compile(lowered: Any, platform: str) -> Any:
-    """On a TPU, with all gradients in one all-reduce: by itself XLA takes two for VGG16's 135 MB."""
+    """On a TPU, with all gradients in one all-reduce; by default XLA takes two for VGG16's 135 MB."""
     if platform == "tpu":
-        # The option is libtpu's own and may go. What fails for another reason fails again below.
+        # The option is libtpu's own and may be removed. Any other failure occurs again below.
         with contextlib.suppress(jax.errors.JaxRuntimeError):
             return lowered.compile(compiler_options={"xla_jf_crs_combiner_threshold_in_bytes": 2**30})
     return lowered.compile()
 
 
 def join_processes(config: ResolvedConfig) -> None:
-    """Meets the other processes of the run, if flags name them or this is a Cloud TPU; before any other use of jax."""
+    """Joins the other processes of the run, if flags name them or this is a Cloud TPU; call it before jax is used."""
     options: Any = {
         "heartbeat_timeout_seconds": HEARTBEAT,
         "shutdown_timeout_seconds": WAIT,
@@ -146,61 +138,26 @@ def join_processes(config: ResolvedConfig) -> None:
             jax.distributed.initialize(config.coordinator, config.num_processes, config.process_id, **options)
         elif config.num_processes is None and _on_cloud_tpu():
             jax.distributed.initialize(**options)
-    except Exception as error:  # RuntimeError of the service, ValueError or ConnectionError of the look for a slice
+    except Exception as error:  # RuntimeError from the service, ValueError or ConnectionError from finding a slice
         if config.coordinator is not None:
-            where = f"--coordinator is {config.coordinator}, where not all {config.num_processes} processes have met"
+            where = f"--coordinator is {config.coordinator}, where not all {config.num_processes} processes arrived"
             raise UserError(
                 f"{where} ({brief(error)}); start them all within {WAIT} s, with the same address."
             ) from error
-        mend = "with --num-processes 1 this host trains alone"
-        raise UserError(f"the other hosts of this Cloud TPU were not found ({brief(error)}); {mend}.") from error
-    find_devices()
-
-
-def find_devices() -> None:
-    """UserError for a platform that JAX_PLATFORMS names and that is not there, and for a plugin that does not start."""
-    failures: list[str] = []
-
-    def keep(record: logging.LogRecord) -> bool:
-        """Jax logs the exception of a plugin, with its traceback, and continues without it."""
-        if record.exc_info and record.exc_info[1]:
-            failures.append(brief(record.exc_info[1]))
-        return not record.exc_info
-
-    names = [name for name in ("JAX_PLATFORMS", "JAX_PLATFORM_NAME") if os.environ.get(name)]
-    wanted = " and ".join(f"{name} is {os.environ[name]}" for name in names)
-    logger = logging.getLogger("jax._src.xla_bridge")
-    logger.addFilter(keep)
-    try:
-        jax.devices()
-        if wanted or not failures:
-            return
-    except Exception as error:  # RuntimeError, AssertionError for cuda without its plugin, whatever a driver raises
-        failures.append(brief(error) if str(error) else "its plugin for jax is not installed")
-        jax.config.update("jax_platforms", None if wanted else "cpu")
-        jax.config.update("jax_platform_name", "")
-    finally:
-        logger.removeFilter(keep)
-    there = ", ".join(sorted(jax.extend.backend.backends()))
-    raise UserError(
-        f"{wanted}, which is not available here ({failures[0]}); the platforms that are there: {there};"
-        " set it to one of them or unset it, or install what it needs."
-        if wanted
-        else f"JAX_PLATFORMS is not set, and a platform that is installed does not start ({failures[0]}); the platforms"
-        f" that are there: {there}; repair or uninstall its plugin, or set JAX_PLATFORMS to one of them."
-    )
+        fix = "with --num-processes 1 this host trains alone"
+        raise UserError(f"the other hosts of this Cloud TPU were not found ({brief(error)}); {fix}.") from error
 
 
 def primary() -> bool:
-    """Whether this is the process that reads, writes and shows."""
+    """Whether this is the process that reads checkpoints, writes files and shows progress."""
     return jax.process_index() == 0
 
 
 def from_primary(value: Any, arrays: dict[str, np.ndarray]) -> tuple[Any, dict[str, np.ndarray]]:
-    """The primary's `value` (what JSON can say) and arrays in every process; the others' own are ignored."""
+    """The primary's `value` (any JSON value) and arrays, in every process; those of the other processes are ignored."""
     if jax.process_count() == 1:
         return value, arrays
-    # All as bytes: the broadcast is a sum, which would turn -0.0 into 0.0.
+    # Sent as bytes: the broadcast is a sum, which would turn -0.0 into 0.0.
     shapes = {name: (array.dtype.name, array.shape) for name, array in arrays.items()}
     text = np.frombuffer(json.dumps([value, shapes]).encode(), np.uint8)
     length = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
@@ -219,9 +176,9 @@ def _broadcast(sent: np.ndarray, size: int) -> np.ndarray:
 
 
 def asked_to_stop(asked: bool, count: int) -> bool:
-    """Whether to stop now, in all processes alike: asked for in this one (`asked`), or in any.
+    """Whether all processes should stop now, because this one (`asked`) or another was asked to.
 
-    With several processes, jax watches for SIGTERM. It must be called in each with the counts 0, 1, 2, ...
+    With several processes, jax watches for SIGTERM. Each must call this with the counts 0, 1, 2, ...
     """
     if jax.process_count() == 1:
         return asked
@@ -230,7 +187,7 @@ def asked_to_stop(asked: bool, count: int) -> bool:
 
 @contextlib.contextmanager
 def lost_peers() -> Iterator[None]:
-    """Says so in a RunAgain when a computation breaks because another process is gone."""
+    """Raises RunAgain if a computation fails because another process is gone."""
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
@@ -240,7 +197,7 @@ def lost_peers() -> Iterator[None]:
 
 
 def leave(exit_code: int, together: bool) -> None:
-    """Ends this process if there are others: after all have come here (`together`), or at once."""
+    """Ends this process if there are others: when all have reached this call (`together`), or at once."""
     if jax.process_count() == 1:
         return
     if together:
@@ -256,65 +213,7 @@ def _on_cloud_tpu() -> bool:
     return bool(chips) and importlib.util.find_spec("libtpu") is not None and "tpu" in wanted
 
 
-def hints(precision: str, root: str = "/") -> Iterator[str]:
-    """What a run on the CPU of this machine should know at the start, a line each; `root` is of /proc and /dev."""
-    if jax.default_backend() != "cpu":
-        return
-    cards = [path for path in ("proc/driver/nvidia/version", "dev/nvidia0") if os.path.exists(os.path.join(root, path))]
-    if cards and "JAX_PLATFORMS" not in os.environ:
-        yield (
-            "an NVIDIA GPU is in this machine, but jax does not see it; to train on it, install jax for it:"
-            ' pip install -e ".[cuda12]" (or cuda13, for a driver of CUDA 13)'
-        )
-    flags: set[str] = set()
-    with contextlib.suppress(OSError), open(os.path.join(root, "proc/cpuinfo")) as file:  # Linux has it
-        flags = set(file.read().split())
-    if precision == "bfloat16" and "avx2" in flags and not flags & {"avx512_bf16", "amx_bf16"}:
-        yield "--precision bfloat16 is far slower than float32 on this CPU, which has no bfloat16 instructions"
-
-
-def use_compilation_cache(setting: str) -> None:
-    """Turns JAX's persistent compilation cache on, as `Config.compilation_cache` says; before anything is compiled."""
-    if setting == "off" or (setting == "auto" and jax.default_backend() == "cpu"):
-        return
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        folder = os.path.expanduser("~/.cache/gravity-optax")
-        if folder.startswith("~"):
-            log.warning(
-                "there is no home folder (HOME is not set) and so no compilation cache; to have one, set"
-                " JAX_COMPILATION_CACHE_DIR to a folder"
-            )
-            return
-        jax.config.update("jax_compilation_cache_dir", folder)
-    # Many small programs draw the initial state; each takes less than the second that JAX finds worth keeping.
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-
-
-def override_settings() -> None:
-    """Settings of the environment that are meant for finding faults in a program, and that end this one.
-
-    JAX_TRANSFER_GUARD finds transfers that are not meant: all of these are. JAX_DISABLE_JIT runs functions line by
-    line: these are compiled ahead of time.
-    """
-    jax.config.update("jax_transfer_guard", "allow")
-    if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
-        log.info("JAX_DISABLE_JIT is set and has no effect here: programs are compiled ahead of time")
-        jax.config.update("jax_disable_jit", False)
-
-
 def release_memory() -> None:
-    """Gives back to the system what has been freed: glibc keeps what compiling took, 0.9 GiB for VGG16 on a CPU."""
+    """Returns freed memory to the system; glibc keeps what compiling took, 0.9 GiB for VGG16 on a CPU."""
     if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
         trim(0)
-
-
-def check_arithmetic() -> None:
-    """Refuses a jaxlib that computes wrong results (jax-ml/jax issue 39103: -inf for this maximum on CPU)."""
-    got = float(jax.jit(lambda a: (a @ jnp.ones((784, 64))).max())(jnp.ones((100, 784))))
-    if got != 784.0:
-        jaxlib = importlib.metadata.version("jaxlib")
-        raise UserError(
-            f"jax {jax.__version__} with jaxlib {jaxlib} computes wrong results on this machine (the largest"
-            f" entry of a product is {got}, not 784); on Python {platform.python_version()} this one is right:"
-            f" pip install 'jax=={jaxlib_fault.RIGHT}' 'jaxlib=={jaxlib_fault.RIGHT}'"
-        )

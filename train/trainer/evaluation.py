@@ -1,4 +1,7 @@
-"""A finished, interrupted or running run, looked at from one of its checkpoints: loss, accuracy, errors, weights."""
+"""Evaluation of a run, finished or not, from one of its checkpoints: loss, accuracy, errors, exported weights.
+
+The evaluation at the end of each epoch is in `steps` and `loop`.
+"""
 
 import csv
 import dataclasses
@@ -38,19 +41,19 @@ def evaluate(
     confusion: str | None = None,
     tell: Callable[[str], object] = lambda lines: None,
 ) -> str:
-    """Scores the whole test set, writes what is asked for and a picture, and returns a report for people.
+    """Scores the whole test set, writes the requested files and a picture, and returns a readable report.
 
     Args:
-      workdir: the folder of a run; only confusion.png is written there.
+      workdir: the folder of a run; only confusion.png is written to it.
       checkpoint: its number; None for the newest.
-      predictions: a CSV file to write: number, label, predicted class, its probability and the loss of each picture.
-      export: a file for the weights, in the safetensors format.
-      data_dir: as for `data.load`; None for where the run had it.
-      confusion: a PNG file for the picture; None for confusion.png in `workdir`, or nowhere if that is read only.
-      tell: is called with each part of the report as soon as it is known, the numbers first.
+      predictions: a CSV file to write: number, label, predicted class, its probability and loss of each picture.
+      export: a file to write the weights to, in the safetensors format.
+      data_dir: as for `data.load`; None for the run's own.
+      confusion: a PNG file for the picture; None for confusion.png in `workdir`, if it can be written.
+      tell: called with each part of the report as soon as it is known, the numbers first.
 
     Raises:
-      UserError: for what the user can fix.
+      UserError: for errors that the user can fix.
     """
     folder = epath.Path(workdir)
     config = _config(folder)
@@ -77,14 +80,14 @@ def evaluate(
         except UserError as error:
             if confusion:
                 raise
-            say(f"no picture of the errors: {brief(error).partition(': ')[2]}; --confusion FILE draws it elsewhere")
+            say(f"no picture of the errors: {brief(error).partition(': ')[2]}; draw it elsewhere with --confusion FILE")
     return "".join(parts)
 
 
 def _written(path: Any, content: bytes) -> str:
     try:
         epath.Path(path).write_bytes(content)
-    except Exception as error:  # OSError, or whatever the driver of another file system raises
+    except Exception as error:  # OSError, or an error of another file system's driver
         raise UserError(f"{path} could not be written ({brief(error)}); choose another path.") from error
     return f"{path} is written"
 
@@ -102,14 +105,14 @@ def score(model: networks.Network, params: Any, images: np.ndarray, batch_size: 
 
     batches = []
     for start in range(0, len(labels), batch_size):
-        rows = np.arange(start, start + batch_size).clip(max=len(labels) - 1)  # the last batch is filled up
+        rows = np.arange(start, start + batch_size).clip(max=len(labels) - 1)  # the last batch is padded
         batches.append([np.asarray(x) for x in of_batch(params, images[rows], labels[rows])])
     loss, predicted, probability = (np.concatenate(x)[: len(labels)] for x in zip(*batches, strict=True))
     return Scores(loss.astype(np.float64), predicted.astype(np.int64), probability.astype(np.float64))
 
 
 def confused(labels: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
-    """int64 (classes, classes): how many pictures of the row's class were taken for the column's."""
+    """int64 (classes, classes): how many pictures of the row's class were predicted as the column's."""
     return np.bincount(labels.astype(np.int64) * classes + predicted, minlength=classes**2).reshape(classes, classes)
 
 
@@ -132,7 +135,7 @@ def _params(model: networks.Network, dataset: data.Dataset, arrays: Arrays, fold
         return jax.tree_util.tree_map_with_path(get, like)
     except (KeyError, ValueError) as error:
         why = f"whose checkpoint is not of this model and dataset ({brief(error)})"
-        raise UserError(f"WORKDIR is {folder}, {why}; use the version and the --data-dir that trained it.") from error
+        raise UserError(f"WORKDIR is {folder}, {why}; use the version and --data-dir of its training.") from error
 
 
 def _when(progress: dict[str, Any]) -> str:
@@ -176,7 +179,7 @@ def _weights(params: Any, config: ResolvedConfig, facts: dict[str, Any]) -> byte
 
 
 def _confusion_figure(dataset: data.Dataset, scores: Scores) -> Any:
-    """Rows are labels, columns predictions, colours the share of the row, with counts where they can be read."""
+    """Rows are labels, columns predictions, colours the share of the row; counts if they are legible."""
     from matplotlib.figure import Figure
 
     counts, names = confused(dataset.test_labels, scores.predicted, dataset.num_classes), _names(dataset)

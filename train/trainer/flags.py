@@ -1,4 +1,4 @@
-"""From the command line to a `Config`. A flag that cannot be read is answered in one line."""
+"""Parsing the command line; a flag that cannot be parsed is answered in one line. `config` checks the values."""
 
 import contextlib
 import difflib
@@ -39,7 +39,7 @@ def parse_command(kind: type[Flags], program: str, arguments: list[str]) -> Flag
 
 
 def _explain(arguments: list[str]) -> str | None:
-    """What is wrong with them, found in order: tyro's own answer is a box of many lines."""
+    """What is wrong with the first invalid argument; tyro's own answer is a box of many lines."""
     types = {flag(name): kind for name, kind in typing.get_type_hints(Config).items()}
     words = [part for word in arguments for part in (word.split("=", 1) if word.startswith("--") else [word])]
     while words:

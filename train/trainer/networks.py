@@ -1,7 +1,7 @@
-"""The networks by the trainer's names, and their initial weights.
+"""The networks by name, and their initial weights. VGG itself is in `vgg`.
 
-Beside VGG (`vgg`) two small ones, on the pictures as they are: `mlp`, VGG's dense layers alone, and `softmax`, the last
-of them, which is softmax regression. Their loss is smooth or convex, and a run takes a second.
+The two small ones take the pictures as they are: `mlp` is VGG's dense layers alone, `softmax` the last of them, softmax
+regression. Their loss is smooth or convex, and a run takes a second.
 """
 
 import jax
@@ -13,7 +13,7 @@ from trainer import vgg
 from trainer.config import ResolvedConfig
 
 HIDDEN = {"softmax": 0, "mlp": 2}  # dense layers before the last
-_STREAM = 0x4E6F6973  # "Nois": a stream beside those that `vgg.init` draws from the same key
+_STREAM = 0x4E6F6973  # "Nois": distinct from the streams that `vgg.init` draws from the same key
 
 
 class DenseNetwork(nn.Module):
@@ -54,7 +54,7 @@ def build(config: ResolvedConfig, num_classes: int) -> Network:
 
 
 def initial(config: ResolvedConfig, model: Network, key: jax.Array, image_shape: tuple[int, ...]) -> dict:
-    """The weights that a run starts from, float32, for pictures of `image_shape` (h, w, c)."""
+    """The initial weights of a run, float32, for pictures of `image_shape` (h, w, c)."""
     params = vgg.init(model, key, image_shape)
     if not config.init_noise:
         return params

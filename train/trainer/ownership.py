@@ -1,6 +1,6 @@
-"""One run owns its folder as long as its process lives: a lock on the file `lock` there, which ends with the process.
+"""A run's claim on its folder: a lock on the file `lock` in it, held as long as the process lives.
 
-Nothing heavy is imported here. Object storage has no such locks; file systems may lack them too.
+Nothing heavy is imported here. Object storage has no such locks, and some file systems lack them too.
 """
 
 import datetime
@@ -22,7 +22,7 @@ class Ownership:
     """The lock of this process on a folder."""
 
     def __init__(self, folder: pathlib.Path):
-        """Takes it, and says in the file who has it. UserError if another process does; OSError if it cannot write."""
+        """Takes it and records the owner in the file. UserError if another process holds it; OSError if that fails."""
         self._path = folder / "lock"
         for _ in range(_TRIES):
             self._file = open(self._path, "a+")  # noqa: SIM115 (it stays open as long as this process owns the folder)
@@ -34,7 +34,7 @@ class Ownership:
             time.sleep(_SECONDS_BETWEEN)
         else:
             raise UserError(
-                f"--workdir is {folder}, where another run is at work ({owner});"
+                f"--workdir is {folder}, which another run is using ({owner});"
                 " wait until it has ended, or choose another folder."
             )
         self._file.truncate(0)
@@ -42,19 +42,19 @@ class Ownership:
         self._file.flush()
 
     def release(self) -> None:
-        """Leaves the folder to others."""
+        """Releases the folder."""
         self._path.unlink(missing_ok=True)
         self._file.close()
 
 
 def is_owned(folder: pathlib.Path) -> bool:
-    """Whether a run is at work in this folder."""
+    """Whether a run is using this folder."""
     try:
         with open(folder / "lock") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
-    except OSError:  # there is no such file, or there are no locks
+    except OSError:  # no such file, or no locks
         return False
     return False
 
@@ -65,9 +65,9 @@ def _lock(file: int) -> bool:
     except BlockingIOError:
         return False
     except OSError as error:
-        log.warning(f"this file system has no locks ({error.strerror}): nothing keeps another run out of the folder")
+        log.warning(f"this file system has no locks ({error.strerror}): nothing protects the folder from another run")
         return True
-    return os.fstat(file).st_nlink > 0  # its owner may have deleted it after it was opened here
+    return os.fstat(file).st_nlink > 0  # its owner may have deleted it since it was opened here
 
 
 def _now() -> str:

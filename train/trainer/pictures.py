@@ -1,6 +1,6 @@
-"""Pictures as PNG files, drawn with matplotlib's own settings: a user's may not work here, and a run outlives that.
+"""PNG files, drawn with matplotlib's default settings: the user's may fail, and no run should end because of a picture.
 
-Nothing heavy is imported here.
+Nothing heavy is imported here. The figures themselves are drawn where their numbers are.
 """
 
 import contextlib
@@ -19,16 +19,16 @@ log = logging.getLogger("train")
 
 
 def png(name: str, draw: Callable[[], Any], dpi: int = 100) -> bytes | None:
-    """The content of a PNG file of the Figure that `draw` returns; None, and a warning, if it cannot be drawn.
+    """The Figure that `draw` returns as a PNG file's content; None, after a warning, if it cannot be drawn.
 
-    `name` is of the file, for the warning.
+    `name` is the file's, for the warning.
     """
     try:
         with _own_settings():
             content = io.BytesIO()
             draw().savefig(content, format="png", dpi=dpi)
-    except Exception as error:  # of matplotlib, its fonts, its configuration
-        log.warning(f"{name} is left out, it could not be drawn ({brief(error)[:150]})")
+    except Exception as error:  # from matplotlib, its fonts, its configuration
+        log.warning(f"{name} was not drawn ({brief(error)[:150]})")
         return None
     return content.getvalue()
 
@@ -39,17 +39,17 @@ def _own_settings() -> Iterator[None]:
         _first_import()
     import matplotlib
 
-    theirs = ("backend", "backend_fallback", "interactive", "toolbar")  # of the windows that a notebook or user has
+    kept = ("backend", "backend_fallback", "interactive", "toolbar")  # about windows, a notebook's or the user's
     with matplotlib.rc_context():
         dict.update(
             matplotlib.rcParams,
-            {name: value for name, value in dict.items(matplotlib.rcParamsDefault) if name not in theirs},
+            {name: value for name, value in dict.items(matplotlib.rcParamsDefault) if name not in kept},
         )
         yield
 
 
 def _first_import() -> None:
-    """At its import, matplotlib reads a matplotlibrc, which need not be valid, and takes MPLBACKEND, likewise."""
+    """Imports matplotlib without the user's matplotlibrc and MPLBACKEND, which may be invalid."""
     spec = importlib.util.find_spec("matplotlib")
     assert spec is not None and spec.origin is not None
     before = {name: os.environ.pop(name, None) for name in ("MATPLOTLIBRC", "MPLBACKEND")}

@@ -1,5 +1,5 @@
-"""A request to stop, so that the run can be resumed: SIGTERM, which preemptible machines and schedulers send before
-they take the machine away, SIGHUP of a terminal that is lost, or an interrupt in a notebook.
+"""Requests to stop a run that can be resumed: SIGTERM from a scheduler or a preempted machine, SIGHUP from a lost
+terminal, or an interrupt in a notebook. Stopping itself is in `loop`.
 """
 
 import logging
@@ -13,7 +13,7 @@ log = logging.getLogger("train")
 
 
 class StopRequest:
-    """Whether it has come. Until somebody looks at `given`, there is nothing to save, and a signal ends the process."""
+    """Whether a stop was requested. Until training watches for it, a signal ends the process: nothing needs saving."""
 
     reason = "SIGTERM"
 
@@ -22,7 +22,7 @@ class StopRequest:
         self.watched = False
 
     def listen(self) -> None:
-        """Has the signals handled here until the command ends."""
+        """Handles the signals until the command ends."""
         command.on_stop(self.receive, signal.SIGTERM, signal.SIGHUP)
 
     def receive(self, number: int = signal.SIGTERM, frame: Any = None) -> None:
@@ -33,5 +33,5 @@ class StopRequest:
             command.end_now(RunAgain.exit_code)
 
     def give(self, reason: str) -> None:
-        """The run ends at its next step, with a checkpoint."""
+        """Asks the run to stop at the next chunk of steps, with a checkpoint."""
         self.reason, self.given = reason, True

@@ -1,6 +1,7 @@
-"""What a run leaves behind in its folder: config.json, history.csv (a row per epoch, as it ends) and history.png.
+"""The files in a run's folder: config.json, history.csv (a row per epoch), history.png and TensorBoard's event files.
 
-The folder may be on any path that `etils.epath` takes, such as gs://. Each file is replaced as a whole.
+The folder may be any path that `etils.epath` takes, such as gs://. Files are replaced atomically. Checkpoints are in
+`checkpoints`, gradients.csv in `watch`.
 """
 
 import contextlib
@@ -10,6 +11,8 @@ import itertools
 import json
 import logging
 import pathlib
+import socket
+import time
 from typing import Any
 
 from etils import epath
@@ -19,6 +22,9 @@ from trainer.config import ResolvedConfig, UserError, as_recorded, brief, flag, 
 from trainer.ownership import Ownership
 
 log = logging.getLogger("train")
+
+_PER_EPOCH = ("loss", "accuracy", "val_loss", "val_accuracy", "learning_rate", "images_per_second")
+_PREFIX = "events.out.tfevents."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,16 +37,16 @@ class Epoch:
     val_loss: float
     val_accuracy: float
     seconds: float  # training alone, without compilation and evaluation
-    images_per_second: float  # likewise
+    images_per_second: float  # training alone
     val_seconds: float
     learning_rate: float  # the schedule's at the epoch's end, with which the next epoch begins
 
 
 class Workdir:
-    """The folder of one run, which this process owns until `close`."""
+    """The folder of a run, which this process owns until `close`."""
 
     def __init__(self, config: ResolvedConfig):
-        """Makes the folder and claims it; it may hold a run only with `config.resume`, and only this one."""
+        """Creates and claims the folder; it may hold a run only with `config.resume`, and only this run."""
         try:
             self.path = epath.Path(config.workdir) if config.workdir else _make_fresh(config)
             if "://" in (config.workdir or "") and "://" not in str(self.path):
@@ -56,9 +62,9 @@ class Workdir:
             raise UserError(
                 f"--workdir is {config.workdir or 'runs'}, where nothing can be written ({why}); choose another folder."
             ) from error
-        self._history: list[str] = []  # its lines, each formatted once
+        self._history: list[str] = []  # its lines, formatted once
         self._before: dict = {}  # config.json as it was found
-        self._unbegun = False  # whether this run has written config.json and nothing else yet
+        self._unbegun = False  # whether config.json is all that this run has written
         try:
             self._claim(config)
         except BaseException:
@@ -66,7 +72,7 @@ class Workdir:
             raise
 
     def _claim(self, config: ResolvedConfig) -> None:
-        """Says in config.json what run this is, before anything that may fail."""
+        """Writes config.json before anything can fail."""
         if not config.resume and any((self.path / name).exists() for name in ("config.json", "history.csv")):
             raise UserError(
                 f"--workdir is {self.path}, which holds the results of a run already;"
@@ -79,7 +85,7 @@ class Workdir:
             self._unbegun = True
 
     def close(self) -> None:
-        """Leaves the folder to others. A run that failed before it began, in a folder that held none, leaves none."""
+        """Releases the folder. A run that failed before it began leaves no config.json in a folder that had none."""
         if self._unbegun:
             (self.path / "config.json").unlink(missing_ok=True)
         self._release()
@@ -96,7 +102,7 @@ class Workdir:
     def begin(self, config: ResolvedConfig, facts: dict) -> None:
         """Adds facts such as versions and devices to config.json.
 
-        For a run that goes on, other versions and devices are mentioned, and other data are a UserError.
+        If the run is resumed, changed versions and devices are logged, and changed data are a UserError.
         """
         before = self._before
         for name in ("train_examples", "test_examples", "num_classes"):
@@ -106,10 +112,10 @@ class Workdir:
                     " choose another folder, or the --data-dir that it had."
                 )
         if before.get("devices", facts["devices"]) != facts["devices"]:
-            log.info(f"resuming on {_counted(facts['devices'])}; before it was {_counted(before['devices'])}")
+            log.info(f"resuming on {_counted(facts['devices'])}, previously on {_counted(before['devices'])}")
         for package, version in facts["versions"].items():
             if (old := before.get("versions", {}).get(package, version)) != version:
-                log.info(f"resuming with {package} {version}; before it was {old}")
+                log.info(f"resuming with {package} {version}, previously {old}")
         self._write_config(config, facts)
         self._unbegun = False
 
@@ -118,7 +124,7 @@ class Workdir:
         self.write("config.json", f"{text}\n".encode())
 
     def write_history(self, rows: list[Epoch]) -> None:
-        """history.csv with all rows, those of the last call and perhaps more; they are safe from what comes next."""
+        """Writes history.csv with all rows: those of the last call, and any new ones."""
         if not self._history:
             self._history.append(",".join(field.name for field in dataclasses.fields(Epoch)))
         for row in rows[len(self._history) - 1 :]:
@@ -136,7 +142,7 @@ class Workdir:
         try:
             temporary.write_bytes(content)
             temporary.replace(self.path / name)
-        except Exception as error:  # likewise
+        except Exception as error:  # as above
             why = getattr(error, "strerror", None) or brief(error)
             raise UserError(
                 f"--workdir is {self.path}, where {name} could not be written ({why});"
@@ -144,11 +150,11 @@ class Workdir:
             ) from error
 
     def _read_config(self) -> dict:
-        """What config.json says; nothing if the run did not come that far."""
+        """The content of config.json; empty if the run did not get that far."""
         path = self.path / "config.json"
         if not path.exists():
-            there = self.checkpoints.iterdir() if self.checkpoints.exists() else ()
-            if any(checkpoint.name.isdecimal() for checkpoint in there):
+            found = self.checkpoints.iterdir() if self.checkpoints.exists() else ()
+            if any(checkpoint.name.isdecimal() for checkpoint in found):
                 raise UserError(f"--workdir is {self.path}, which has checkpoints but no config.json; put it back.")
             return {}
         try:
@@ -157,7 +163,7 @@ class Workdir:
             raise UserError(f"--workdir is {self.path}, whose config.json cannot be read ({brief(error)}).") from error
 
     def _check_same(self, config: ResolvedConfig) -> None:
-        """UserError with each field in which this run is not the one that is here."""
+        """UserError naming each field in which this run differs from the one in the folder."""
         now, before = dataclasses.asdict(config), as_recorded(self._before)
         other = [name for name in same_run(config) if before.get(name, now[name]) != now[name]]
         if other:
@@ -166,6 +172,53 @@ class Workdir:
                 f"--workdir is {self.path}, which holds another run: {values}."
                 " Give the values that it had, or choose another folder."
             )
+
+
+class EventFiles:
+    """A new event file in a folder, over training steps; tensorboardX writes it without TensorFlow.
+
+    TensorBoard shows a folder's files as one run. It ignores what earlier files hold beyond the step at which this one
+    starts, such as epochs repeated after resuming.
+    """
+
+    def __init__(self, folder: epath.Path, step: int):
+        """`step`: the number of training steps done."""
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+        from tensorboardX.record_writer import RecordWriter
+
+        folder.mkdir(parents=True, exist_ok=True)
+        self._event = Event
+        self._writer = RecordWriter(str(folder / f"{_PREFIX}{_next_number(folder):010d}.{socket.gethostname()}"))
+        self._write(file_version="brain.Event:2")
+        self._write(step=step + 1, session_log=SessionLog(status=SessionLog.START))
+
+    def add_chunk(self, step: int, loss: float) -> None:
+        """Adds the mean loss of a chunk that ended with `step`."""
+        self._add("chunk/loss", loss, step)
+
+    def add_epoch(self, step: int, row: Epoch) -> None:
+        """Adds the row of an epoch that ended with `step`; it is on disk when this returns."""
+        for name in _PER_EPOCH:
+            self._add(f"epoch/{name}", getattr(row, name), step)
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Completes the file."""
+        self._writer.close()
+
+    def _add(self, name: str, value: float, step: int) -> None:
+        from tensorboardX.summary import scalar
+
+        self._write(step=step, summary=scalar(name, value))
+
+    def _write(self, **what) -> None:
+        self._writer.write(self._event(wall_time=time.time(), **what).SerializeToString())
+
+
+def _next_number(folder: epath.Path) -> int:
+    """Seconds since 1970, as usual, or more: TensorBoard reads files in order of name, and clocks may be set back."""
+    numbers = [path.name.removeprefix(_PREFIX)[:10] for path in folder.iterdir() if path.name.startswith(_PREFIX)]
+    return max(int(time.time()), *(int(number) + 1 for number in numbers if number.isdecimal()), 0)
 
 
 def _figure(config: ResolvedConfig, history: list[Epoch]) -> Any:
@@ -186,7 +239,7 @@ def _figure(config: ResolvedConfig, history: list[Epoch]) -> Any:
 
 
 def _make_fresh(config: ResolvedConfig) -> epath.Path:
-    """A folder under runs/ that nobody else has."""
+    """A new folder under runs/."""
     now = datetime.datetime.now()
     dataset = config.dataset.replace("/", "-").replace(":", "-")
     stem = f"{now:%Y%m%d-%H%M%S}-{dataset}-{config.model}-{config.optimizer}-seed{config.seed}"

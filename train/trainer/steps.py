@@ -1,8 +1,8 @@
-"""What one device computes: plain functions of plain arrays; `sum_over_devices` joins the devices.
+"""What one device computes, as pure functions; `sum_over_devices` combines the devices. Compiling them is in `loop`.
 
-A batch is a row of picture numbers; -1 stands for no picture (a batch that is not full). Sums over valid pictures are
-added up over the devices and divided by the number of valid pictures, so that neither the last partial batch nor a
-batch that does not divide among the devices counts differently from the others.
+A batch is a row of picture numbers; -1 is padding. Sums over valid pictures are added up over the devices and divided
+by the number of valid pictures, so that each picture has the same weight in a partial batch, or in one that does not
+divide evenly among the devices.
 """
 
 from collections.abc import Callable
@@ -28,7 +28,7 @@ class Split(NamedTuple):
 
     images: jax.Array | np.ndarray  # (n, height, width, channels), or (n, height * width * channels); uint8
     labels: jax.Array | np.ndarray  # (n,), int32
-    epoch: jax.Array | None = None  # (), int32: the one that is trained, where `View` depends on it
+    epoch: jax.Array | None = None  # (), int32: the current one, if `View` depends on it
 
 
 class Sums(NamedTuple):
@@ -44,21 +44,21 @@ View = Callable[[Split, jax.Array], jax.Array]  # (pictures, row numbers (b,)) -
 
 
 def flat(images: np.ndarray) -> np.ndarray:
-    """A row for each picture, (n, height * width * channels), as a TPU wants a dataset to lie.
+    """A row for each picture, (n, height * width * channels), the layout that a TPU needs.
 
-    It keeps the last two axes of an array in tiles: taking pictures out of an (n, 32, 32, 3) array, XLA makes a copy
-    of the whole dataset in four times its size at every call (`tests/speed/tpu_cost.py`).
+    A TPU tiles the last two axes of an array: to take pictures out of an (n, 32, 32, 3) array, XLA copies the whole
+    dataset, at four times its size, in every call (`tests/speed/tpu_cost.py`).
     """
     return images.reshape(len(images), -1)
 
 
 def on_flat(apply: Apply, shape: tuple[int, ...]) -> Apply:
-    """`apply` for pictures of `shape` (h, w, c) that lie as `flat` leaves them."""
+    """`apply` for pictures of `shape` (h, w, c) stored by `flat`."""
     return lambda variables, images: apply(variables, images.reshape(-1, *shape))
 
 
 def in_batches(order: np.ndarray, count: int, size: int) -> np.ndarray:
-    """The first `count` batches of `size` of the picture numbers `order`, int32 (count, size), filled up with -1."""
+    """The first `count` batches of `size` of the picture numbers `order`, int32 (count, size), padded with -1."""
     filled = np.full(count * size, -1, np.int32)
     filled[: len(order)] = order[: len(filled)]
     return filled.reshape(count, size)
@@ -87,7 +87,7 @@ def mean_gradient(
     apply: Apply, params: Any, pictures: Split, batch: jax.Array, view: View = unchanged
 ) -> tuple[Any, Sums]:
     """The mean gradient over the valid pictures of all devices, and their sums."""
-    # The loss is divided and not the gradient, which would be written to memory once more.
+    # Dividing the loss saves one pass over the gradient in memory.
     count = sum_over_devices(jnp.sum(batch >= 0, dtype=jnp.int32))
 
     def part_of_mean(params):
@@ -119,7 +119,7 @@ def train_chunk(
     batches: jax.Array,
     view: View = unchanged,
 ) -> tuple[TrainState, Sums]:
-    """Many steps, int32 (steps, b) picture numbers; the sums of each step, (steps,), as it was before its update."""
+    """Many steps, int32 (steps, b) picture numbers; the sums of each step, (steps,), before its update."""
     return jax.lax.scan(lambda s, batch: train_step(apply, tx, s, pictures, batch, view), state, batches)
 
 

@@ -1,7 +1,7 @@
-"""VGG11, VGG16 and VGG19 for 32 x 32 pictures, as in the paper's Table 4.
+"""VGG11, VGG16 and VGG19 for 32 x 32 pictures, as in the paper's Table 4, as Flax modules. `networks` names them.
 
-Flax Linen rather than NNX: the training step is a pure function of a parameter tree, in a loop on every device, and
-that is what Linen's `init` and `apply` are; NNX would have to be split and merged around it.
+Flax Linen rather than NNX: the training step is a pure function of a parameter tree, like Linen's `init` and `apply`;
+an NNX module would have to be split and merged around it.
 """
 
 import functools
@@ -22,7 +22,7 @@ SIZE = 32  # height and width after the resize
 
 
 class _Layer(nn.Module):
-    """What the two kinds of layers share: a kernel and a bias, float32, taken in `dtype`."""
+    """A float32 kernel and bias, converted to `dtype` for use."""
 
     features: int
     dtype: jnp.dtype
@@ -37,12 +37,12 @@ class _Layer(nn.Module):
 
 
 class Conv3x3(_Layer):
-    """A 3 x 3 convolution with a bias, stride 1, the size kept: flax's `nn.Conv` on `layers.conv3x3`."""
+    """A 3 x 3 convolution with a bias and stride 1 that keeps the size: flax's `nn.Conv` on `layers.conv3x3`."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         x, kernel, bias = self.promoted(x, 3, 3)
-        if self.is_initializing():  # nothing depends on the result, and `lazy_init` works on each operation of it
+        if self.is_initializing():  # only the shape matters, and `lazy_init` traces each operation
             return jax.lax.broadcast_in_dim(x[0, 0, 0, 0], (*x.shape[:-1], self.features), ())
         return layers.add_bias(layers.conv3x3(x, kernel, precision=self.precision), bias)
 
@@ -60,8 +60,8 @@ class VGG(nn.Module):
     """Five blocks of 3 x 3 convolutions, each followed by a 2 x 2 max-pooling, then three dense layers; ReLU between.
 
     Glorot-uniform kernels and zero biases (Keras' defaults, as in the published runs); no dropout. With `initializer`
-    "he", kernels of variance 2 / fan-in (arXiv 1502.01852), normal and cut at two standard deviations as in Flax and
-    Keras. With `norm` "group", a GroupNorm (arXiv 1803.08494) before each ReLU: it keeps no running statistics, so
+    "he", kernels of variance 2 / fan-in (arXiv 1502.01852), normal and truncated at two standard deviations as in Flax
+    and Keras. With `norm` "group", a GroupNorm (arXiv 1803.08494) before each ReLU: it keeps no running statistics, so
     training and evaluation are the same function of the parameters.
     """
 
@@ -102,7 +102,7 @@ def scaled(features: int, width: float) -> int:
 
 
 def normalized(x: jax.Array, norm: str, dtype: jnp.dtype) -> jax.Array:
-    """x (..., channels), with `norm` "group" through a GroupNorm of the module that calls this."""
+    """x (..., channels); with `norm` "group", normalized by a GroupNorm that belongs to the calling module."""
     if norm == "none":
         return x
     # In float32, as the statistics are anyway.
@@ -110,14 +110,14 @@ def normalized(x: jax.Array, norm: str, dtype: jnp.dtype) -> jax.Array:
 
 
 def layer_of(kind: type[_Layer], network: Any) -> Callable[[int], _Layer]:
-    """Layers of a kind by their number of features, with what the network sets for all of its layers."""
+    """Makes layers of a kind from their number of features, with the settings of the network."""
     kernels = {"glorot": glorot_uniform, "he": nn.initializers.he_normal()}[network.initializer]
     return lambda features: kind(features, network.dtype, network.precision, kernels)
 
 
 def groups(channels: int) -> int:
-    """How many groups GroupNorm makes of so many channels: 32, or the largest smaller power of two that leaves each at
-    least two channels (a dense layer's lone channel would be normalised to 0), or 1."""
+    """The number of GroupNorm's groups: 32, or the largest smaller power of two that leaves each at least two channels
+    (a lone channel of a dense layer would be normalised to 0), or 1."""
     return next((n for n in (32, 16, 8, 4, 2) if channels % n == 0 and channels >= 2 * n), 1)
 
 
@@ -127,7 +127,7 @@ def build(model: str, width: float, num_classes: int, precision: str, norm: str 
 
 
 def settings(precision: str) -> dict[str, Any]:
-    """The arguments that one of the trainer's three precisions stands for."""
+    """The arguments for one of the trainer's three precisions."""
     return {
         "dtype": jnp.bfloat16 if precision == "bfloat16" else jnp.float32,
         "precision": jax.lax.Precision.HIGHEST if precision == "float32" else None,
@@ -140,10 +140,10 @@ def init(model: nn.Module, key: jax.Array, image_shape: tuple[int, ...]) -> dict
 
 
 def glorot_uniform(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> jax.Array:
-    """The values of flax's `glorot_uniform`, drawn so that XLA has less to compile: flat, and in a few lengths."""
+    """The values of flax's `glorot_uniform`, drawn flat and in a few lengths so that XLA has less to compile."""
     limit = math.sqrt(6 / (math.prod(shape[:-2]) * (shape[-2] + shape[-1])))
     size = math.prod(shape)
-    # 4 ** 7, 4 ** 8, ... below a million: the first of many numbers are those of a draw of fewer.
+    # 4 ** 7, 4 ** 8, ... below a million: a longer draw starts with the numbers of a shorter one.
     drawn = 4 ** max(7, -(-(size - 1).bit_length() // 2)) if size < 2**20 else size
     return _cut(jax.random.uniform(key, (drawn,), dtype, -1, 1), limit, shape)
 

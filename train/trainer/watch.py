@@ -1,9 +1,9 @@
-"""`--watch`: how strongly Gravity damps what it gets, leaf by leaf, epoch by epoch: gradients.csv and gradients.png.
+"""`--watch`: how strongly Gravity damps the gradient of each leaf at each epoch: gradients.csv and gradients.png.
 
-What is measured is the gradient of the step that comes next: of the following epoch's first batch, at the weights that
-the epoch ended with, clipped as the run clips. Without --accumulate Gravity gets exactly this one; with it, it gets the
-mean over several such batches, whose first is measured alone. That is one forward and one backward pass per epoch, in a
-program of its own; training is as it is without.
+It measures the gradient of the next step: on the next epoch's first batch, at the weights at the end of the epoch,
+clipped like the run's. Without --accumulate this is exactly what Gravity gets; with it, Gravity gets the mean over
+several batches, of which only the first is measured. That costs one forward and one backward pass per epoch, in a
+program of its own; training is unaffected.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ import numpy as np
 import optax
 
 from gravity_optax import damping
-from trainer import gravity_options, optimizers, pictures, steps
+from trainer import optimizers, pictures, steps
 from trainer.config import ResolvedConfig, UserError, brief
 from trainer.records import Workdir
 
@@ -34,8 +34,8 @@ class LeafOfEpoch:
     epoch: int  # from 1
     leaf: str  # such as Conv3x3_0/kernel
     max_abs: float  # max|G|
-    damped_share: float  # of the entries with |g| > m, which Gravity damps below half of their value
-    velocity_norm: float | None  # Euclidean; None for an optimizer that is not Gravity
+    damped_share: float  # of the entries with |g| > m, which Gravity damps to less than half their value
+    velocity_norm: float | None  # Euclidean; None for other optimizers than Gravity
 
 
 COLUMNS = ",".join(field.name for field in dataclasses.fields(LeafOfEpoch))
@@ -59,12 +59,12 @@ def measure(
 ) -> Measured:
     """What one device computes, as `steps.train_chunk` does, for the first batch of `batches`, int32 (steps, b).
 
-    For an optimizer that is not Gravity: what Gravity (Eq. 20) would do to these gradients.
+    For other optimizers: what Gravity (Eq. 20) would do to these gradients.
     """
     gradients, _ = steps.mean_gradient(apply, state.params, pictures, batches[0], view)
     for clip in optimizers.clipping(config):
         gradients, _ = clip.update(gradients, clip.init(state.params))
-    rule = gravity_options.max_step_grad(config)
+    rule = optimizers.max_step_grad(config)
     found = damping(gradients, max_step_grad=rule)
     velocity = optax.tree.get(state.opt_state, "velocity") if config.optimizer == "gravity" else None
     norms = jax.tree.map(lambda v: jnp.sqrt(jnp.sum(jnp.square(v))), velocity)
@@ -73,7 +73,7 @@ def measure(
 
 
 def rows(epoch: int, params: Any, measured: Measured) -> list[LeafOfEpoch]:
-    """Of every leaf of `params`, layers of a kind in the order in which they are passed."""
+    """A row for each leaf of `params`, with layers of a kind in the order of the network."""
     names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in jax.tree.leaves_with_path(params)]
     largest, shares = np.asarray(measured.max_abs).tolist(), np.asarray(measured.damped_share).tolist()
     norms = [None] * len(names) if measured.velocity_norm is None else np.asarray(measured.velocity_norm).tolist()
@@ -82,10 +82,10 @@ def rows(epoch: int, params: Any, measured: Measured) -> list[LeafOfEpoch]:
 
 
 class GradientFile:
-    """gradients.csv of the run in a workdir; a run that is resumed loses no row and repeats none."""
+    """gradients.csv in a run's workdir; a resumed run loses no row and repeats none."""
 
     def __init__(self, workdir: Workdir, config: ResolvedConfig):
-        """With `config.resume`, continues the file that is there; UserError for one that cannot be read."""
+        """With `config.resume`, continues the existing file; UserError if it cannot be read."""
         self._workdir, self._config = workdir, config
         path = workdir.path / CSV
         try:
@@ -97,26 +97,26 @@ class GradientFile:
             ) from error
 
     def add(self, epoch: list[LeafOfEpoch]) -> None:
-        """Writes the file with the rows of one more epoch; later ones, of before a resume, come again."""
+        """Writes the file with the rows of one more epoch; rows of later epochs, from before resuming, are dropped."""
         self._rows = [row for row in self._rows if row.epoch < epoch[0].epoch]
         worst = max(epoch, key=lambda row: row.damped_share)
         if self._config.optimizer == "gravity" and _damped(worst) and not any(map(_damped, self._rows)):
             log.info(
-                f"after epoch {worst.epoch} Gravity damps {worst.damped_share:.0%} of the entries of {worst.leaf} below"
-                f" half of their value (max|G| is {worst.max_abs:.3g}); where that lasts, training stalls: see"
+                f"after epoch {worst.epoch} Gravity damps {worst.damped_share:.0%} of the entries of {worst.leaf}"
+                f" to less than half their value (max|G| is {worst.max_abs:.3g}); if that lasts, training stalls: see"
                 " --clip-norm"
             )
         self._rows += epoch
         self._workdir.write(CSV, _text(self._rows).encode())
 
     def draw(self) -> None:
-        """Writes gradients.png, if there is anything to show."""
+        """Writes gradients.png if there are any rows."""
         if self._rows and (picture := pictures.png(PNG, lambda: _figure(self._rows))):
             self._workdir.write(PNG, picture)
 
 
 def _damped(row: LeafOfEpoch) -> bool:
-    """Whether most of the leaf takes part in a step with less than half of its value."""
+    """Whether most entries of the leaf are damped to less than half their value."""
     return row.damped_share > 0.5
 
 
@@ -174,5 +174,5 @@ def _figure(of: list[LeafOfEpoch]) -> Any:
 
 
 def _shown(value: float | None, field: str) -> float:
-    """What a line can show: a logarithmic axis has no 0."""
+    """The value to plot: a logarithmic axis has no 0."""
     return math.nan if value is None or (field == "max_abs" and value == 0) else value
