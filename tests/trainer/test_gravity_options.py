@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from gravity_optax import gravity_term
-from paper import published, tuning_study
+from lab import published, tuning_study
 from trainer import config, gravity_options, optimizers
 from trainer.config import Config, UsageError, resolve
 
@@ -99,14 +99,14 @@ def test_from_a_very_late_first_step_the_average_is_the_plain_exponential_one():
 
 def test_every_row_of_the_authors_is_a_variant_or_undefined():
     rows = [row for variant in tuning_study.VARIANTS for row in variant.rows]
-    assert sorted([*rows, *tuning_study.UNDEFINED_ROWS]) == list(range(len(published.load_tuning())))
+    assert sorted([*rows, *tuning_study.UNDEFINED_ROWS]) == list(range(len(published.tuning())))
     names = [(variant.dataset, variant.name) for variant in tuning_study.VARIANTS]
     assert len(set(names)) == len(names)
 
 
 @pytest.mark.parametrize("variant", tuning_study.VARIANTS, ids=lambda v: f"{v.dataset}-{v.name}")
 def test_a_variant_is_what_the_authors_rows_say(variant):
-    tuning = published.load_tuning()
+    tuning = [*published.tuning().itertuples()]
     resolved = resolve(Config(variant.dataset, "vgg16", **variant.settings))
     runs = [tuning[row] for row in variant.rows]
     assert variant.epochs == max(run.epochs for run in runs)
