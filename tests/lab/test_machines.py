@@ -5,9 +5,11 @@ import glob
 import os
 import pathlib
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 
 import pytest
@@ -44,34 +46,31 @@ FLAGS = ["--optimizers", "gravity", "adam", "--rates", "3", "--widen", "1", "--s
 
 
 @pytest.fixture(scope="module")
-def database(tmp_path_factory):
+def database():
     """The URL of a fresh PostgreSQL server's database, on loopback."""
-    found = sorted(glob.glob("/usr/lib/postgresql/*/bin/initdb")) or [shutil.which("initdb")]
-    assert found[-1], "this test needs PostgreSQL: apt-get install postgresql"
-    programs, folder = pathlib.Path(found[-1]).parent, tmp_path_factory.mktemp("database")
-    # It does not run as root.
-    user = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"] if os.getuid() == 0 else []
-    if user:
-        for path in (folder, *folder.parents[:2]):
-            path.chmod(0o755)
-        shutil.chown(folder, "postgres")
+    found = [*sorted(glob.glob("/usr/lib/postgresql/*/bin/initdb")), *filter(None, [shutil.which("initdb")])]
+    assert found, "this test needs PostgreSQL: apt-get install postgresql"
+    programs = pathlib.Path(found[0]).parent
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    data = folder / "data"
-    subprocess.run(
-        [*user, programs / "initdb", "-D", data, "-U", "lab", "-A", "trust"], check=True, capture_output=True
-    )
-    options = ["-D", data, "-p", str(port), "-h", "127.0.0.1", "-k", folder, "-c", "fsync=off"]
-    server = subprocess.Popen([*user, programs / "postgres", *options], stderr=subprocess.DEVNULL)
-    url = f"postgresql+psycopg://lab@127.0.0.1:{port}/postgres"
-    ready = [programs / "pg_isready", "-h", "127.0.0.1", "-p", str(port)]
-    while subprocess.run(ready, capture_output=True).returncode:
-        assert server.poll() is None
-        time.sleep(0.5)
-    yield url
-    server.terminate()
-    server.wait(60)
+        port = str(free.getsockname()[1])
+    # Not in pytest's folder, which is root's alone: the server does not run as root.
+    with tempfile.TemporaryDirectory() as folder:
+        user = []
+        if os.getuid() == 0:
+            user = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"]
+            shutil.chown(folder, "postgres")
+        make = [*user, programs / "initdb", "-D", f"{folder}/data", "-U", "lab", "-A", "trust"]
+        subprocess.run(make, check=True, capture_output=True)
+        options = ["-D", f"{folder}/data", "-p", port, "-h", "127.0.0.1", "-k", folder, "-c", "fsync=off"]
+        server = subprocess.Popen([*user, programs / "postgres", *options], stderr=subprocess.DEVNULL)
+        ready = [programs / "pg_isready", "-h", "127.0.0.1", "-p", port]
+        while subprocess.run(ready, capture_output=True).returncode:
+            assert server.poll() is None
+            time.sleep(0.5)
+        yield f"postgresql+psycopg://lab@127.0.0.1:{port}/postgres"
+        server.send_signal(signal.SIGINT)  # without waiting for its clients
+        server.wait(60)
 
 
 def start(machine, folder, *flags):

@@ -122,8 +122,6 @@ class TrialWorker(Worker[Trial]):
                 raise
             return None
         row = runs.texts(run, outcome)
-        for epoch, accuracy in enumerate(outcome.accuracy_by_epoch, 1):
-            claim.report(epoch, accuracy)
         claim.finish(outcome.validation_accuracy, row)
         self.outcomes = self._look()
         self._tell(run)
