@@ -1,6 +1,6 @@
 """The layout holds: who may import whom, a name of its own for every module and class, and no sys.path by hand.
 
-Arrows go helpers -> paper and comparison -> trainer -> library, never back; nobody imports a command.
+Arrows go helpers -> lab -> trainer -> library, never back; nobody imports a command.
 """
 
 import ast
@@ -15,8 +15,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 LAYERS = {
     "gravity_optax": ROOT / "gravity_optax",
     "trainer": ROOT / "train" / "trainer",
-    "paper": ROOT / "train" / "paper",
-    "comparison": ROOT / "train" / "comparison",
+    "lab": ROOT / "train" / "lab",
     "helpers": ROOT / "notebooks" / "helpers",
 }
 COMMANDS = sorted((ROOT / "train").glob("*.py"))

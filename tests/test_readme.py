@@ -18,7 +18,7 @@ import pytest
 from matplotlib.mathtext import MathTextParser
 from sklearn.datasets import load_digits
 
-from paper.plan import Options
+from lab.grid import BenchmarkOptions
 from trainer.config import Config, flag
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -183,7 +183,7 @@ def table_flags(page):
 
 def test_the_tables_of_flags_are_whole():
     assert table_flags(PAGES["train/README.md"]) == {flag(field.name) for field in dataclasses.fields(Config)}
-    names = {field.name.removesuffix("_only") for field in dataclasses.fields(Options)}
+    names = {field.name.removesuffix("_only") for field in dataclasses.fields(BenchmarkOptions)}
     assert table_flags(PAGES["train/paper/README.md"]) | {"--workdir", "--data-dir", "--list"} == set(map(flag, names))
 
 

@@ -4,10 +4,9 @@ import dataclasses
 import pathlib
 import sys
 
-from paper.plan import Options, plan
-from paper.work_queue import listing
+from lab.grid import BenchmarkOptions, plan
 from trainer import command
-from trainer.config import UserError, local_path_given
+from trainer.config import local_path_given
 from trainer.flags import parse_command
 
 
@@ -21,19 +20,16 @@ def main() -> int:
 
 
 def _main(arguments: list[str]) -> int:
-    options = parse_command(Options, "train/benchmark.py", arguments)
+    options = parse_command(BenchmarkOptions, "train/benchmark.py", arguments)
     options = dataclasses.replace(options, workdir=local_path_given("--workdir", options.workdir))
-    cells = plan(options)
-    if options.list_only:
-        sys.stdout.write(listing(cells))
-        return 0
-    try:
-        pathlib.Path(options.workdir).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--workdir is {options.workdir}, no folder can be made there ({error.strerror}).") from error
-    from paper.runner import Runner
+    planned = plan(options)
+    from lab import cells, store
 
-    return Runner(options.workdir, cells).run()
+    if options.list_only:
+        there = store.existing(pathlib.Path(options.workdir), options.storage, cells.KIND)
+        sys.stdout.write(cells.listing(planned, there))
+        return 0
+    return cells.work(options.workdir, options.storage, planned)
 
 
 if __name__ == "__main__":

@@ -4,11 +4,10 @@ import logging
 import pathlib
 import sys
 
-from comparison import ledger, studies
-from comparison.driver import Driver, listing
-from comparison.options import CompareOptions, comparisons
+from lab import studies
+from lab.options import CompareOptions, comparisons
 from trainer import command
-from trainer.config import UsageError, UserError, local_path_given
+from trainer.config import UsageError, local_path_given
 from trainer.flags import parse_command
 
 log = logging.getLogger("train")
@@ -28,26 +27,28 @@ def compare(options: CompareOptions) -> int:
     folder = pathlib.Path(local_path_given("--workdir", options.workdir))
     every = studies.expanded(options) if options.study else [options]
     wanted = [comparison for flags in every for comparison in comparisons(flags)]
-    if options.list_only:
-        sys.stdout.write(listing(wanted, ledger.read(folder / "runs.csv")))
-        return 0
-    if options.report_only and not ledger.read(folder / "runs.csv"):
-        raise UsageError(f"--workdir is {folder}, where runs.csv has no run to report on yet: leave --report out.")
+    from lab import comparing, store
+
     code = 0
-    if not options.report_only:
+    if options.list_only or options.report_only:
+        there = store.existing(folder, options.storage, comparing.KIND)
+        outcomes = comparing.known_outcomes(folder, there)
+        if options.list_only:
+            sys.stdout.write(comparing.listing(wanted, outcomes, there))
+            return 0
+        if not outcomes:
+            raise UsageError(f"--workdir is {folder}, where runs.csv has no run to report on yet: leave --report out.")
+    else:
         line = command.prepare_jax()
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / "runs.csv").touch()
-        except OSError as error:
-            raise UserError(f"--workdir is {folder}, where nothing can be written ({error.strerror}).") from error
+        worker = comparing.TrialWorker(folder, store.prepare(folder, options.storage, comparing.KIND), wanted)
         if line:
             log.info(line)
-        code = Driver(folder, wanted).run()
-    if outcomes := ledger.read(folder / "runs.csv"):
-        from comparison import ablation, writeup
+        code = worker.run()
+        outcomes = worker.outcomes
+    if outcomes:
+        from lab import page
 
-        write = ablation.write if options.study else writeup.write
+        write = page.write_ablation if options.study else page.write_comparison
         log.info(f"the report is {write(folder, outcomes)}")
     return code
 

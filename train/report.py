@@ -26,13 +26,13 @@ def main() -> int:
 
 def _main(arguments: list[str]) -> int:
     options = parse_command(ReportOptions, "train/report.py", arguments)
-    from paper import page, results
+    from lab import frames, page
 
     try:
-        found = results.load(local_path_given("RESULTS", options.results))
+        found = frames.load(local_path_given("RESULTS", options.results))
     except UserError as error:
         raise UsageError(str(error)) from error
-    sys.stdout.write(f"the report is {page.write(found)}\n")
+    sys.stdout.write(f"the report is {page.write_benchmark(found)}\n")
     return 0
 
 

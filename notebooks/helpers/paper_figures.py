@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from gravity_optax import gravity, gravity_term, scale_by_gravity
 from helpers.minimize import minimize
-from paper import palette
+from lab import palette
 
 GRADIENTS = jnp.linspace(-6.0, 6.0, 601)
 SHADES = ("#0D0887", "#8B0AA5", "#DB5C68", "#FCA636")  # for curves of one optimizer with different settings

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 
 from helpers import functions
 from helpers.minimize import minimize
-from paper import palette
+from lab import palette
 
 Optimizers = Mapping[str, optax.GradientTransformation]
 View = Literal["contour", "surface"]

@@ -14,7 +14,7 @@ from PIL import Image
 from gravity_optax import gravity
 from helpers import functions, plots
 from helpers.minimize import minimize
-from paper import palette
+from lab import palette
 
 OPTIMIZERS = {"sgd": optax.sgd(0.1), "adam": optax.adam(0.2), "gravity": gravity(0.1, key=0)}
 

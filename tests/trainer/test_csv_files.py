@@ -4,8 +4,7 @@ import codecs
 
 import pytest
 
-from comparison import ledger
-from paper import work_queue
+from lab import cells, runs
 from trainer import csv_files
 from trainer.config import UserError
 
@@ -52,6 +51,6 @@ def test_what_is_in_doubt_is_named_with_file_and_line(tmp_path, content, message
 def test_the_readers_of_results_use_it(tmp_path):
     (tmp_path / "history.csv").write_text("epoch;loss\n1;2,5\n")
     with pytest.raises(UserError, match=r"history\.csv, line 1"):
-        work_queue.history(tmp_path)
+        cells.history(tmp_path)
     with pytest.raises(UserError, match=r"history\.csv, line 1"):
-        ledger.read(tmp_path / "history.csv")
+        runs.read(tmp_path / "history.csv")

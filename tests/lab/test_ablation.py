@@ -1,0 +1,209 @@
+"""The ablation: its plan, its statistics beside SciPy's and values by hand, and its tables."""
+
+import itertools
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+from sklearn.linear_model import LogisticRegression
+
+from lab import ablation, frames, inference, page, studies
+from lab.laboratory import split
+from lab.options import CompareOptions, comparisons, label_of
+from lab.runs import Outcome, Trial
+from trainer import data
+from trainer.config import UsageError
+
+COSINE = "schedule=cosine warmup_epochs=0.5"
+TEST = {
+    "momentum": (0.95, 0.96, 0.955, 0.951),
+    "Gravity": (0.952, 0.961, 0.957, 0.95),
+    "from rest": (0.90, 0.93, 0.91, 0.92),
+}
+
+
+def study(test=TEST, model="mlp", settings=COSINE, lost=()):
+    """Runs of a cell: the search has three rates, the middle one best; `lost` are arms whose first run fails."""
+    found = {}
+    for arm, accuracies in test.items():
+        name = label_of(studies.ARMS[arm])
+        trial = Trial("digits", model, name, 0.1, 0, "search", 3, 0.125, 32, None, settings)
+        for rate, score in ((0.01, 0.5), (0.1, 0.7 + 0.01 * len(arm)), (1.0, 0.6)):
+            found[trial._replace(learning_rate=rate)] = outcome(0.2, 0.3, score)
+        for seed, accuracy in enumerate(accuracies):
+            bad = arm in lost and seed == 0
+            curve = (0.1, 0.1, 0.1) if bad else (0.5, 0.85, accuracy)
+            found[trial._replace(part="final", seed=100 + seed)] = outcome(*curve, test=accuracy)
+    return found
+
+
+def outcome(*accuracies, test=None, losses=(2.0, 1.0, 0.5)):
+    return Outcome(10, 1294, 143, 360, losses, accuracies, test)
+
+
+def rows(found):
+    return {row["arm"]: row for row in ablation.cells(frames.of_comparison(found)[0]).to_dict("records")}
+
+
+# The plan
+
+
+def test_every_arm_setting_and_schedule_meets_every_workload_once():
+    options = CompareOptions("unused", study="ablation", datasets=("digits", "cifar10"))
+    plan = [c for flags in studies.expanded(options) for c in comparisons(flags)]
+    cells = {}
+    for comparison in plan:
+        config = comparison.config
+        key = config.dataset, config.model, comparison.settings
+        assert not cells.setdefault(key, set()) & set(comparison.entrants)
+        cells[key] |= set(comparison.entrants)
+        assert (comparison.rates, len(comparison.search_seeds)) == (7, 3)
+        assert len(comparison.seeds) == (10 if config.dataset == "digits" else 5)
+        assert (config.limit, config.width) == (None if config.dataset == "digits" else 15_000, 0.125)
+    assert len(cells) == 2 + 3 * 2 * 3
+    assert all(names == {label_of(text) for text in studies.ARMS.values()} for names in cells.values())
+    assert len([c for c in plan if c.config.dataset == "digits"]) == len(
+        studies.expanded(CompareOptions("unused", study="ablation"))
+    )
+
+
+def test_the_noise_of_momentum_is_what_v0_adds_to_a_weight_in_all():
+    """As studies.py says, of alpha 0.01: with a constant rate, and with a warm-up of 20 updates from 0."""
+    added = {}
+    for warmup in (0, 20):
+        weight, total = 1.0, 0.0
+        for k in range(1000):
+            t = 1 + k
+            weight *= (0.9 * t + 1) / (t + 2)
+            total += weight * (min(1, k / warmup) if warmup else 1)
+        added[warmup] = total
+    assert studies.ARMS["momentum, V_0's noise"].endswith(f"={0.01 * added[0]:.4f}")
+    assert f"normal noise of {added[0]:.2f} alpha" in " ".join(studies.__doc__.split())
+    assert f"{added[20]:.1f} alpha remain" in " ".join(studies.__doc__.split())
+
+
+def test_a_flag_that_the_study_sets_is_refused_beside_it():
+    with pytest.raises(UsageError, match=r"^--epochs is 3, which --study ablation sets: leave one out\.$"):
+        studies.expanded(CompareOptions("unused", study="ablation", epochs=3))
+
+
+def test_a_line_separates_the_digits_so_that_the_least_loss_of_softmax_regression_is_0():
+    digits = data.load("digits")
+    part, _ = split(len(digits.train_labels))
+    images = digits.train_images[part].reshape(len(part), -1) / 255
+    separates = LogisticRegression(C=1e6, max_iter=2000).fit(images, digits.train_labels[part])
+    assert separates.score(images, digits.train_labels[part]) == 1
+
+
+# The statistics
+
+
+def test_welchs_test_and_interval_are_the_textbooks():
+    ours, theirs = np.array(TEST["from rest"]), np.array(TEST["momentum"])
+    a, b = ours.var(ddof=1) / 4, theirs.var(ddof=1) / 4
+    freedom = (a + b) ** 2 / (a**2 / 3 + b**2 / 3)
+    difference, error = ours.mean() - theirs.mean(), math.sqrt(a + b)
+    half = stats.t.ppf(0.975, freedom) * error
+    got = inference.welch(ours, theirs)
+    assert got["difference"] == pytest.approx(difference)
+    assert (got["from"], got["to"]) == pytest.approx((difference - half, difference + half))
+    assert got["p"] == pytest.approx(2 * stats.t.sf(abs(difference / error), freedom))
+    above, below = ((difference + shift) / error for shift in (0.005, -0.005))
+    expected = max(stats.t.sf(above, freedom), stats.t.cdf(below, freedom))
+    assert inference.equivalence(ours, theirs) == pytest.approx(expected) and expected > 0.9
+
+
+def test_equivalence_is_found_where_the_interval_of_90_percent_lies_within_the_margin():
+    rng = np.random.default_rng(0)
+    for spread, found in ((0.001, True), (0.01, False)):
+        ours, theirs = rng.normal(0.95, spread, 10), rng.normal(0.95, spread, 10)
+        interval = stats.ttest_ind(ours, theirs, equal_var=False).confidence_interval(0.9)
+        assert (max(abs(interval.low), abs(interval.high)) < 0.005) == found
+        assert (inference.equivalence(ours, theirs) < 0.05) == found
+
+
+def test_holms_correction_is_that_of_his_example():
+    assert inference.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert inference.holm([0.9, 0.8]) == [1.0, 1.0]
+    corrected = inference.holm([math.nan, 0.02, 0.03])
+    assert math.isnan(corrected[0]) and corrected[1:] == pytest.approx([0.04, 0.04])
+
+
+def test_the_permutation_test_is_that_of_all_exchanges_within_the_strata():
+    strata = [
+        (np.array([0.9, 0.92, 0.91]), np.array([0.88, 0.905, 0.89])),
+        (np.array([0.3, 0.36]), np.array([0.31, 0.25])),
+    ]
+
+    def differences(ours, theirs):
+        everyone, size = np.concatenate([ours, theirs]), len(ours)
+        for chosen in itertools.combinations(range(len(everyone)), size):
+            mask = np.isin(np.arange(len(everyone)), chosen)
+            yield everyone[mask].mean() - everyone[~mask].mean()
+
+    every = [a + b for a in differences(*strata[0]) for b in differences(*strata[1])]
+    observed = sum(ours.mean() - theirs.mean() for ours, theirs in strata)
+    exact = np.mean(np.abs(every) >= abs(observed) - 1e-12)
+    difference, p = inference.permutation_test(strata)
+    assert difference == pytest.approx(observed / 2)
+    assert 0.02 < exact < 0.5 and p == pytest.approx(exact, abs=0.006)  # four standard errors of 99,999 draws
+    one = inference.permutation_test(strata[:1])[1]
+    got = stats.permutation_test(strata[0], lambda a, b: a.mean() - b.mean(), n_resamples=math.inf)
+    assert one == pytest.approx(got.pvalue, abs=0.006)
+
+
+# The tables
+
+
+def test_a_row_has_loss_accuracy_steps_and_failures():
+    row = rows(study(lost=("from rest",)))["from rest"]
+    assert row["accuracy"] == pytest.approx(0.915) and row["accuracy_sd"] == pytest.approx(0.0129, abs=1e-4)
+    assert (row["learning_rate"], row["inside"], row["seeds"], row["loss"]) == (0.1, True, 4, 0.5)
+    assert (row["reached"], row["failed"]) == (3, 1) and math.isnan(row["steps_to_target"])
+    low, high = stats.beta.ppf([0.025, 0.975], [1, 2], [4, 3])  # Clopper and Pearson's
+    assert (row["failed_from"], row["failed_to"]) == pytest.approx((low, high))
+    gravity = rows(study())["Gravity"]
+    assert (gravity["reached"], gravity["steps_to_target"]) == (4, 2 * 41)
+    assert gravity["p_holm"] == pytest.approx(gravity["p"])  # the larger of two
+    assert rows(study())["from rest"]["p_holm"] == pytest.approx(2 * rows(study())["from rest"]["p"])
+
+
+def test_a_cell_counts_only_where_momentum_trains_with_every_seed():
+    found, _ = frames.of_comparison(study() | study(settings="", lost=("momentum",)))
+    table = ablation.cells(found)
+    assert dict(zip(table["settings"], table["counts"], strict=True)) == {COSINE: True, "": False}
+    pooled = {row["arm"]: row for row in ablation.pooled(table, found).to_dict("records")}
+    assert {row["cells"] for row in pooled.values()} == {1}
+    assert pooled["from rest"]["minus_momentum"] == pytest.approx(0.915 - 0.954)
+    both, _ = frames.of_comparison(study() | study(settings=""))
+    pooled = {row["arm"]: row for row in ablation.pooled(ablation.cells(both), both).to_dict("records")}
+    assert (pooled["Gravity"]["cells"], pooled["Gravity"]["runs"]) == (2, 8)
+    assert pooled["from rest"]["p_holm"] < 0.01 < pooled["Gravity"]["p_holm"]
+
+
+def test_of_the_factors_the_one_with_the_best_search_is_taken():
+    found = study(TEST | {"m = 1 rms": (0.8,) * 4, "m = 10 rms": (0.9,) * 4})
+    got = rows(found)
+    assert got[ablation.CHOSEN]["entrant"].endswith("max_step_grad_factor 10.0")
+    assert not [arm for arm in got if arm.startswith("m = 1")]
+
+
+def test_an_arm_whose_runs_are_not_done_has_no_row():
+    found = study()
+    last = [trial for trial in found if trial.part == "final"][-1]
+    del found[last]
+    assert rows(found).keys() == {"momentum", "Gravity"}
+    assert not rows({trial: o for trial, o in found.items() if trial.part == "search"})
+
+
+def test_the_report_holds_the_tables(tmp_path):
+    found = study() | study(model="softmax", settings="", lost=("momentum",))
+    page.write_ablation(tmp_path, found)
+    text = (tmp_path / "report.md").read_text()
+    assert "## digits, mlp, schedule=cosine warmup_epochs=0.5\n" in text
+    assert "## digits, softmax, as in the paper (momentum fails with some seed: this cell does not count)" in text
+    assert "\n| arm | 0.001 | 0.01 | 0.1 | 1 |\n" in text and "\n| Gravity | 0.5 | 0.5 | 0.5 |  |\n" in text
+    for name, count in (("arms", 6), ("pooled", 2), ("rates", 18)):
+        assert len(pd.read_csv(tmp_path / "report" / f"{name}.csv")) == count

@@ -1,0 +1,161 @@
+"""The recorded ablation, in `notebooks/ablation`, and what READMEs say of it."""
+
+import csv
+import io
+import pathlib
+
+import pandas as pd
+import pytest
+
+from lab import ablation, frames, runs, search, studies
+from lab.options import CompareOptions, comparisons
+from lab.rules import chance_level
+
+ROOT = pathlib.Path(__file__).parents[2]
+FOLDER = ROOT / "notebooks" / "ablation"
+RUNS = runs.read(FOLDER / "runs.csv")
+PAGE = (ROOT / "train" / "lab" / "README.md").read_text()
+TEXT, FRONT = " ".join(PAGE.split()), (ROOT / "README.md").read_text()
+COSINE = "schedule=cosine warmup_epochs=0.5"
+DONE = {"softmax": "softmax regression", "mlp": "MLP"}  # cells whose final runs are told of, all along the cosine
+CHOSEN = [*dict.fromkeys(("momentum", *(arm for arm in studies.ARMS if not arm.startswith("m = ")))), "m = k rms"]
+AT_ONE_RATE = ("momentum", "Gravity", "damping off", "from rest", "from rest, damping off", "Gravity, clipped")
+STARTS = ("momentum", "momentum, V_0's noise", "Gravity", "damping off", "from rest")
+LABELS = {"Gravity": "Gravity", "momentum": "SGD with momentum", "from rest": "Gravity from rest"} | {
+    "damping off": "Gravity, damping off",
+    "from rest, damping off": "Gravity from rest, damping off",
+    "momentum, V_0's noise": "momentum, $V_0$'s noise on the weights",
+    "m = k rms": "Gravity, m = k times the gradient's rms",
+}
+
+
+def table(name):
+    found = pd.read_csv(FOLDER / "report" / f"{name}.csv", keep_default_na=False, na_values=[""])
+    return found.fillna({"settings": ""})
+
+
+ARMS, RATES, POOLED = table("arms"), table("rates"), table("pooled")
+
+
+def markdown(rows):
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def label(arm):
+    return LABELS.get(arm, arm)
+
+
+def cell(frame, model, settings):
+    return frame[(frame["model"] == model) & (frame["settings"] == settings)].set_index("arm")
+
+
+def rate_table():
+    """Training losses of the MLP by Gravity's learning rate."""
+    losses = cell(RATES, "mlp", COSINE).reset_index().pivot(index="arm", columns="momentum_rate", values="loss")
+    losses = losses[[rate for rate in losses if losses[rate]["momentum"] == losses[rate]["momentum"]]]
+    losses = losses.dropna(axis=1, how="all")[[r for r in losses if 3e-4 < r < 0.4]].loc[list(AT_ONE_RATE)]
+    head = [["", *(f"{10 * rate:.3g}" for rate in losses)], ["---", *["---:"] * losses.shape[1]]]
+    return losses, markdown([*head, *([label(arm), *(f"{x:.3f}" for x in row)] for arm, row in losses.iterrows())])
+
+
+def arm_table():
+    """Test accuracies of the cells that are done."""
+    rows = [["", *(text for name in DONE.values() for text in (name, "minus momentum", "p", "p, none"))]]
+    rows.append(["---", *["---:"] * 8])
+    for arm in CHOSEN:
+        cells = [label(arm)]
+        for model in DONE:
+            row = cell(ARMS, model, COSINE).loc[arm]
+            cells.append(f"{row['accuracy']:.3f} ± {row['accuracy_sd']:.3f}")
+            interval = f"{row['minus_momentum']:+.3f} ({row['from']:+.3f} to {row['to']:+.3f})"
+            p = [f"{row[name]:.2g}" for name in ("p_holm", "p_equivalent")]
+            cells += ["", "", ""] if arm == "momentum" else [interval, *p]
+        rows.append(cells)
+    return markdown(rows)
+
+
+def start_table():
+    """VGG11's validation accuracies at the trainer's learning rates."""
+    rows = [["VGG11, weights of", *map(label, STARTS)], ["---", *["---:"] * len(STARTS)]]
+    for setting, name in (("", "Glorot"), ("init=he", "He")):
+        found = cell(RATES, "vgg11", setting)
+        found = found[found["momentum_rate"] == 0.01]
+        assert (found.loc[list(STARTS), "seeds"] == 3).all()
+        cells = found.loc[list(STARTS)]
+        spread = [scores(setting, arm) for arm in STARTS]
+        assert [s.mean() for s in spread] == pytest.approx(list(cells["validation_accuracy"]), rel=1e-4)
+        rows.append([name, *(f"{s.mean():.3f} ± {s.std():.3f}" for s in spread)])
+    return markdown(rows)
+
+
+def scores(setting, arm, model="vgg11"):
+    """Validation accuracies of the search's seeds at the trainer's rate."""
+    (compared,) = comparisons(
+        CompareOptions("unused", model=model, optimizers=(studies.ARMS[arm],), settings=(setting,) if setting else ())
+    )
+    (name,) = compared.entrants
+    trials = [search.trial(compared, name, 0, seed, "search") for seed in (0, 1, 2)]
+    return pd.Series([RUNS[trial].validation_accuracy for trial in trials])
+
+
+def test_the_tables_are_those_of_the_runs():
+    frame, _ = frames.of_comparison(RUNS)
+    arms = ablation.cells(frame)
+    for name, made in (("arms", arms), ("rates", ablation.rates(frame)), ("pooled", ablation.pooled(arms, frame))):
+        text = made.to_csv(index=False, float_format="%.6g", lineterminator="\n")
+        assert (FOLDER / "report" / f"{name}.csv").read_text() == text
+        assert list(csv.reader(io.StringIO(text)))
+
+
+def test_recorded_runs_are_the_plans_and_hold_no_times():
+    plan = [
+        comparison
+        for flags in studies.expanded(CompareOptions("unused", study="ablation", datasets=("digits", "cifar10")))
+        for comparison in comparisons(flags)
+    ]
+    assert set(RUNS) <= {trial for comparison in plan for trial in search.known(comparison, RUNS)}
+    assert {outcome.seconds for outcome in RUNS.values()} == {None}
+    for comparison in plan:
+        if comparison.config.model in DONE and comparison.settings == COSINE:
+            assert search.unknown(comparison, RUNS) == (0, 0)
+            assert set(search.known(comparison, RUNS)) <= set(RUNS)
+
+
+def test_the_tables_of_the_readmes_are_what_was_recorded():
+    losses, at_one_rate = rate_table()
+    assert losses.shape == (len(AT_ONE_RATE), 7)
+    for made in (at_one_rate, arm_table(), start_table()):
+        assert made in PAGE
+    assert start_table() in FRONT
+
+
+def test_what_is_said_of_equal_rates_is_what_was_recorded():
+    losses = rate_table()[0]
+    small = losses[[rate for rate in losses if rate < 0.2]]
+    differ = lambda a, b: (small.loc[a] / small.loc[b] - 1).abs().max()
+    assert differ("Gravity", "damping off") < 0.01 and "differ by less than 1%" in TEXT
+    assert max(differ(arm, "momentum") for arm in ("Gravity", "damping off")) < 0.12 and "by less than 12%" in TEXT
+    last = losses[max(losses)]
+    assert last["Gravity, clipped"] < last["momentum"] and last["from rest"] > 5 * last["from rest, damping off"]
+
+
+def test_what_is_said_of_test_accuracies_is_what_was_recorded():
+    done = ARMS[ARMS["model"].isin(DONE) & (ARMS["settings"] == COSINE)]
+    assert done["failed"].sum() == 0 and set(done["failed_to"].round(2)) == {0.31} and done["counts"].all()
+    assert done["inside"].all()
+    softmax, mlp = cell(ARMS, "softmax", COSINE), cell(ARMS, "mlp", COSINE)
+    assert f"momentum ends at {softmax.loc['momentum', 'loss']:.3f}" in TEXT
+    factor = lambda row: 0.1 if row["entrant"].startswith("gravity") else 1
+    rate = {arm: row["learning_rate"] * factor(row) for arm, row in mlp.drop(["AdamW", "m = k rms"]).iterrows()}
+    lower = {arm for arm, value in rate.items() if value < 0.04}
+    assert lower == {"momentum", "Gravity", "damping off", "from rest"}
+
+
+def test_what_is_said_of_the_start_is_what_was_recorded():
+    glorot, he = ({arm: scores(setting, arm) for arm in STARTS} for setting in ("", "init=he"))
+    assert (glorot["momentum"] < chance_level(10, 143)).sum() == 1
+    assert glorot["momentum, V_0's noise"].mean() > glorot["Gravity"].mean() > glorot["momentum"].mean() + 0.2
+    assert abs(glorot["from rest"].mean() - glorot["momentum"].mean()) < 0.1
+    assert min(values.min() for values in he.values()) > 0.9
+    means = [values.mean() for values in he.values()]
+    assert max(means) - min(means) < 0.02

@@ -1,0 +1,100 @@
+"""The store: whatever workers do at the same time or leave behind, each run is made once."""
+
+import os
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from lab import store
+from lab.store import Store
+from trainer.config import UserError
+
+
+@pytest.fixture
+def url(tmp_path):
+    return store.url_of(tmp_path, None)
+
+
+def test_a_run_is_claimed_once_until_it_is_released_and_never_after_it_is_made(url):
+    one, other = Store(url, "test"), Store(url, "test")
+    claim = one.claim("a")
+    assert other.claim("a") is None and other.running() == {"a"}
+    claim.release()
+    assert not other.running() and not other.failures()
+    claim = other.claim("a")
+    claim.report(1, 0.25)
+    assert claim.finish(0.5, {"x": "1"})
+    assert one.claim("a") is None and one.outcomes() == {"a": {"x": "1"}}
+
+
+def test_a_failure_is_known_until_the_run_is_tried_again(url):
+    one = Store(url, "test")
+    one.claim("a").fail("no memory")
+    assert one.failures() == one.failures(since_start=True) == {"a": "no memory"}
+    later = Store(url, "test")
+    assert later.failures() == {"a": "no memory"} and not later.failures(since_start=True)
+    later.claim("a")
+    assert not one.failures()
+
+
+def test_of_workers_that_claim_at_the_same_time_one_has_the_run(url):
+    stores, won = [Store(url, "test") for _ in range(4)], []
+    barrier = threading.Barrier(len(stores))
+
+    def claim(one):
+        for name in "abc":
+            barrier.wait(60)
+            won.append((name, one.claim(name) is not None))
+
+    threads = [threading.Thread(target=claim, args=(one,)) for one in stores]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(name for name, has in won if has) == ["a", "b", "c"] and len(won) == 12
+
+
+def test_a_run_of_a_process_that_is_gone_is_free_at_once(url):
+    code = f"from lab.store import Store; import os; assert Store({url!r}, 'test').claim('a'); os._exit(1)"
+    path = os.pathsep.join(filter(None, sys.path))
+    subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": path})
+    assert Store(url, "test").claim("a")
+
+
+def test_a_worker_without_a_sign_of_life_loses_its_run(url, monkeypatch):
+    monkeypatch.setattr(store, "_GRACE", 5)
+    one, other = Store(url, "test"), Store(url, "test")
+    lost = one.claim("a")
+    lost._ended.set()  # its machine hangs
+    assert other.claim("a") is None
+    time.sleep(7)
+    claim = other.claim("a")
+    assert claim.finish(0.5, {"by": "other"})
+    assert not lost.finish(0.25, {"by": "lost"})
+    assert other.outcomes() == {"a": {"by": "other"}}
+
+
+def test_a_worker_that_lives_keeps_its_run(url, monkeypatch):
+    monkeypatch.setattr(store, "_GRACE", 5)
+    monkeypatch.setattr(store, "_HEARTBEAT", 1)
+    claim = Store(url, "test").claim("a")
+    time.sleep(7)
+    assert Store(url, "test").claim("a") is None and claim.finish(0.5, {})
+
+
+def test_runs_made_elsewhere_come_first_in_their_order(url):
+    one = Store(url, "test")
+    for name in "cab":
+        one.add(name, 0.5, {"name": name})
+    assert [*one.outcomes()] == [*"cab"] and one.claim("c") is None
+
+
+@pytest.mark.parametrize("url", ["nosuch://user:secret@host/name", "sqlite:////nowhere/at/all.db", "no url"])
+def test_a_storage_that_cannot_be_used_is_named_without_its_password(url, monkeypatch):
+    monkeypatch.setattr(store, "_SECONDS_BETWEEN", 0)
+    with pytest.raises(UserError, match=r"^--storage is .*, which cannot be used") as error:
+        Store(url, "test")
+    assert "secret" not in str(error.value) and "\n" not in str(error.value)

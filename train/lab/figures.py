@@ -1,0 +1,137 @@
+"""The reports' figures, each a matplotlib Figure: a cell of the evaluation, and a comparison."""
+
+import io
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from lab import palette, published, tables
+from lab.evidence import WHO
+from lab.frames import DATASET_NAMES, MODEL_NAMES, Results
+from lab.rules import RULES
+
+OPTIMIZER_NAMES = {"gravity": "Gravity", "adam": "Adam", "rmsprop": "RMSProp"}
+PANELS = {
+    "loss": "(a) training loss",
+    "accuracy": "(b) training accuracy",
+    "val_loss": "(c) validation loss",
+    "val_accuracy": "(d) validation accuracy",
+}
+_FEW_EPOCHS = 20  # below this, ours would be a speck beside 100 epochs on a linear axis
+_DASHES: tuple[Any, ...] = ("--", ":", "-.", (0, (1, 1)), (0, (6, 2, 1, 2, 1, 2)))
+
+
+def draw_cells(found: Results, dataset: str, model: str) -> Any:
+    """The paper's four panels (Figures 10-19) for a dataset and a model.
+
+    Ours are lines with the spread over seeds, the published runs dashed.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 7), layout="constrained")
+    here = lambda frame: frame[(frame["dataset"] == dataset) & (frame["model"] == model) & ~frame["study"]]
+    ours, theirs = here(found.epochs), here(published.epochs())
+    few = len(ours) and len(theirs) and ours["epoch"].max() < _FEW_EPOCHS
+    names = sorted(ours["optimizer"].unique(), key=lambda name: [*OPTIMIZER_NAMES, name].index(name))
+    for axes, (metric, label) in zip(figure.subplots(2, 2).flat, PANELS.items(), strict=True):
+        for name, run in theirs.groupby("optimizer", sort=False):
+            _draw_published(axes, name, run, metric)
+        for name in names:
+            for departures, runs in ours[ours["optimizer"] == name].groupby("departures", sort=False):
+                _draw_ours(axes, name, departures, runs, metric)
+        axes.set(xlabel="epoch", ylabel=label)
+        axes.grid(alpha=0.3)
+        if few:
+            axes.set_xscale("log")
+            axes.set_xticks(tables.MATCHED_EPOCHS, tables.MATCHED_EPOCHS)
+            axes.minorticks_off()
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize="small")
+    figure.suptitle(f"{found.dataset_name(dataset)} on {MODEL_NAMES[model]}")
+    return figure
+
+
+def _draw_published(axes: Any, name: str, run: pd.DataFrame, metric: str) -> None:
+    label = f"{OPTIMIZER_NAMES[name]}, published"
+    style: dict[str, Any] = {"linestyle": "--", "linewidth": 1}
+    if mark := run["mark"].iloc[0]:
+        label += f" ({mark}: not comparable)"
+        style = {"linestyle": ":", "linewidth": 1.5}
+    axes.plot(run["epoch"], run[metric], color=palette.colour(name), label=label, **style)
+
+
+def _draw_ours(axes: Any, name: str, departures: str, runs: pd.DataFrame, metric: str) -> None:
+    """The mean at each epoch over the seeds that have reached it, and one spread on either side of two or more."""
+    curve = runs.groupby("epoch")[metric].agg(["mean", "std"])  # a spread of NaN is not drawn
+    seeds = runs["seed"].unique()
+    remarks = ", ".join(filter(None, [f"{len(seeds)} seeds" if len(seeds) > 1 else f"seed {seeds[0]}", departures]))
+    style: dict[str, Any] = {"color": palette.colour(name), "markersize": 4}
+    label = f"{OPTIMIZER_NAMES.get(name, name)}, ours ({remarks})"
+    axes.plot(curve.index, curve["mean"], label=label, marker="o" if len(curve) < _FEW_EPOCHS else "", **style)
+    if len(seeds) > 1:
+        low, high = curve["mean"] - curve["std"], curve["mean"] + curve["std"]
+        axes.fill_between(curve.index, low, high, color=style["color"], alpha=0.25, lw=0)
+
+
+def draw_comparison(runs: pd.DataFrame, epochs: pd.DataFrame) -> Any:
+    """A row for each dataset and network: accuracy over learning rate, over epochs, and on the test set."""
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+    setups = [*runs.groupby("setup")]
+    figure = Figure(figsize=(12, 3.4 * len(setups) + 0.6), layout="constrained")
+    panels = figure.subplots(len(setups), 3, squeeze=False)
+    for (setup, found), (rates, curves, test) in zip(setups, panels, strict=True):
+        first = found.iloc[0]
+        _draw_rates(rates, found)
+        _draw_epochs(curves, found, epochs[(epochs["setup"] == setup) & epochs["chosen"]])
+        _draw_test(test, found[found["chosen"]])
+        curves.axhline(RULES[first["dataset"]].target, color="gray", linewidth=1, linestyle=":")
+        rates.set_title(f"{DATASET_NAMES[first['dataset']]}\n{first['network']}", fontsize="medium", loc="left")
+    names = [*dict.fromkeys(runs["optimizer"])]
+    handles = [Line2D([], [], label=name, **_style(name)) for name in names]
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(names)))
+    return figure
+
+
+def _style(name: str) -> dict[str, Any]:
+    """Colour and marker of the optimizer; where it has settings of its own, a dash pattern that they decide."""
+    settings = name.partition(", ")[2]
+    line = _DASHES[sum(settings.encode()) % len(_DASHES)] if settings else "-"
+    return {"color": palette.colour(name), "marker": palette.marker(name), "linestyle": line, "markersize": 5}
+
+
+def _draw_rates(axes: Any, found: pd.DataFrame) -> None:
+    for name, search in found[found["part"] == "search"].groupby("optimizer", sort=False):
+        scores = search.groupby("learning_rate")["validation_accuracy"].mean()
+        axes.plot(scores.index, scores, **_style(name))
+    axes.set(xscale="log", xlabel="learning rate", ylabel="validation accuracy")
+    axes.grid(alpha=0.3)
+
+
+def _draw_epochs(axes: Any, found: pd.DataFrame, epochs: pd.DataFrame) -> None:
+    names = found.groupby("entrant")["optimizer"].first()
+    for (_, entrant), curves in epochs.groupby(WHO):
+        mean = curves.groupby("epoch")["val_accuracy"].mean()
+        axes.plot(mean.index, mean, **_style(names[entrant]))
+    axes.set(xlabel="epoch (dotted: the target)", ylabel="validation accuracy, mean")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.grid(alpha=0.3)
+
+
+def _draw_test(axes: Any, finals: pd.DataFrame) -> None:
+    groups = [*finals.groupby("optimizer", sort=False)["test_accuracy"]]
+    for i, (name, values) in enumerate(groups):
+        axes.plot(values, np.full(len(values), i), **(_style(name) | {"linestyle": "none", "alpha": 0.6}))
+        axes.plot([values.mean()] * 2, [i - 0.3, i + 0.3], color=palette.colour(name))
+    axes.set_yticks(range(len(groups)), [name for name, _ in groups])
+    axes.set_ylim(max(1, len(groups)) - 0.5, -0.5)
+    axes.set(xlabel="test accuracy: each seed, and the mean")
+    axes.grid(alpha=0.3, axis="x")
+
+
+def png(figure: Any, dpi: int = 100) -> bytes:
+    """The figure as a PNG file."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=dpi)
+    return buffer.getvalue()

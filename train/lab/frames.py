@@ -1,0 +1,206 @@
+"""Runs as pandas frames: a row per run, and a row per epoch. Everything in the reports is made from these.
+
+**Of the evaluation**, `Results.epochs` (as `published.epochs`) has the columns
+
+    run                        its folder
+    whose                      "ours" or "published"
+    study                      whether it is of the tuning study
+    dataset, model, optimizer  the cell; of the tuning study, optimizer is the variant
+    seed
+    departures                 from the published runs' protocol, as "width 0.5, limit 128"; "" if there are none
+    sizes                      those of them that are no setting of the optimizer
+    comparable                 whether it can be compared with the published run: another precision is no obstacle
+    epoch                      from 1
+    loss, accuracy             training, running means over the epoch
+    val_loss, val_accuracy     on the test set, after it
+    seconds, val_seconds       training and validation; NaN where that was not recorded
+
+and `Results.runs` those up to comparable, `epochs` (how many) and `machine`.
+
+**Of a comparison**, `of_comparison` gives a frame of runs with the columns of runs.csv but for the two `_by_epoch`, and
+
+    setup, entrant             numbers, in the report's order: what a comparison holds fixed; who is compared in it
+    network                    the setup in words; limit is 0 where it is not set
+    validation_accuracy, loss  after the last epoch
+    at_chance, diverged        whether no epoch ended above the chance level; whether a loss was not finite
+    reached                    the first epoch at whose end the target was reached; NaN if none
+    chosen                     of the final runs at the learning rate that was chosen last, if that ever changed
+
+and a frame of epochs: setup, entrant, chosen, epoch, loss, val_accuracy.
+
+Files: RESULTS/<dataset>/<model>/<optimizer>/seed_<n>/ holds a run of the trainer (config.json, history.csv), and
+RESULTS/study/<dataset>/<model>/<variant>/seed_<n>/ one of the tuning study. RESULTS/about.json is optional and written
+by hand: {"machine": TEXT, "notes": TEXT, "dataset_names": {"cifar10": "CIFAR-10 (JPEG)"}}.
+"""
+
+import dataclasses
+import json
+import logging
+import math
+import pathlib
+import re
+from typing import Any, get_args
+
+import pandas as pd
+
+from lab import published
+from lab.cells import history
+from lab.rules import RULES, chance_level
+from lab.runs import Outcomes, Setup
+from lab.tuning_study import VARIANTS
+from trainer.config import RECIPE, Config, OptimizerName, UserError
+
+log = logging.getLogger("train")
+
+EPOCHS = 100  # of a published run
+DATASET_NAMES = {
+    "digits": "scikit-learn digits",
+    "mnist": "MNIST",
+    "fashion_mnist": "Fashion-MNIST",
+    "cifar10": "CIFAR-10",
+    "cifar100_coarse": "CIFAR-100 (coarse)",
+    "cifar100_fine": "CIFAR-100 (fine)",
+}
+MODEL_NAMES = {"vgg11": "VGG11", "vgg16": "VGG16", "vgg19": "VGG19"}
+# The settings of the published runs, as config.json has them; the learning rate and the sizes come on top.
+_PLAIN = {field.name: field.default for field in dataclasses.fields(Config) if field.name in RECIPE}
+_PROTOCOL = {"width": 1.0, "batch_size": 128, "limit": None, "precision": "float32", **_PLAIN}
+_GRAVITY = {"alpha": 0.01, "beta": 0.9, "first_step": 0, "max_step_grad": "inverse_max_abs", "velocity": "normal"}
+_TRAIN_EXAMPLES = {"mnist": 60_000, "fashion_mnist": 60_000}  # else 50,000
+_SIZES = ("limit", "train_examples", "test_examples", "precision")  # what a variant of the tuning study does not set
+_RUN = ["run", "whose", "study", *published.CELL, "seed", "departures", "sizes", "comparable"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Results:
+    """Everything in a results folder."""
+
+    path: pathlib.Path
+    runs: pd.DataFrame
+    epochs: pd.DataFrame
+    about: dict[str, Any]
+
+    def dataset_name(self, dataset: str) -> str:
+        return self.about.get("dataset_names", {}).get(dataset, DATASET_NAMES.get(dataset, dataset))
+
+
+def load(path: str | pathlib.Path) -> Results:
+    """All runs with at least one epoch. UserError if there is no folder, or a file cannot be read."""
+    path = pathlib.Path(path)
+    if not path.is_dir():
+        raise UserError(f"RESULTS is {path}, which is not a folder; give the --workdir of train/benchmark.py.")
+    about = _json(path / "about.json") if (path / "about.json").exists() else {}
+    found = [*_runs(path, study=False), *_runs(path / "study", study=True)]
+    runs = pd.DataFrame([run for run, _ in found], columns=[*_RUN, "epochs", "machine"])
+    empty = pd.DataFrame(columns=[*_RUN, "epoch", *published.METRICS, "seconds", "val_seconds"])
+    epochs = pd.concat([rows.assign(**{key: run[key] for key in _RUN}) for run, rows in found]) if found else empty
+    return Results(path, runs, epochs.reset_index(drop=True).astype({"study": bool, "comparable": bool}), about)
+
+
+def _runs(path: pathlib.Path, study: bool) -> list[tuple[dict[str, Any], pd.DataFrame]]:
+    """Each run and its epochs, by dataset, model and seed; what is no folder of the benchmark's is named."""
+    runs, strays = [], []
+    for file in sorted(path.glob("*/*/*/seed_*/history.csv")):
+        dataset, model, optimizer, seed = file.parts[-5:-1]
+        if not _is_cell(dataset, model, optimizer, seed):
+            strays.append("/".join(file.parts[-5:-1]))
+        elif rows := history(file.parent):
+            config = _json(file.with_name("config.json"))
+            departures = _departures((dataset, model, optimizer), config)
+            sizes = {name: value for name, value in departures.items() if name in _SIZES}
+            cell = (str(file.parent), "ours", study, dataset, model, optimizer, int(seed.removeprefix("seed_")))
+            run = dict(
+                zip(_RUN, (*cell, _text(departures), _text(sizes), departures.keys() <= {"precision"}), strict=True)
+            )
+            runs.append((run | {"epochs": len(rows), "machine": _machine(config)}, _numbers(file, rows)))
+    if strays:
+        log.warning(f"left out, as no folders of train/benchmark.py: {', '.join(strays)} in {path}")
+    order = [*DATASET_NAMES]
+    return sorted(runs, key=lambda run: (order.index(run[0]["dataset"]), run[0]["model"], run[0]["seed"]))
+
+
+def _is_cell(dataset: str, model: str, optimizer: str, seed: str) -> bool:
+    """Whether the benchmark gives a folder these names; it gives none to a copy that somebody keeps beside it."""
+    known = {*get_args(OptimizerName), *(variant.name for variant in VARIANTS)}
+    named = dataset in DATASET_NAMES and model in MODEL_NAMES and optimizer in known
+    return named and bool(re.fullmatch("seed_(0|[1-9][0-9]*)", seed))
+
+
+def _departures(cell: tuple[str, str, str], config: dict[str, Any]) -> dict[str, Any]:
+    """The settings that are not the published runs'."""
+    expected: dict[str, Any] = dict(_PROTOCOL)
+    if cell[0] in published.CLASSES:
+        expected |= {"train_examples": _TRAIN_EXAMPLES.get(cell[0], 50_000), "test_examples": 10_000}
+    if config["optimizer"] == "gravity":
+        expected |= _GRAVITY
+    if cell in (theirs := published.ends()).index:
+        expected["learning_rate"] = theirs["learning_rate"][cell]
+    found = {name: config[name] for name, value in expected.items() if config.get(name, value) != value}
+    if "limit" in found:  # it says the sizes too
+        found = {name: value for name, value in found.items() if not name.endswith("_examples")}
+    return found
+
+
+def _text(departures: dict[str, Any]) -> str:
+    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in departures.items())
+
+
+def _machine(config: dict[str, Any]) -> str:
+    """The devices and the versions that count, as config.json has them."""
+    devices = config.get("devices", [])
+    kinds = ", ".join(f"{devices.count(kind)} x {kind}" for kind in sorted(set(devices))) or "unknown devices"
+    jax = config.get("versions", {}).get("jax", "unknown")
+    return f"{kinds} with jax {jax}, {config.get('precision', 'unknown precision')}"
+
+
+def _numbers(file: pathlib.Path, rows: list[dict[str, str]]) -> pd.DataFrame:
+    try:
+        return pd.DataFrame(rows).astype(float).astype({"epoch": int})
+    except ValueError as error:
+        raise UserError(f"{file} cannot be read ({error}); repair it or move the run away.") from error
+
+
+def _json(file: pathlib.Path) -> dict[str, Any]:
+    try:
+        return json.loads(file.read_text())
+    except (FileNotFoundError, ValueError) as error:
+        raise UserError(f"{file} cannot be read ({error}); repair it or move the run away.") from error
+
+
+def network(setup: Setup) -> str:
+    """What is trained and for how long: `vgg16 x 0.125, 3 epochs`, and more where it departs from the rule."""
+    text = f"{setup.model} x {setup.width:g}, {setup.epochs} epoch{'s' * (setup.epochs > 1)}"
+    if setup.batch_size != RULES[setup.dataset].batch_size:
+        text += f", batch {setup.batch_size}"
+    text += f", first {setup.limit} pictures" if setup.limit else ""
+    return f"{text}, {setup.settings}" if setup.settings else text
+
+
+def of_comparison(outcomes: Outcomes) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """A frame of runs and one of epochs: by the number of classes, then in file order."""
+    classes = {trial.setup: outcome.classes for trial, outcome in outcomes.items()}
+    order = [*RULES]
+    setups = sorted(classes, key=lambda setup: (classes[setup], order.index(setup.dataset)))
+    entrants = {setup: [*dict.fromkeys(t.optimizer for t in outcomes if t.setup == setup)] for setup in setups}
+    rates = {(t.setup, t.optimizer): t.learning_rate for t in outcomes if t.part == "final"}
+    runs, epochs = [], []
+    for trial, outcome in outcomes.items():
+        target, accuracies, losses = RULES[trial.dataset].target, outcome.accuracy_by_epoch, outcome.loss_by_epoch
+        who = {"setup": setups.index(trial.setup), "entrant": entrants[trial.setup].index(trial.optimizer)}
+        chosen = trial.part == "final" and trial.learning_rate == rates[trial.setup, trial.optimizer]
+        how = {
+            "network": network(trial.setup),
+            "validation_accuracy": outcome.validation_accuracy,
+            "loss": losses[-1],
+            "at_chance": max(accuracies) <= chance_level(outcome.classes, outcome.validation_pictures),
+            "diverged": not all(map(math.isfinite, losses)),
+            "reached": next((i for i, accuracy in enumerate(accuracies, 1) if accuracy >= target), math.nan),
+            "chosen": chosen,
+        }
+        runs.append(trial._asdict() | {"limit": trial.limit or 0} | vars(outcome) | who | how)
+        curves = zip(losses, accuracies, strict=True)
+        epochs += [
+            who | {"chosen": chosen, "epoch": i, "loss": x, "val_accuracy": y} for i, (x, y) in enumerate(curves, 1)
+        ]
+    frame = pd.DataFrame(runs).drop(columns=["loss_by_epoch", "accuracy_by_epoch"])
+    return frame.sort_values(["setup", "entrant"], kind="stable", ignore_index=True), pd.DataFrame(epochs)

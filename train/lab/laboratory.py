@@ -1,0 +1,179 @@
+"""Makes the runs of a comparison, in this process: a program for each entrant, and the rate is its argument.
+
+A run is what the trainer makes of the same settings: its data, network, initial weights, optimizer and steps, and its
+order of the pictures, but for the tenth of the training set that is held out. Training and test pictures lie on the
+devices as one array, so that training part, validation part and test set are row numbers in it.
+"""
+
+import dataclasses
+import functools
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lab.options import Comparison
+from lab.runs import Outcome, Trial
+from trainer import augment, data, devices, networks, optimizers, steps
+from trainer.config import ResolvedConfig
+
+# How many steps a device is handed at once. The batches of an epoch need not divide by it: only those that are there
+# are trained on; in an evaluation, the others are computed and not counted.
+_STEPS, _EVALUATION_STEPS = 64, 8
+
+
+class Stopped(Exception):
+    """Somebody asked to stop; the run was left."""
+
+
+def split(size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Row numbers of the training part and the validation part, a fixed random tenth, of `size` training pictures."""
+    order = np.random.default_rng(0).permutation(size)
+    held_out = max(1, size // 10)
+    return np.sort(order[held_out:]), np.sort(order[:held_out])
+
+
+class Laboratory:
+    """The pictures of one comparison on the devices, and the programs of its entrants, compiled when first needed."""
+
+    def __init__(self, comparison: Comparison, replicas: devices.Replicas | None = None):
+        """Reads the dataset; DataError where it cannot be had."""
+        self.comparison = comparison
+        config = comparison.config
+        self.dataset = data.load(config.dataset, config.data_dir, config.limit)
+        self.training, self.validation = split(len(self.dataset.train_labels))
+        self.test = len(self.dataset.train_labels) + np.arange(len(self.dataset.test_labels))
+        self._replicas = replicas or devices.Replicas()
+        images = np.concatenate([self.dataset.train_images, self.dataset.test_images])
+        labels = np.concatenate([self.dataset.train_labels, self.dataset.test_labels])
+        self._pictures = self._replicas.replicate(steps.Split(steps.flat(images), labels))
+        self._image_shape = images.shape[1:]
+        self._steps_per_epoch = -(-len(self.training) // config.batch_size)
+        self._programs: dict[str, Callable] = {}  # by entrant
+        self._evaluations: dict[networks.Network, Callable] = {}
+        self._compiling = 0.0  # seconds, in the run that is being made
+
+    def run(
+        self,
+        trial: Trial,
+        stop: Callable[[], bool] = lambda: False,
+        progress: Callable[[int], object] = lambda epochs: None,
+    ) -> Outcome:
+        """Makes the run. `Stopped` if `stop` says so between two chunks; calls `progress` with 1 after each epoch.
+
+        After a loss that is not finite it ends, with what the broken weights score for the epochs that are left.
+        """
+        config = dataclasses.replace(
+            self.comparison.entrants[trial.optimizer], learning_rate=trial.learning_rate, seed=trial.seed
+        )
+        state = self._start(config)
+        started, self._compiling = time.perf_counter(), 0.0
+        losses: list[float] = []
+        accuracies: list[float] = []
+        for epoch in range(1, trial.epochs + 1):
+            if not losses or math.isfinite(losses[-1]):
+                state, loss = self._train_epoch(trial.optimizer, config, state, epoch, stop)
+                losses.append(loss)
+                accuracies.append(self._accuracy(config, state, self.validation))
+            else:
+                losses.append(losses[-1])
+                accuracies.append(accuracies[-1])
+            progress(1)
+        test_accuracy = self._accuracy(config, state, self.test) if trial.part == "final" else None
+        return Outcome(
+            classes=self.dataset.num_classes,
+            training_pictures=len(self.training),
+            validation_pictures=len(self.validation),
+            test_pictures=len(self.test),
+            loss_by_epoch=tuple(losses),
+            accuracy_by_epoch=tuple(accuracies),
+            test_accuracy=test_accuracy,
+            seconds=time.perf_counter() - started - self._compiling,
+        )
+
+    def _model(self, config: ResolvedConfig) -> networks.Network:
+        return networks.build(config, self.dataset.num_classes)
+
+    def _start(self, config: ResolvedConfig) -> steps.TrainState:
+        """Initial weights and velocity, as the trainer draws them from the seed."""
+        params_key, velocity_key = jax.random.split(jax.random.key(config.seed))
+        params = networks.initial(config, self._model(config), params_key, self._image_shape)
+        tx = optimizers.build(config, velocity_key, self._steps_per_epoch)
+        return self._replicas.replicate(steps.TrainState(params, tx.init(params)))
+
+    def _train_epoch(
+        self, entrant: str, config: ResolvedConfig, state: steps.TrainState, epoch: int, stop: Callable[[], bool]
+    ) -> tuple[steps.TrainState, float]:
+        """The state after an epoch, and the mean loss over its pictures; an epoch is cut short where that breaks."""
+        order = self.training[np.random.default_rng([config.seed, epoch]).permutation(len(self.training))]
+        pictures = augment.pictures_of(self._pictures, config, epoch, self._replicas.replicate)
+        loss = 0.0
+        for count, batches in self._chunks(order, _STEPS):
+            if stop():
+                raise Stopped
+            tree = state, np.float32(config.learning_rate), np.int32(count), np.uint32(config.seed)
+            arguments = (tree, pictures, batches)
+            if entrant not in self._programs:
+                apply = steps.on_flat(self._model(config).apply, self._image_shape)
+                chunk = functools.partial(_train_some, apply, config, self._steps_per_epoch, self._image_shape)
+                self._programs[entrant] = self._compiled(chunk, arguments, donate_first=True)
+            state, sums = self._programs[entrant](*arguments)
+            loss += float(sums.loss)
+            if not math.isfinite(loss):
+                break
+        return state, loss / len(order)
+
+    def _accuracy(self, config: ResolvedConfig, state: steps.TrainState, rows: np.ndarray) -> float:
+        """The share of these pictures that are classified rightly."""
+        model, correct = self._model(config), 0
+        for _, batches in self._chunks(rows, _EVALUATION_STEPS):
+            arguments = (state.params, self._pictures, batches)
+            if model not in self._evaluations:
+                apply = steps.on_flat(model.apply, self._image_shape)
+                self._evaluations[model] = self._compiled(functools.partial(steps.evaluate, apply), arguments)
+            correct += int(self._evaluations[model](*arguments).correct)
+        return correct / len(rows)
+
+    def _compiled(self, function: Callable, arguments: Any, donate_first: bool = False) -> Callable:
+        """The program of `function` of (tree, pictures, batches) on all devices."""
+        started = time.perf_counter()
+        program = devices.Program(self._replicas, function, *arguments, donate_first=donate_first).compile()
+        devices.release_memory()
+        self._compiling += time.perf_counter() - started
+        return program
+
+    def _chunks(self, rows: np.ndarray, length: int) -> list[tuple[int, np.ndarray]]:
+        """The batches of these row numbers, `length` at a time as a program takes them, and how many are there."""
+        size = self.comparison.config.batch_size
+        count = -(-len(rows) // size)
+        batches = steps.in_batches(rows, -(-count // length) * length, size).reshape(-1, length, size)
+        return [(min(length, count - i * length), self._replicas.split(chunk)) for i, chunk in enumerate(batches)]
+
+
+def _train_some(
+    apply: steps.Apply,
+    config: ResolvedConfig,
+    steps_per_epoch: int,
+    image_shape: tuple[int, ...],
+    tree: Any,
+    pictures: steps.Split,
+    batches: jax.Array,
+) -> Any:
+    """On the device: as many steps as `tree` = (state, learning rate, count, seed) says, and their sums."""
+    state, learning_rate, count, seed = tree
+    # The key draws an initial velocity, which the state has already.
+    config = dataclasses.replace(config, learning_rate=learning_rate, seed=seed)
+    tx = optimizers.build(config, jax.random.key(0), steps_per_epoch)
+    view = augment.view(config, image_shape)
+
+    def step(i, carry):
+        state, total = carry
+        state, sums = steps.train_step(apply, tx, state, pictures, batches[i], view)
+        return state, jax.tree.map(jnp.add, total, sums)
+
+    zero = steps.Sums(jnp.float32(0), jnp.int32(0), jnp.int32(0))
+    return jax.lax.fori_loop(0, count, step, (state, zero))

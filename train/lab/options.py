@@ -1,0 +1,200 @@
+"""What to compare: the flags of `python train/compare.py`, as comparisons.
+
+A comparison is one dataset and network, on which several entrants are tuned and then measured. An entrant is an
+optimizer of the trainer, with settings of its own if need be: `gravity`, or `gravity:beta=0.99,alpha=0.1`. Nothing
+heavy is imported here, so that `--list` and an invalid flag are answered at once.
+"""
+
+import dataclasses
+import typing
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from lab.rules import RULES
+from trainer.config import SAME_RUN, Config, DatasetName, ModelName, ResolvedConfig, UsageError, flag, resolve
+
+# What an entrant or --settings may set: what makes a run what it is, without what has a flag here or is searched.
+SETTABLE = tuple(
+    name
+    for name in SAME_RUN
+    if name not in ("dataset", "model", "width", "optimizer", "learning_rate", "batch_size", "seed", "limit")
+)
+MOST_RATES = 21
+
+
+@dataclasses.dataclass(frozen=True)
+class CompareOptions:
+    """Compares optimizers, each at its best learning rate, found with the same budget. Without more: the digits.
+
+    A search over learning rates half a decade apart, centred on the trainer's, on training pictures that are held out;
+    then new runs at the best rate with new seeds, after which the test set is looked at once. Runs that are there
+    already are not made again, so the same command starts and continues a comparison, and one with more datasets,
+    optimizers or seeds extends it.
+    """
+
+    workdir: str
+    """Folder of the results: runs.csv, a line per run as it ends, and the report."""
+    datasets: tuple[DatasetName, ...] = ("digits",)
+    """What to train on, one after another."""
+    optimizers: tuple[str, ...] = ("gravity", "adam", "rmsprop", "momentum")
+    """What to compare: any optimizer of the trainer, also with settings of its own: gravity:beta=0.99,alpha=0.1."""
+    model: ModelName | None = None
+    """Default: the trainer's for the dataset (vgg11 for the digits, vgg16 elsewhere)."""
+    width: float | None = None
+    """Multiplier of all layer widths. Default: the rule's for the dataset (train/lab/rules.py)."""
+    epochs: int | None = None
+    """Passes over the training part, in the search and after it. Default: the rule's."""
+    batch_size: int | None = None
+    """Pictures per step over all devices together. Default: the rule's."""
+    settings: tuple[str, ...] = ()
+    """Other flags of the trainer that hold for every optimizer, as NAME=VALUE: precision=bfloat16."""
+    rates: int = 5
+    """Learning rates that each optimizer is searched over at first, an odd number: the trainer's is in the middle."""
+    widen: int = 2
+    """At most so many more, one at a time, while the best of them is the lowest or the highest."""
+    search_seeds: int | None = None
+    """Runs per learning rate in the search, with seeds 0, 1, ... Default: the rule's."""
+    seeds: int | None = None
+    """Runs at the chosen learning rate, with seeds 100, 101, ... Default: the rule's."""
+    limit: int | None = None
+    """Use only the first N training and the first N test examples."""
+    study: Literal["ablation"] | None = None
+    """Comparisons that belong together, on --datasets, as train/lab/studies.py has them."""
+    data_dir: str | None = None
+    """Folder of the prepared datasets. Default: tensorflow-datasets' own (~/tensorflow_datasets)."""
+    storage: str | None = None
+    """A database that workers on several machines share: postgresql+psycopg://HOST/NAME. Default: a file in WORKDIR."""
+    list_only: Annotated[bool, tyro.conf.arg(name="list")] = False
+    """Only print the runs, with what is done and to do, and the time left."""
+    report_only: Annotated[bool, tyro.conf.arg(name="report")] = False
+    """Only write the report of everything in WORKDIR/runs.csv; the other flags count for nothing."""
+
+
+FIRST_FINAL_SEED = 100
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """One dataset and network, and who is compared on it."""
+
+    entrants: dict[
+        str, ResolvedConfig
+    ]  # by name; resolved, each with the trainer's learning rate, in the middle of its search
+    settings: str  # of all entrants, "NAME=VALUE NAME=VALUE"
+    rates: int
+    widen: int
+    search_seeds: tuple[int, ...]
+    seeds: tuple[int, ...]
+
+    @property
+    def config(self) -> ResolvedConfig:
+        """Of any entrant: what they share is the same in all."""
+        return next(iter(self.entrants.values()))
+
+
+def comparisons(options: CompareOptions) -> list[Comparison]:
+    """One for each dataset, in their order. UsageError for invalid flags."""
+    _check(options)
+    return [_comparison(options, dataset) for dataset in dict.fromkeys(options.datasets)]
+
+
+def _comparison(options: CompareOptions, dataset: DatasetName) -> Comparison:
+    rule = RULES[dataset]
+    shared: dict[str, Any] = {
+        "dataset": dataset,
+        "model": options.model,
+        "width": rule.width if options.width is None else options.width,
+        "epochs": rule.epochs if options.epochs is None else options.epochs,
+        "batch_size": rule.batch_size if options.batch_size is None else options.batch_size,
+        "limit": options.limit,
+        "data_dir": options.data_dir,
+    }
+    settings = _settings("--settings", options.settings)
+    entrants = {}
+    for text in options.optimizers:
+        name, chosen = _entrant(text)
+        if twice := [key for key in chosen if key in settings]:
+            raise UsageError(f"{twice[0]} is both in --settings and in --optimizers {text}: leave one out.")
+        fields: dict[str, Any] = {"optimizer": name, **shared, **settings, **chosen}
+        entrants[label(name, chosen)] = resolve(Config(**fields))
+    seeds = rule.seeds if options.seeds is None else options.seeds
+    return Comparison(
+        entrants,
+        " ".join(f"{key}={value}" for key, value in sorted(settings.items())),
+        options.rates,
+        options.widen,
+        tuple(range(rule.search_seeds if options.search_seeds is None else options.search_seeds)),
+        tuple(range(FIRST_FINAL_SEED, FIRST_FINAL_SEED + seeds)),
+    )
+
+
+def label(optimizer: str, settings: dict[str, Any]) -> str:
+    """The entrant's name: `gravity`, or `gravity, alpha 0.1, beta 0.99` with its settings in order."""
+    return ", ".join([optimizer, *(f"{key} {value}" for key, value in sorted(settings.items()))])
+
+
+def label_of(text: str) -> str:
+    """The same of an entrant as the command line has it, `gravity:beta=0.99,alpha=0.1`."""
+    return label(*_entrant(text))
+
+
+def _entrant(text: str) -> tuple[str, dict[str, Any]]:
+    """The optimizer and its own settings."""
+    name, _, own = text.partition(":")
+    if name not in (known := _choices("optimizer")):
+        raise UsageError(f"--optimizers has {text!r}, and {name!r} is none of {', '.join(known)}.")
+    return name, _settings(f"--optimizers {text}", own.split(",") if own else ())
+
+
+def _check(options: CompareOptions) -> None:
+    if not options.datasets or not options.optimizers:
+        raise UsageError("--datasets and --optimizers need at least one name each.")
+    if options.rates % 2 == 0 or not 3 <= options.rates <= MOST_RATES:
+        raise UsageError(f"--rates is {options.rates}; it must be odd, between 3 and {MOST_RATES}.")
+    ranges = {"widen": (0, MOST_RATES), "search_seeds": (1, FIRST_FINAL_SEED), "seeds": (1, 10_000)}
+    for name, (least, most) in ranges.items():
+        value = getattr(options, name)
+        if value is not None and not least <= value <= most:
+            raise UsageError(f"{flag(name)} is {value}; it must be between {least} and {most}.")
+
+
+def _settings(where: str, texts: Iterable[str]) -> dict[str, Any]:
+    """NAME=VALUE texts as fields of the trainer's Config."""
+    settings: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = text.strip().partition("=")
+        name = name.removeprefix("--").replace("-", "_")
+        if name not in SETTABLE or not equals:
+            raise UsageError(f"{where}: {text!r} is no NAME=VALUE with a name of {', '.join(SETTABLE)}.")
+        if name in settings:
+            raise UsageError(f"{where}: {name} is there twice.")
+        settings[name] = _value(where, name, value)
+    return settings
+
+
+def _value(where: str, name: str, text: str) -> Any:
+    """The text as the type of that field."""
+    if choices := _choices(name):
+        if text not in choices:
+            raise UsageError(f"{where}: {name} is {text!r}; it must be one of {', '.join(choices)}.")
+        return text
+    kind = _kinds(name)[0]
+    try:
+        return kind(text)
+    except ValueError:
+        wanted = "a number" if kind is float else "a whole number"
+        raise UsageError(f"{where}: {name} is {text!r}; it must be {wanted}.") from None
+
+
+def _kinds(name: str) -> tuple[Any, ...]:
+    """The types that a field of Config may have, None aside."""
+    hint = typing.get_type_hints(Config)[name]
+    union = typing.get_origin(hint) not in (None, typing.Literal)
+    return tuple(kind for kind in (typing.get_args(hint) if union else (hint,)) if kind is not type(None))
+
+
+def _choices(name: str) -> tuple[str, ...]:
+    kind = _kinds(name)[0]
+    return typing.get_args(kind) if typing.get_origin(kind) is typing.Literal else ()

@@ -1,0 +1,161 @@
+"""The runs of a comparison: what makes each what it is, and how it went. `runs.csv` has a line for each.
+
+Nothing heavy is imported here.
+"""
+
+import csv
+import dataclasses
+import json
+import os
+import pathlib
+from typing import Any, Literal, NamedTuple
+
+from trainer import csv_files
+from trainer.config import UserError
+
+Part = Literal["search", "final"]
+
+
+class Trial(NamedTuple):
+    """What makes a run what it is; the first columns of the file."""
+
+    dataset: str
+    model: str
+    optimizer: str  # the entrant's name
+    learning_rate: float
+    seed: int
+    part: Part
+    epochs: int
+    width: float
+    batch_size: int
+    limit: int | None  # None: all
+    settings: str  # of all entrants, "" if none
+
+    @property
+    def setup(self) -> "Setup":
+        """What is the same for all runs that are compared."""
+        return Setup(self.dataset, self.model, self.epochs, self.width, self.batch_size, self.limit, self.settings)
+
+
+class Setup(NamedTuple):
+    """A dataset and network, trained for so long: what a comparison holds fixed."""
+
+    dataset: str
+    model: str
+    epochs: int
+    width: float
+    batch_size: int
+    limit: int | None
+    settings: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """How a run went; the other columns."""
+
+    classes: int
+    training_pictures: int
+    validation_pictures: int  # held out of the training set
+    test_pictures: int
+    loss_by_epoch: tuple[float, ...]  # means over the epoch's training pictures; not finite from divergence on
+    accuracy_by_epoch: tuple[float, ...]  # on the validation part, after each epoch
+    test_accuracy: float | None  # after the last epoch, of a final run; None for one of the search
+    seconds: float | None = None  # that the run took, for the time left; None where that was not kept
+
+    @property
+    def validation_accuracy(self) -> float:
+        """On the validation part, after the last epoch."""
+        return self.accuracy_by_epoch[-1]
+
+
+Outcomes = dict[Trial, Outcome]
+COLUMNS = (*Trial._fields, *(field.name for field in dataclasses.fields(Outcome)))
+
+
+def read(path: pathlib.Path) -> Outcomes:
+    """All runs in the file, none if there is none. A last line that was not written to its end does not count.
+
+    UserError for a file that is not one of ours.
+    """
+    try:
+        rows = csv_files.read(path, [name for name in COLUMNS if name != "seconds"])
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error}).") from error
+    outcomes: Outcomes = {}
+    for number, row in rows:
+        try:
+            trial, outcome = parsed(row)
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{path}, line {number} is no run ({error!r}); correct it or take it out.") from error
+        outcomes[trial] = outcome
+    return outcomes
+
+
+def write(path: pathlib.Path, outcomes: Outcomes) -> None:
+    """Replaces the file atomically. UserError if it cannot be written."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("w", newline="") as file:
+            rows = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+            rows.writeheader()
+            rows.writerows(texts(trial, outcome) for trial, outcome in outcomes.items())
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise UserError(f"{path} could not be written ({error.strerror}); fix that, then start again.") from error
+
+
+def texts(trial: Trial, outcome: Outcome) -> dict[str, str]:
+    """A line of the file, by column."""
+    values = (*trial, *(getattr(outcome, field.name) for field in dataclasses.fields(outcome)))
+    return dict(zip(COLUMNS, map(_text, values), strict=True))
+
+
+def name(trial: Trial) -> str:
+    """The run's in the store."""
+    return json.dumps(dict(zip(trial._fields, map(_text, trial), strict=True)))
+
+
+def parsed(row: dict[str, str]) -> tuple[Trial, Outcome]:
+    """The run of a line. KeyError, TypeError or ValueError if it is none."""
+    numbers = lambda text: tuple(map(float, text.split()))
+    optional = lambda kind, text: kind(text) if text else None
+    if row["part"] not in ("search", "final"):
+        raise ValueError(f"part is {row['part']}")
+    trial = Trial(
+        dataset=row["dataset"],
+        model=row["model"],
+        optimizer=row["optimizer"],
+        learning_rate=float(row["learning_rate"]),
+        seed=int(row["seed"]),
+        part="final" if row["part"] == "final" else "search",
+        epochs=int(row["epochs"]),
+        width=float(row["width"]),
+        batch_size=int(row["batch_size"]),
+        limit=optional(int, row["limit"]),
+        settings=row["settings"],
+    )
+    outcome = Outcome(
+        classes=int(row["classes"]),
+        training_pictures=int(row["training_pictures"]),
+        validation_pictures=int(row["validation_pictures"]),
+        test_pictures=int(row["test_pictures"]),
+        loss_by_epoch=numbers(row["loss_by_epoch"]),
+        accuracy_by_epoch=numbers(row["accuracy_by_epoch"]),
+        test_accuracy=optional(float, row["test_accuracy"]),
+        seconds=optional(float, row.get("seconds", "")),
+    )
+    if len(outcome.accuracy_by_epoch) != trial.epochs or (outcome.test_accuracy is None) != (trial.part == "search"):
+        raise ValueError("accuracies are missing")
+    return trial, outcome
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, tuple):
+        return " ".join(map(_text, value))
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return "" if value is None else str(value)

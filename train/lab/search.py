@@ -1,0 +1,105 @@
+"""Which runs a comparison consists of: the learning rates that are searched, the one that is chosen, what is to do.
+
+Pure functions of the runs that are there. A learning rate is counted in steps of half a decade from the trainer's.
+Nothing heavy is imported here.
+"""
+
+import dataclasses
+import statistics
+from collections.abc import Mapping
+
+from lab.options import Comparison
+from lab.runs import Outcomes, Part, Trial
+
+
+@dataclasses.dataclass(frozen=True)
+class Search:
+    """How far the search of an entrant is."""
+
+    steps: list[int]  # all that are known to be tried
+    scores: dict[int, float]  # of those that are done: validation accuracy, mean over the search's seeds
+    chosen: int | None  # None while it is not finished
+
+
+def learning_rate(centre: float, step: int) -> float:
+    """The rate `step` half decades above `centre`, to four digits, as the file of runs has it."""
+    return float(f"{centre * 10 ** (step / 2):.4g}")
+
+
+def grid(count: int) -> list[int]:
+    """The first `count` (odd) steps, from the middle outwards."""
+    return sorted(range(-(count // 2), count // 2 + 1), key=lambda step: (abs(step), step))
+
+
+def best(scores: Mapping[int, float]) -> int:
+    """The step with the highest accuracy; of equal ones, the nearest to the trainer's, then the lower."""
+    return max(scores, key=lambda step: (scores[step], -abs(step), -step))
+
+
+def wider(scores: Mapping[int, float], count: int, widen: int) -> int | None:
+    """The next step of a search whose first `count` are done: beyond the edge if the best lies there; None: finished.
+
+    Each widening adds one, and there are at most `widen`.
+    """
+    top = best(scores)
+    if len(scores) - count >= widen or top not in (min(scores), max(scores)):
+        return None
+    return top - 1 if top == min(scores) else top + 1
+
+
+def trial(comparison: Comparison, entrant: str, step: int, seed: int, part: Part) -> Trial:
+    """One run of an entrant."""
+    config = comparison.entrants[entrant]
+    return Trial(
+        dataset=config.dataset,
+        model=config.model,
+        optimizer=entrant,
+        learning_rate=learning_rate(config.learning_rate, step),
+        seed=seed,
+        part=part,
+        epochs=config.epochs,
+        width=config.width,
+        batch_size=config.batch_size,
+        limit=config.limit,
+        settings=comparison.settings,
+    )
+
+
+def search(comparison: Comparison, entrant: str, outcomes: Outcomes) -> Search:
+    """How far the search of an entrant is."""
+    steps, scores = grid(comparison.rates), {}
+    for step in steps:  # it grows
+        trials = [trial(comparison, entrant, step, seed, "search") for seed in comparison.search_seeds]
+        if all(t in outcomes for t in trials):
+            scores[step] = statistics.fmean(outcomes[t].validation_accuracy for t in trials)
+        if len(scores) == len(steps) and (further := wider(scores, comparison.rates, comparison.widen)) is not None:
+            steps.append(further)
+    return Search(steps, scores, best(scores) if len(scores) == len(steps) else None)
+
+
+def known(comparison: Comparison, outcomes: Outcomes) -> list[Trial]:
+    """All runs of the comparison, done or not, as far as they are known; in the order in which they are made.
+
+    The search goes from the trainer's rates outwards, all entrants side by side; the runs at the chosen rates come
+    when every search has finished, a seed at a time.
+    """
+    searches = {entrant: search(comparison, entrant, outcomes) for entrant in comparison.entrants}
+    trials = [
+        trial(comparison, entrant, found.steps[i], seed, "search")
+        for i in range(max(len(found.steps) for found in searches.values()))
+        for seed in comparison.search_seeds
+        for entrant, found in searches.items()
+        if i < len(found.steps)
+    ]
+    chosen = {entrant: found.chosen for entrant, found in searches.items() if found.chosen is not None}
+    return trials + [
+        trial(comparison, entrant, step, seed, "final") for seed in comparison.seeds for entrant, step in chosen.items()
+    ]
+
+
+def unknown(comparison: Comparison, outcomes: Outcomes) -> tuple[int, int]:
+    """How many runs `known` lacks: those at rates not chosen yet, and the most that widening may still add."""
+    searches = [search(comparison, entrant, outcomes) for entrant in comparison.entrants]
+    going_on = [found for found in searches if found.chosen is None]
+    spare = sum(comparison.rates + comparison.widen - len(found.steps) for found in going_on)
+    return len(going_on) * len(comparison.seeds), spare * len(comparison.search_seeds)

@@ -1,0 +1,155 @@
+"""The tables of the evaluation's report, from the frames of `frames.load` and `published.epochs`. Pure functions.
+
+Over seeds: every number at an epoch is over the seeds that have reached it. The spread is the standard deviation over
+our own seeds (n - 1 in the denominator), NaN for one seed: none is borrowed from anywhere else.
+"""
+
+import math
+
+import pandas as pd
+
+from lab import published
+from lab.frames import EPOCHS
+from lab.published import CELL, METRICS
+from lab.tuning_study import VARIANTS
+
+# Accuracies that every published run of the dataset reaches, the 20-way run aside.
+TARGETS = {
+    "digits": 0.95,
+    "mnist": 0.98,
+    "fashion_mnist": 0.9,
+    "cifar10": 0.65,
+    "cifar100_coarse": 0.5,
+    "cifar100_fine": 0.3,
+}
+MATCHED_EPOCHS = (1, 2, 5, 10, 20, 50, 100)
+
+
+def summary(dataset: str, epochs: pd.DataFrame) -> pd.DataFrame:
+    """Ours on one dataset as far as they are, and the published runs at their end."""
+    theirs, target = published.epochs(), TARGETS[dataset]
+    ours = epochs[(epochs["dataset"] == dataset) & ~epochs["study"]]
+    both = pd.concat([ours.assign(mark=""), theirs[theirs["dataset"] == dataset]])
+    rows = []
+    for key, found in both.groupby(["model", "optimizer", "whose", "departures", "mark"]):
+        row = dict(zip(("model", "optimizer", "whose"), key[:3], strict=True)) | _ends(found)
+        row |= dict(zip((f"epochs to {target:g}", f"seconds to {target:g}"), _to_target(found, target), strict=True))
+        rows.append(row | {"remarks": key[3] or key[4]})
+    columns = "model|optimizer|whose|seeds|epoch|validation accuracy|spread|best|loss|epochs to {0:g}|seconds to {0:g}"
+    return pd.DataFrame(rows)[[*columns.format(target).split("|"), "remarks"]]
+
+
+def _furthest(found: pd.DataFrame) -> pd.DataFrame:
+    """The runs that got as far as any of them."""
+    return found[found["run"].isin(found["run"][found["epoch"] == found["epoch"].max()])]
+
+
+def _ends(found: pd.DataFrame) -> dict:
+    """Means over the runs that got furthest, after their first and last epoch."""
+    there = _furthest(found)
+    last = there[there["epoch"] == there["epoch"].max()]
+    return {
+        "seeds": len(last),
+        "epoch": last["epoch"].iloc[0],
+        "loss after epoch 1": there["loss"][there["epoch"] == 1].mean(),
+        "loss": last["loss"].mean(),
+        "validation accuracy": last["val_accuracy"].mean(),
+        "spread": last["val_accuracy"].std(),
+        "best": there.groupby("run")["val_accuracy"].max().mean(),
+    }
+
+
+def _to_target(found: pd.DataFrame, target: float) -> tuple[float | str, float | str]:
+    """Mean epochs, and seconds of training and validation without compilation, until the accuracy is there."""
+    there = _furthest(found)
+    first = there[there["val_accuracy"] >= target].groupby("run")["epoch"].min()
+    if len(first) < (seeds := there["run"].nunique()):
+        return (f"{len(first)} of {seeds} seeds" if len(first) else "not reached",) * 2
+    # NaN: runs on a machine that was shared are recorded without their times.
+    until = there[there["epoch"] <= there["run"].map(first)]
+    seconds = (until["seconds"] + until["val_seconds"]).groupby(until["run"]).sum(min_count=1)
+    timed = (until["seconds"] + until["val_seconds"]).notna().all()
+    return first.mean(), seconds.mean() if timed else "not recorded"
+
+
+def distance(epochs: pd.DataFrame) -> pd.DataFrame:
+    """Ours minus theirs at a few epochs and the last one that both have, for each metric.
+
+    Only of runs that follow the published protocol (another precision is remarked), and never from a published run
+    that is marked.
+    """
+    key, theirs = [*CELL, "departures"], published.epochs()
+    ours = epochs[epochs["comparable"] & ~epochs["study"]]
+    last = ours.groupby(key)["epoch"].transform("max").clip(upper=EPOCHS)
+    ours = ours[ours["epoch"].isin(MATCHED_EPOCHS) | (ours["epoch"] == last)]
+    long = ours.melt([*key, "epoch"], METRICS, "metric")
+    found = long.groupby([*key, "epoch", "metric"], sort=False)["value"].agg(seeds="size", ours="mean", spread="std")
+    values = theirs[theirs["comparable"]].melt([*CELL, "epoch"], METRICS, "metric", "published")
+    both = found.reset_index().merge(values, on=[*CELL, "epoch", "metric"])
+    both["ours - published"] = both["ours"] - both["published"]
+    both["in spreads"] = (both["ours - published"] / both["spread"]).where(both["spread"] > 0)
+    group = both.groupby(key, sort=False).ngroup()
+    both = both.assign(group=group, place=both["metric"].map(METRICS.index)).sort_values(["group", "epoch", "place"])
+    columns = [*CELL, "epoch", "metric", "seeds", "ours", "spread", "published", "ours - published", "in spreads"]
+    return both.rename(columns={"departures": "remarks"})[[*columns, "remarks"]].reset_index(drop=True)
+
+
+def at_the_end(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows of `distance` at the last epoch of each run; other settings, in the remarks, make another run."""
+    return rows[rows["epoch"] == rows.groupby([*CELL, "remarks"])["epoch"].transform("max")]
+
+
+def beyond(rows: pd.DataFrame, spreads: float) -> pd.DataFrame:
+    """The rows of `distance` that lie further than so many of our own spreads from the published value."""
+    return rows[rows["in spreads"].abs() > spreads]
+
+
+def missing(epochs: pd.DataFrame) -> pd.DataFrame:
+    """The cells of the paper's evaluation without a complete run under the published protocol."""
+    rows = []
+    for cell, theirs in published.ends().iterrows():
+        found = epochs[(epochs[CELL] == list(cell)).all(axis=1) & ~epochs["study"]]
+        reached = found["epoch"][found["comparable"]].max() if found["comparable"].any() else 0
+        others = found[~found["comparable"]]
+        text = f"{reached} of {EPOCHS} epochs" if reached else "no run"
+        if len(others):
+            text += f"; {others['run'].nunique()} of another kind ({others['departures'].iloc[0]})"
+        if reached < EPOCHS:
+            remark = f"published: a {theirs['mark']}" if theirs["mark"] else ""
+            rows.append(dict(zip(CELL, cell, strict=True)) | {"ours": text, "remarks": remark})
+    return pd.DataFrame(rows, columns=[*CELL, "ours", "remarks"])
+
+
+def published_ends() -> pd.DataFrame:
+    """What the published runs end at, for each dataset and model, and how steady they are.
+
+    A lead is Gravity's over the better of the others. A swing is the standard deviation of the validation accuracy over
+    the last 50 epochs.
+    """
+    theirs, names = published.epochs(), ["gravity", "adam", "rmsprop"]
+    table = published.ends()["val_accuracy"].unstack()[names]
+    marks = published.ends()["mark"].unstack()["gravity"]
+    table["Gravity's lead"] = (table["gravity"] - table[["adam", "rmsprop"]].max(axis=1)).where(marks == "")
+    late = theirs[theirs["epoch"] > EPOCHS - 50].groupby(CELL)["val_accuracy"].std(ddof=0).round(6).unstack()
+    for name in names:
+        table[f"swing, {name}"] = late[name]
+    table["remarks"] = ("gravity: " + marks).where(marks != "", "")
+    return table.reset_index().rename_axis(columns=None)
+
+
+def study(epochs: pd.DataFrame) -> pd.DataFrame:
+    """The variants of the tuning study that we ran, beside each of the authors' runs of them."""
+    rows, tuning = [], published.tuning()
+    for variant in VARIANTS:
+        start = {"dataset": variant.dataset, "variant": variant.name}
+        of = epochs["study"] & (epochs["dataset"] == variant.dataset) & (epochs["optimizer"] == variant.name)
+        for sizes, found in epochs[of].groupby("sizes"):
+            rows.append(start | {"whose": "ours", "remarks": sizes} | _ends(found))
+        for run in (tuning.iloc[i] for i in variant.rows if of.any()):
+            ends = {"seeds": 1, "epoch": run["epochs"], "loss after epoch 1": run["first_epoch_loss"]}
+            ends |= {"loss": run["final_loss"], "validation accuracy": run["final_val_accuracy"], "spread": math.nan}
+            ends |= {"best": run["best_val_accuracy"], "remarks": run["authors_comment"]}
+            rows.append(start | {"whose": "the authors'"} | ends)
+    columns = "dataset|variant|whose|seeds|epoch|loss after epoch 1|loss|validation accuracy|spread|best|remarks"
+    table = pd.DataFrame(rows, columns=columns.split("|"))
+    return table.rename(columns={"epoch": "epochs", "loss": "final loss"})

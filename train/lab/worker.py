@@ -1,0 +1,124 @@
+"""Works through a plan with others: takes a run that nobody makes, makes it, tells the store how it went, and again.
+
+What a run is, and how it is made, is up to the kind of experiment (`cells`, `comparing`).
+"""
+
+import abc
+import collections
+import logging
+import pathlib
+import signal
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any, Generic, TypeVar
+
+from lab.store import Claim, Store
+from trainer import command
+from trainer.config import RunAgain
+
+log = logging.getLogger("train")
+
+_SECONDS_BETWEEN_LOOKS = 0.5
+_LOOKS_BETWEEN_TRIES = 6  # at the store, while all that is left is with other workers
+
+Run = TypeVar("Run")
+Alike = tuple[tuple, ...]  # what a run has in common with others that take as long, the closest first
+
+
+class Worker(abc.ABC, Generic[Run]):
+    """Makes runs until all are made or it is told to stop."""
+
+    def __init__(self, folder: pathlib.Path, store: Store):
+        self.folder = folder
+        self.store = store
+        self.signal: int | None = None
+
+    @abc.abstractmethod
+    def todo(self) -> list[Run]:
+        """The runs that are known and not made yet, in order, as the store has it now; without those that failed."""
+
+    @abc.abstractmethod
+    def name(self, run: Run) -> str:
+        """What the store calls it."""
+
+    @abc.abstractmethod
+    def make(self, run: Run, claim: Claim) -> int | None:
+        """Makes it, and ends the claim; an exit code if the worker is to end as well."""
+
+    @abc.abstractmethod
+    def end(self) -> int:
+        """The exit code after the last run."""
+
+    def free(self, run: Run) -> bool:
+        """Whether nobody makes it who is not known to the store."""
+        return True
+
+    def stop(self, number: int, again: bool) -> None:
+        """Passes a signal on, which came `again`."""
+
+    def run(self) -> int:
+        """The exit code: that of `end`; 75 after SIGTERM or SIGHUP, 130 after Ctrl-C."""
+        command.on_stop(self._on_signal, signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        while not self.signal and (todo := self.todo()):
+            running = self.store.running()
+            free = (run for run in todo if self.name(run) not in running and self.free(run))
+            claimed = next(((run, claim) for run in free if (claim := self.store.claim(self.name(run)))), None)
+            if claimed is None:
+                self._wait(len(todo))
+            elif (code := self.make(*claimed)) is not None and not self.signal:
+                log.error("stopped; the same command resumes from here")
+                return code
+        if self.signal == signal.SIGINT:
+            log.error("interrupted; the same command resumes from here")
+            return command.INTERRUPTED
+        if self.signal:
+            log.error("stopped; the same command resumes from here")
+            return RunAgain.exit_code
+        return self.end()
+
+    def _wait(self, count: int) -> None:
+        """Runs of other workers decide what comes next, and if one of those is gone its run is to be made here."""
+        if not self._waiting:
+            log.info(f"waiting for other workers, who make {count} run{'s' * (count > 1)} of this plan")
+            self._waiting = True
+        for _ in range(_LOOKS_BETWEEN_TRIES):
+            if not self.signal:
+                time.sleep(_SECONDS_BETWEEN_LOOKS)
+
+    _waiting = False
+
+    def _on_signal(self, number: int, frame: Any) -> None:
+        again, self.signal = self.signal is not None, self.signal or number
+        self.stop(number, again)
+
+
+def time_left(left: Iterable[tuple[Alike, int]], took: Iterable[tuple[Alike, float, int]]) -> str:
+    """Of so many epochs of each run, at the mean pace of those most alike: of which (seconds, epochs) are known."""
+    pace: dict[tuple, list[float]] = collections.defaultdict(lambda: [0.0, 0.0])
+    for alike, seconds, epochs in took:
+        for group in (*alike, ()):
+            pace[group][0] += seconds
+            pace[group][1] += epochs
+    if not pace:
+        return "not measured yet"
+    total = 0.0
+    for alike, epochs in left:
+        seconds, count = next(pace[group] for group in (*alike, ()) if group in pace)
+        total += epochs * seconds / count
+    return f"about {duration(total)}"
+
+
+def duration(seconds: float) -> str:
+    """In two units: 3 d 4 h, 2 h 10 min, 5 min 20 s, 8 s."""
+    whole = round(seconds)
+    for unit, size, smaller, smaller_size in (("d", 86400, "h", 3600), ("h", 3600, "min", 60), ("min", 60, "s", 1)):
+        if whole >= size:
+            return f"{whole // size} {unit} {whole % size // smaller_size} {smaller}"
+    return f"{whole} s"
+
+
+def aligned(rows: Sequence[Sequence[object]]) -> str:
+    """Lines of text in columns, the last of them of any length."""
+    widths = [max(len(str(row[i])) for row in rows) for i in range(len(rows[0]) - 1)] + [0]
+    lines = ["  ".join(str(x).ljust(width) for x, width in zip(row, widths, strict=True)) for row in rows]
+    return "\n".join(lines)
