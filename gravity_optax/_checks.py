@@ -85,8 +85,9 @@ def canonical_key(key: Any) -> jax.Array:
             return jax.random.key(key)
     except (OverflowError, TypeError, ValueError):  # a seed too large, or the wrong number of words
         error = ValueError
+    given = f"an array of shape {np.shape(key)} and dtype {key.dtype}" if isinstance(key, jax.Array) else repr(key)
     raise error(
-        f"key is {key!r}; pass one seed, an int of at most 64 bits, or one key, as jax.random.key(seed) and"
+        f"key is {given}; pass one seed, an int of at most 64 bits, or one key, as jax.random.key(seed) and"
         " jax.random.PRNGKey(seed) give it (another generator's raw key through jax.random.wrap_key_data)."
     )
 

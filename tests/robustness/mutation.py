@@ -56,9 +56,9 @@ def annotations(path):
 
 def choose(session, folder, sample, seed):
     """Leaves a random sample of the mutants in the session; the rest is deleted."""
-    from cosmic_ray.work_db import WorkDB
+    from cosmic_ray.work_db import WorkDB, use_db
 
-    with WorkDB(session, WorkDB.Mode.open) as database:
+    with use_db(session, WorkDB.Mode.open) as database:
         items = sorted(database.work_items, key=lambda item: (str(item.mutations), item.job_id))
         ranges = {}
         counted = []
@@ -76,9 +76,9 @@ def choose(session, folder, sample, seed):
 
 def report(session):
     """Prints the survivors and the score."""
-    from cosmic_ray.work_db import WorkDB
+    from cosmic_ray.work_db import WorkDB, use_db
 
-    with WorkDB(session, WorkDB.Mode.open) as database:
+    with use_db(session, WorkDB.Mode.open) as database:
         results = [result for _, result in database.results]
     survived = [result for result in results if not result.is_killed]
     for result in survived:
