@@ -257,6 +257,7 @@ def test_the_file_gives_back_what_was_written(tmp_path):
         second: outcome(0.25, 0.125, losses=(2.5, math.inf), seconds=None),
         second._replace(part="final"): outcome(0.25, 0.125, test=0.75),
         second._replace(limit=None, settings=""): outcome(1.0, 0.0),
+        second._replace(width=0.123456789): outcome(1.0, 0.0),
     }
     runs.write(file, expected)
     assert runs.read(file) == expected

@@ -110,13 +110,13 @@ def write(path: pathlib.Path, outcomes: Outcomes) -> None:
 
 def texts(trial: Trial, outcome: Outcome) -> dict[str, str]:
     """A line of the file, by column."""
-    values = (*trial, *(getattr(outcome, field.name) for field in dataclasses.fields(outcome)))
-    return dict(zip(COLUMNS, map(_text, values), strict=True))
+    how = (getattr(outcome, field.name) for field in dataclasses.fields(outcome))
+    return dict(zip(COLUMNS, (*map(_exact, trial), *map(_text, how)), strict=True))
 
 
 def name(trial: Trial) -> str:
     """The run's in the store."""
-    return json.dumps(dict(zip(trial._fields, map(_text, trial), strict=True)))
+    return json.dumps(dict(zip(trial._fields, map(_exact, trial), strict=True)))
 
 
 def parsed(row: dict[str, str]) -> tuple[Trial, Outcome]:
@@ -151,6 +151,12 @@ def parsed(row: dict[str, str]) -> tuple[Trial, Outcome]:
     if len(outcome.accuracy_by_epoch) != trial.epochs or (outcome.test_accuracy is None) != (trial.part == "search"):
         raise ValueError("accuracies are missing")
     return trial, outcome
+
+
+def _exact(value: Any) -> str:
+    """What a run is told by: not rounded."""
+    text = _text(value)
+    return repr(value) if isinstance(value, float) and float(text) != value else text
 
 
 def _text(value: Any) -> str:
