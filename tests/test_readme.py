@@ -33,7 +33,14 @@ README = PAGES["README.md"]
 # Commands that .ci/run runs, and how they read there.
 IN_CI = {
     command: command
-    for command in ("ruff check .", "mypy", "pytest -m prepare", "pytest -m peers", "pytest -m slow -n 0")
+    for command in (
+        "ruff check .",
+        "mypy",
+        "pytest -m prepare",
+        "pytest -m peers",
+        "pytest -m slow",
+        "pytest -m postgresql -n 0",
+    )
 } | {
     ".ci/run": "passed",
     "pytest": "$test_command",

@@ -89,7 +89,7 @@ def rows(folder):
         return sorted(tuple(row.items()) for row in csv.DictReader(file))
 
 
-@pytest.mark.slow
+@pytest.mark.postgresql
 def test_every_run_is_made_once_though_a_machine_is_lost_and_the_table_is_that_of_one_worker(tmp_path, database):
     alone = start("alone", tmp_path / "alone")
     expected, _ = alone.communicate(timeout=300)
