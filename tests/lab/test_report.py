@@ -169,4 +169,4 @@ def test_a_report_without_its_figures(tmp_path, monkeypatch, caplog):
     fake_results.write(tmp_path, ("mnist", "vgg16", "sgd"), 0, ROWS, learning_rate=0.1)
     monkeypatch.setattr(figures, "draw_cells", lambda *_: 1 / 0)
     text = pathlib.Path(page.write_benchmark(frames.load(tmp_path))).read_text()
-    assert "<img" not in text and "0.98" in text and "could not be drawn" in caplog.text
+    assert "<img" not in text and "0.98" in text and "was not drawn" in caplog.text

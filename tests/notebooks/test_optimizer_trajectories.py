@@ -226,6 +226,7 @@ def test_both_unbiased_memories_together_are_adam():
 # ---- the two circles
 
 
+@pytest.mark.slow
 def test_the_boundary_animation_ends_with_what_the_classifiers_have_learnt():
     with jax.enable_x64(False), jax.numpy_rank_promotion("allow"):  # flax's layers raise ranks
         cells = run_cells("circles = ", "ticks = ")

@@ -6,6 +6,7 @@ import itertools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from processes import result
 from stop_after import StopAfter
@@ -118,6 +119,7 @@ def train(workdir, devices=2, chunks=None, **flags):
     loop.train(config, jax.devices()[:devices], None if chunks is None else StopAfter(chunks))
 
 
+@pytest.mark.slow
 def test_one_device_and_eight_see_the_same_pictures(tmp_path):
     """With a learning rate that moves nothing, so that rounding is all that may differ."""
     for devices in (1, 8):

@@ -63,6 +63,7 @@ def test_the_newest_checkpoint_of_an_interrupted_run_is_in_the_middle_of_an_epoc
     assert f"checkpoint {numbers(run[0])[-1]}, after epoch 2 and 3 chunks of the next" in report
 
 
+@pytest.mark.slow
 def test_the_weights_load_elsewhere_in_five_lines(run, tmp_path):
     workdir, rows = run
     path, number = tmp_path / "weights.safetensors", numbers(workdir)[1]

@@ -42,6 +42,7 @@ def learned(digits):
     return jax.tree.map(np.asarray, trainer.state)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("pictures", "steps", "tolerance"), [(29, 1, 1e-6), (4 * 32 + 13, 5, 1e-4)])
 def test_eight_devices_train_as_one_does(digits, learned, pictures, steps, tolerance):
     """The last batch is partial, and divides by eight in neither case."""
@@ -59,6 +60,7 @@ def test_eight_devices_train_as_one_does(digits, learned, pictures, steps, toler
     assert tree_difference(one.opt_state[0].velocity, eight.opt_state[0].velocity) <= 10 * tolerance
 
 
+@pytest.mark.slow
 def test_evaluation_is_the_mean_over_the_whole_test_set_on_any_number_of_devices(digits, learned):
     from trainer import vgg
 
@@ -88,6 +90,7 @@ def test_the_loss_of_an_epoch_is_the_mean_over_its_pictures_before_each_update(d
     assert accuracy == expected_accuracy
 
 
+@pytest.mark.slow
 def test_the_device_is_a_chunk_ahead_of_what_is_read_back(digits):
     trainer = loop.Trainer(resolve(SMALL), subset(digits, 100), jax.devices()[:1])
     handed = []
@@ -139,6 +142,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_at_its_epoch_and_step(tmp_path)
         loop.train(resolve(config))
 
 
+@pytest.mark.slow
 def test_bfloat16_trains(digits):
     trainer = loop.Trainer(resolve(dataclasses.replace(SMALL, precision="bfloat16")), subset(digits, 64))
     loss, _ = trainer.train_epoch(1)
@@ -146,6 +150,7 @@ def test_bfloat16_trains(digits):
     assert {x.dtype.name for x in jax.tree.leaves(trainer.state.params)} == {"float32"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("dataset", "model"),
     [("cifar10", "vgg16"), ("cifar100_coarse", "vgg11")],
@@ -158,6 +163,7 @@ def test_colour_pictures_and_other_numbers_of_classes_train(tiny_tfds, tmp_path,
     assert json.loads((tmp_path / "config.json").read_text())["num_classes"] == classes
 
 
+@pytest.mark.slow
 def test_a_profile_is_written_and_leaves_the_state_as_it_was(digits, tmp_path):
     trainer = loop.Trainer(resolve(SMALL), subset(digits, 40), jax.devices()[:2])
     before = jax.tree.map(np.array, trainer.state)

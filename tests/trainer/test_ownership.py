@@ -91,6 +91,7 @@ def test_a_run_that_fails_before_it_begins_leaves_nothing_behind(tmp_path):
 SMALL = ("--model", "mlp", "--width", 0.05, "--limit", 128, "--batch-size", 8, "--epochs", 1, "--resume")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGKILL, -signal.SIGKILL)])
 def test_a_run_that_is_stopped_before_its_first_step_can_be_resumed(tmp_path, number, code):
     flags = (*SMALL, "--workdir", tmp_path / "run")

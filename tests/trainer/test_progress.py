@@ -176,6 +176,22 @@ def test_other_data_are_refused(train, halfway):
         train(halfway, resume=True)
 
 
+@pytest.mark.parametrize("content", [None, "", "[", "3"])
+def test_a_lost_or_broken_config_is_named(train, halfway, content):
+    (halfway / "config.json").unlink()
+    if content is not None:
+        (halfway / "config.json").write_text(content)
+    with pytest.raises(UserError, match=f"--workdir is {halfway}, .*config.json"):
+        train(halfway, resume=True)
+
+
+def test_a_run_is_never_overwritten_without_resume(train, halfway):
+    before = snapshot(halfway)
+    with pytest.raises(UserError, match=f"--workdir is {halfway}, which holds .* already; choose .* --resume"):
+        train(halfway)
+    assert snapshot(halfway) == before
+
+
 def test_another_versions_state_is_refused(train, halfway, monkeypatch):
     monkeypatch.setattr(jax.tree_util, "keystr", lambda path: f"other{path}")
     with pytest.raises(UserError, match="holds other arrays than this version"):
@@ -236,6 +252,29 @@ def test_a_run_with_a_damaged_checkpoint_resumes_from_the_previous_one(train, wh
     truncate(max(files(halfway / "checkpoints" / "19"), key=lambda path: path.stat().st_size))
     train(halfway, resume=True)
     assert f"the checkpoint {halfway}/checkpoints/19 is damaged" in said() and "resuming after epoch 2\n" in said()
+    assert processes.differences(processes.result(halfway), whole) == []
+
+
+def test_a_flipped_bit_anywhere_in_the_arrays_is_noticed(train, halfway, tmp_path):
+    for path in files(halfway / "checkpoints" / "19" / "arrays" / "d"):
+        content = path.read_bytes()
+        for part in np.linspace(0.01, 0.99, 40):
+            flip(path, part)
+            try:
+                read_one(halfway / "checkpoints", 19)
+            except Exception:
+                pass
+            else:
+                raise AssertionError(f"{path} with another byte at {part:.2f} of it was taken")
+            path.write_bytes(content)
+    read_one(halfway / "checkpoints", 19)
+
+
+def test_a_half_written_checkpoint_is_left_out(train, whole, halfway, said):
+    (halfway / "checkpoints" / "19").rename(halfway / "checkpoints" / "19.orbax-checkpoint-tmp")
+    truncate(max(files(halfway / "checkpoints" / "19.orbax-checkpoint-tmp"), key=lambda path: path.stat().st_size))
+    train(halfway, resume=True)
+    assert "19.orbax-checkpoint-tmp is unfinished" in said() and "resuming after epoch 2\n" in said()
     assert processes.differences(processes.result(halfway), whole) == []
 
 

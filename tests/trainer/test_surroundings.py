@@ -155,6 +155,7 @@ def test_a_checkpoint_that_cannot_be_written_names_the_cause(tmp_path):
     assert f"the folder {tmp_path / 'checkpoints'} is gone" in str(kept._unwritten(ValueError("NOT_FOUND")))
 
 
+@pytest.mark.slow
 def test_debugging_settings_stop_no_command(tmp_path):
     options = "--model softmax --limit 40 --epochs 1 --optimizers sgd --rates 3 --widen 0 --search-seeds 1 --seeds 1"
     line = f"main {' '.join(SMALL)} --workdir run && evaluate run && compare --workdir c {options}"

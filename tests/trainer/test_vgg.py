@@ -64,6 +64,7 @@ def test_a_group_has_at_least_two_channels(channels, groups):
     assert vgg.groups(channels) == groups
 
 
+@pytest.mark.slow
 def test_with_group_norm_there_is_flaxs_own_before_each_relu():
     model = vgg.build("vgg11", 0.125, 10, "float32", "group")
     params = jax.tree.map(lambda x: x + 0.01, vgg.init(model, jax.random.key(0), (32, 32, 1)))

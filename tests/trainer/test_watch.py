@@ -166,6 +166,15 @@ def test_it_may_be_turned_on_and_off_when_a_run_is_resumed(whole, tmp_path):
     assert differences(result(tmp_path), result(whole[0])) == []
 
 
+@pytest.mark.slow
+def test_eight_devices_see_what_one_sees(whole, tmp_path):
+    one, eight = table(whole[1]), table(train(tmp_path, count=8))
+    for row, other in zip(one, eight, strict=True):
+        assert row["leaf"] == other["leaf"]
+        for column in ("max_abs", "damped_share", "velocity_norm"):
+            np.testing.assert_allclose(float(row[column]), float(other[column]), rtol=1e-3, atol=1e-7)
+
+
 @pytest.mark.parametrize("text", ["", "epoch,leaf\n1,a\n", f"{watch.COLUMNS}\n1,Dense_0/kernel,0.5\n"])
 def test_a_file_that_cannot_be_read_is_an_error_and_stays(tmp_path, text):
     train(tmp_path, chunks=CHUNKS)
