@@ -195,10 +195,11 @@ def existing(folder: pathlib.Path, storage: str | None, kind: str) -> Store | No
 
 def _study(url: str, kind: str) -> Any:
     import optuna
+    from sqlalchemy.pool import NullPool
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    # SQLite waits for another writer; a connection that a server has closed is opened again.
-    options = {"connect_args": {"timeout": 100}} if url.startswith("sqlite") else {"pool_pre_ping": True}
+    # No connection outlives its transaction; SQLite waits for another writer.
+    options = {"poolclass": NullPool} | ({"connect_args": {"timeout": 100}} if url.startswith("sqlite") else {})
     with warnings.catch_warnings(action="ignore", category=optuna.exceptions.ExperimentalWarning):
         storage = optuna.storages.RDBStorage(url, options, heartbeat_interval=_HEARTBEAT, grace_period=_GRACE)
     return optuna.create_study(storage=storage, study_name=kind, direction="maximize", load_if_exists=True)
