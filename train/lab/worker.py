@@ -32,6 +32,7 @@ class Worker(abc.ABC, Generic[Run]):
         self.folder = folder
         self.store = store
         self.signal: int | None = None
+        self._waiting = False
 
     @abc.abstractmethod
     def todo(self) -> list[Run]:
@@ -84,8 +85,6 @@ class Worker(abc.ABC, Generic[Run]):
         for _ in range(_LOOKS_BETWEEN_TRIES):
             if not self.signal:
                 time.sleep(_SECONDS_BETWEEN_LOOKS)
-
-    _waiting = False
 
     def _on_signal(self, number: int, frame: Any) -> None:
         again, self.signal = self.signal is not None, self.signal or number
