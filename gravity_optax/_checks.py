@@ -18,7 +18,8 @@ UNIT: Range = ("in [0, 1]", lambda x: 0 <= x <= 1)
 def check_number(name: str, value: Any, allowed: Range, *, integer: bool = False) -> None:
     """Raises unless `value` is a real scalar of the kind and range; the value of a tracer is not checked."""
     if not _is_scalar(value, integer):
-        raise TypeError(f"{name} is {value!r}; it must be {'an integer' if integer else 'a real number'} {allowed[0]}.")
+        kind = "an integer" if integer else "a real number"
+        raise TypeError(f"{name} is {value!r}; it must be {kind}, {allowed[0]}.")
     if not isinstance(value, jax.core.Tracer) and not allowed[1](as_float(value)):
         raise ValueError(f"{name} is {value}; it must be {allowed[0]}.")
 

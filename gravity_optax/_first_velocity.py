@@ -55,7 +55,7 @@ def draw_velocity(key: jax.Array, stddev: jax.typing.ArrayLike, params: optax.Pa
     # A stream of its own: users give the weights the same seed, and split(key, n)[i] is fold_in(key, i).
     stream = jax.random.fold_in(jax.random.clone(key), _STREAM)  # a clone, since init may be called again
     keys = jax.random.split(stream, len(leaves))
-    # With JAX's default generator the first of many numbers are those of a draw of fewer.
+    # With JAX's default generator a shorter draw is a prefix of a longer one.
     prefixed = jax.random.key_impl(key) == "threefry2x32" and jax.config.jax_threefry_partitionable  # type: ignore[attr-defined]
     kinds = [_kind(leaf, dtype, bool(prefixed)) for leaf in leaves]
     drawn: list[Any] = [None] * len(leaves)

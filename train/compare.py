@@ -17,7 +17,7 @@ def main() -> int:
     """The exit code.
 
     0; 1 if a dataset is not available or nothing can be written; 2 for invalid flags; 75 for SIGTERM and SIGHUP (the
-    same command goes on from there); 130 for Ctrl-C.
+    same command resumes); 130 for Ctrl-C.
     """
     return command.run(lambda arguments: compare(parse_command(CompareOptions, "train/compare.py", arguments)))
 

@@ -287,7 +287,7 @@ def test_a_trainer_whose_worker_was_killed_is_waited_for_and_then_resumed(progra
     first = start(program, *flags, until="epoch 1 of")
     first.kill()  # what it started lives on, and so does its lock
     first.communicate()
-    second = start(program, *flags, until="waiting for other workers, who make 1 run of this plan")
+    second = start(program, *flags, until="waiting for other workers, which are making 1 run of this plan")
     (started,) = tmp_path.rglob("started.txt")
     assert len(started.read_text().splitlines()) == 1
     (pid,) = [int(p) for p in os.listdir("/proc") if p.isdigit() and _works_in(p, started.parent)]

@@ -6,7 +6,7 @@
 Cosmic Ray changes one operator, number, keyword or condition at a time in a copy of the tree, in a temporary folder.
 The modules are gravity_optax by default; of the trainer,
 
-    train/trainer/{steps,optimizers,layers,winograd,evaluation}.py --tests "tests/trainer -n 0"
+    train/trainer/{steps,optimizers,layers,evaluation}.py --tests "tests/trainer -n 0"
 
 have the arithmetic. A mutant survives if the tests pass with it. Type annotations are left out, since no test can
 notice them. Prints each survivor as a diff, and the score: the share of the sample that did not survive.

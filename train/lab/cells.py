@@ -4,8 +4,8 @@ A cell is a run of the trainer in a process of its own: what breaks one cell (di
 XLA) leaves the others alone, its memory is freed when it ends, and stopping and resuming are the trainer's. The price
 is starting Python and JAX for each cell: seconds, where a cell takes minutes to hours.
 
-A cell is done when its folder holds all its epochs, or when the store does: one that was made on another machine is
-written to its folder from there.
+A cell is done when its folder or the store has all its epochs; a cell from another machine is written to its folder
+from the store.
 """
 
 import dataclasses
@@ -110,7 +110,7 @@ def epochs_done(cells: Sequence[ResolvedConfig], found: Sequence[State]) -> int:
 
 
 def cells_left(cells: Sequence[ResolvedConfig], found: Sequence[State]) -> str:
-    """The time that they still take, at the pace in the recorded histories, whatever machine those come from."""
+    """The time left, at the pace of the recorded histories, whatever machine they come from."""
     left, took = [], []
     for cell, s in zip(cells, found, strict=True):
         alike: Alike = (labels(cell)[:3], (cell.model,))
@@ -188,7 +188,7 @@ class CellWorker(Worker[ResolvedConfig]):
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-            if self.signal:  # it came before there was a process to pass it on to
+            if self.signal:  # it arrived before the process existed
                 self.process.send_signal(self.signal)
             code = self._watch(run, claim)
         rows = history(run.folder)
@@ -204,7 +204,7 @@ class CellWorker(Worker[ResolvedConfig]):
         return code if code == RunAgain.exit_code else None
 
     def _watch(self, run: ResolvedConfig, claim: Claim) -> int:
-        """Tells of each epoch as it ends, until the process does; its exit code."""
+        """Reports each epoch until the process ends; returns its exit code."""
         assert self.process is not None
         seen, ended = len(history(run.folder)), False
         while not ended:
@@ -234,7 +234,7 @@ class CellWorker(Worker[ResolvedConfig]):
         found = self._states()
         for cell, s in zip(self.cells, found, strict=True):
             if s.kind == "other run":
-                log.warning(f"{'/'.join(labels(cell))} was left alone: {s.text}")
+                log.warning(f"{'/'.join(labels(cell))} is skipped: {s.text}")
             elif s.kind == "failed":
                 log.error(f"{'/'.join(labels(cell))} failed: {self.failed[cell_name(cell)]}")
         done = sum(s.kind == "done" for s in found)

@@ -41,7 +41,7 @@ class Laboratory:
     """The pictures of one comparison on the devices, and the programs of its entrants, compiled when first needed."""
 
     def __init__(self, comparison: Comparison, replicas: devices.Replicas | None = None):
-        """Reads the dataset; DataError where it cannot be had."""
+        """Reads the dataset; DataError if it is not available."""
         self.comparison = comparison
         config = comparison.config
         self.dataset = data.load(config.dataset, config.data_dir, config.limit)

@@ -146,7 +146,7 @@ class Page:
 
 
 def shown(value: Any, blank: str = "") -> str:
-    """A value of a table, as people read it."""
+    """A table value as text."""
     if isinstance(value, float):
         return blank if math.isnan(value) else f"{value:.4g}"
     return str(value)

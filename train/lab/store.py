@@ -1,9 +1,9 @@
-"""Who makes which run, and what came of it: a study of an Optuna storage, shared by any number of workers.
+"""The runs, their claims and their results: a study in an Optuna storage, shared by any number of workers.
 
 A trial of the study is one attempt at a run, whose name is in its attribute `run`. An attempt is claimed by adding a
-trial in the state RUNNING; of several at the same run the one with the lowest number stands, whatever order they are
-seen in. A worker shows by its heartbeat that it is alive. COMPLETE has the run's `outcome`, FAIL the reason (`why`), or
-none if the attempt was stopped or its worker is gone: such a run is free again.
+trial in the state RUNNING; if several claim the same run, the lowest number wins. A worker's heartbeat shows that it is
+alive. COMPLETE has the run's `outcome`; FAIL has the reason (`why`), or none if the attempt was stopped or its worker
+is gone, in which case the run is free again.
 """
 
 import contextlib
@@ -23,12 +23,12 @@ from trainer.config import UserError, brief
 log = logging.getLogger("train")
 
 FILE = "runs.db"  # the storage in the workdir, if no other is given
-_HEARTBEAT, _GRACE = 10, 60  # seconds: between two signs of life, and without one until a worker counts as gone
-_TRIES, _SECONDS_BETWEEN = 5, 1.0  # two workers that start together may both make the tables
+_HEARTBEAT, _GRACE = 10, 60  # seconds: between heartbeats, and without one until a worker counts as gone
+_TRIES, _SECONDS_BETWEEN = 5, 1.0  # two workers that start together may both create the tables
 
 
 class Claim:
-    """A run that this worker is making, until `finish`, `fail` or `release`."""
+    """A run claimed by this worker, until `finish`, `fail` or `release`."""
 
     def __init__(self, study: Any, trial: Any):
         self._study, self._number, self._id = study, trial.number, trial._trial_id
@@ -38,20 +38,20 @@ class Claim:
         self._thread.start()
 
     def report(self, epoch: int, value: float) -> None:
-        """The validation accuracy after an epoch, for those who watch."""
+        """Records the validation accuracy after an epoch, for dashboards."""
         with contextlib.suppress(*_gone()):
             self._study._storage.set_trial_intermediate_value(self._id, epoch, value)
 
     def finish(self, value: float, outcome: dict[str, str]) -> bool:
-        """The run is made; False if this worker counted as gone meanwhile, and the run is another's."""
+        """The run is finished; False if this worker counted as gone and another one has claimed the run."""
         return self._end("COMPLETE", value, outcome=outcome)
 
     def fail(self, why: str) -> None:
-        """The run cannot be made."""
+        """The run failed and is not tried again."""
         self._end("FAIL", None, why=why)
 
     def release(self) -> None:
-        """The run is left to the next worker."""
+        """The run was not finished; another worker may claim it."""
         self._end("FAIL", None)
 
     def _end(self, state: str, value: float | None, **attributes: Any) -> bool:
@@ -75,14 +75,14 @@ class Claim:
             try:
                 self._beat()
             except Exception as error:  # of the database, which may be back before the grace period is over
-                log.warning(f"no sign of life could be written to --storage ({brief(error)[:100]})")
+                log.warning(f"the heartbeat could not be written to --storage ({brief(error)[:100]})")
 
 
 class Store:
-    """The study of one kind of experiment."""
+    """The study for one kind of experiment."""
 
     def __init__(self, url: str, kind: str):
-        """Makes it if there is none. UserError if the storage cannot be used."""
+        """Creates the study if it does not exist. UserError if the storage cannot be used."""
         for attempt in range(1, _TRIES + 1):
             try:
                 self._study = _study(url, kind)
@@ -95,7 +95,7 @@ class Store:
         self._first = len(self._trials())
 
     def outcomes(self) -> dict[str, dict[str, str]]:
-        """What came of each run that is made, by its name, in the order in which they were begun."""
+        """The results of the finished runs, by name, in the order in which they were started."""
         found: dict[str, dict[str, str]] = {}
         for trial in self._trials():
             if trial.state.name == "COMPLETE":
@@ -103,12 +103,12 @@ class Store:
         return found
 
     def running(self) -> set[str]:
-        """The names of the runs that some worker is making."""
+        """The names of the runs claimed by live workers."""
         self._free()
         return {trial.user_attrs["run"] for trial in self._trials() if trial.state.name == "RUNNING"}
 
     def failures(self, since_start: bool = False) -> dict[str, str]:
-        """Why runs failed, if that is the last known of them; of all, or of those begun since this was opened."""
+        """Why runs failed, if their last attempt did: all of them, or those started since this store was opened."""
         last = {trial.user_attrs["run"]: trial for trial in self._trials()}
         return {
             name: trial.user_attrs["why"]
@@ -117,14 +117,14 @@ class Store:
         }
 
     def add(self, name: str, value: float, outcome: dict[str, str]) -> None:
-        """A run that was made without this storage."""
+        """Adds a run that was made without this storage."""
         import optuna
 
         attributes = {"run": name, "outcome": outcome}
         self._study.add_trial(optuna.create_trial(value=value, user_attrs=attributes))
 
     def claim(self, name: str) -> Claim | None:
-        """The run, for this worker to make; None if another has made it or is at it."""
+        """Claims a run for this worker; None if it is finished or claimed by another."""
         import optuna
 
         self._free()
@@ -142,7 +142,7 @@ class Store:
         return None
 
     def _standing(self, name: str) -> list[Any]:
-        """The attempts at a run that are made or being made."""
+        """The finished and running attempts at a run, in order."""
         return [
             trial
             for trial in self._trials()
@@ -150,7 +150,7 @@ class Store:
         ]
 
     def _free(self) -> None:
-        """Ends the attempts of workers that are gone: without a heartbeat, or without a process on this machine."""
+        """Fails the attempts of workers that are gone: no heartbeat, or no such process on this machine."""
         import optuna
 
         with warnings.catch_warnings(action="ignore", category=optuna.exceptions.ExperimentalWarning):
@@ -173,12 +173,12 @@ class Store:
 
 
 def url_of(folder: pathlib.Path, storage: str | None) -> str:
-    """The storage that is given, else a file in the folder."""
+    """The given storage, or a file in the folder."""
     return storage or f"sqlite:///{(folder / FILE).absolute()}"
 
 
 def prepare(folder: pathlib.Path, storage: str | None, kind: str) -> "Store":
-    """The store, with the folder made. UserError if nothing can be written there."""
+    """Creates the folder and opens the store. UserError if nothing can be written there."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -189,7 +189,7 @@ def prepare(folder: pathlib.Path, storage: str | None, kind: str) -> "Store":
 
 
 def existing(folder: pathlib.Path, storage: str | None, kind: str) -> Store | None:
-    """The store, if it is there: looking makes no file."""
+    """The store, if it exists; creates no file."""
     return Store(url_of(folder, storage), kind) if storage or (folder / FILE).exists() else None
 
 
@@ -206,14 +206,14 @@ def _study(url: str, kind: str) -> Any:
 
 
 def _gone() -> tuple[type[Exception], ...]:
-    """What Optuna raises for a trial that has ended already."""
+    """What Optuna raises for a trial that has already ended."""
     import optuna
 
     return ValueError, optuna.exceptions.UpdateFinishedTrialError
 
 
 def _worker() -> list[str]:
-    """This process: its machine, as long as that is up, and its number there."""
+    """This process: its machine since boot, and its process id."""
     boot = pathlib.Path("/proc/sys/kernel/random/boot_id")
     return [f"{socket.gethostname()} {boot.read_text().strip() if boot.exists() else ''}", str(os.getpid())]
 

@@ -1,6 +1,6 @@
-"""Works through a plan with others: takes a run that nobody makes, makes it, tells the store how it went, and again.
+"""Works through a plan together with other workers: claims a free run, makes it, records the result, and repeats.
 
-What a run is, and how it is made, is up to the kind of experiment (`cells`, `comparing`).
+What a run is and how it is made depends on the kind of experiment (`cells`, `comparing`).
 """
 
 import abc
@@ -19,14 +19,14 @@ from trainer.config import RunAgain
 log = logging.getLogger("train")
 
 _SECONDS_BETWEEN_LOOKS = 0.5
-_LOOKS_BETWEEN_TRIES = 6  # at the store, while all that is left is with other workers
+_LOOKS_BETWEEN_TRIES = 6  # at the store, while other workers make all that is left
 
 Run = TypeVar("Run")
-Alike = tuple[tuple, ...]  # what a run has in common with others that take as long, the closest first
+Alike = tuple[tuple, ...]  # what a run shares with others that take as long, the most similar first
 
 
 class Worker(abc.ABC, Generic[Run]):
-    """Makes runs until all are made or it is told to stop."""
+    """Makes runs until all are finished or it is told to stop."""
 
     def __init__(self, folder: pathlib.Path, store: Store):
         self.folder = folder
@@ -36,26 +36,26 @@ class Worker(abc.ABC, Generic[Run]):
 
     @abc.abstractmethod
     def todo(self) -> list[Run]:
-        """The runs that are known and not made yet, in order, as the store has it now; without those that failed."""
+        """The known runs that are neither finished nor failed, in order, according to the store."""
 
     @abc.abstractmethod
     def name(self, run: Run) -> str:
-        """What the store calls it."""
+        """Its name in the store."""
 
     @abc.abstractmethod
     def make(self, run: Run, claim: Claim) -> int | None:
-        """Makes it, and ends the claim; an exit code if the worker is to end as well."""
+        """Makes it and ends the claim; returns an exit code if the worker should end too."""
 
     @abc.abstractmethod
     def end(self) -> int:
         """The exit code after the last run."""
 
     def free(self, run: Run) -> bool:
-        """Whether nobody makes it who is not known to the store."""
+        """Whether no process unknown to the store is making it."""
         return True
 
     def stop(self, number: int, again: bool) -> None:
-        """Passes a signal on, which came `again`."""
+        """Reacts to a signal; `again` if it is not the first."""
 
     def run(self) -> int:
         """The exit code: that of `end`; 75 after SIGTERM or SIGHUP, 130 after Ctrl-C."""
@@ -78,9 +78,9 @@ class Worker(abc.ABC, Generic[Run]):
         return self.end()
 
     def _wait(self, count: int) -> None:
-        """Runs of other workers decide what comes next, and if one of those is gone its run is to be made here."""
+        """Waits for the runs of other workers: they decide what comes next, and a stale one is made here."""
         if not self._waiting:
-            log.info(f"waiting for other workers, who make {count} run{'s' * (count > 1)} of this plan")
+            log.info(f"waiting for other workers, which are making {count} run{'s' * (count > 1)} of this plan")
             self._waiting = True
         for _ in range(_LOOKS_BETWEEN_TRIES):
             if not self.signal:
@@ -92,7 +92,7 @@ class Worker(abc.ABC, Generic[Run]):
 
 
 def time_left(left: Iterable[tuple[Alike, int]], took: Iterable[tuple[Alike, float, int]]) -> str:
-    """Of so many epochs of each run, at the mean pace of those most alike: of which (seconds, epochs) are known."""
+    """The time for `left` (kind, epochs), at the mean pace of the most similar of `took` (kind, seconds, epochs)."""
     pace: dict[tuple, list[float]] = collections.defaultdict(lambda: [0.0, 0.0])
     for alike, seconds, epochs in took:
         for group in (*alike, ()):
@@ -117,7 +117,7 @@ def duration(seconds: float) -> str:
 
 
 def aligned(rows: Sequence[Sequence[object]]) -> str:
-    """Lines of text in columns, the last of them of any length."""
+    """Rows of text in aligned columns; the last column is not padded."""
     widths = [max(len(str(row[i])) for row in rows) for i in range(len(rows[0]) - 1)] + [0]
     lines = ["  ".join(str(x).ljust(width) for x, width in zip(row, widths, strict=True)) for row in rows]
     return "\n".join(lines)
