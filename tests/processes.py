@@ -72,9 +72,8 @@ def finish_all(together, code=0, seconds=900):
 
 def kill_at(process, moment, seconds=900):
     """SIGKILL as soon as `moment()` is true; False if the process was faster."""
-    if not wait_for(process, moment, seconds):
-        return False
-    process.send_signal(signal.SIGKILL)
+    if wait_for(process, moment, seconds):
+        process.send_signal(signal.SIGKILL)
     process.communicate()
     return process.returncode == -signal.SIGKILL
 
