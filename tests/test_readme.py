@@ -52,17 +52,19 @@ IN_CI = {
     "pytest -n 0 -m gpu_compile tests/trainer/test_gpu_compile.py": 'pytest -n 0 -m "${target}_compile"',
 }
 LIST = "--list"
-TINY = "--epochs 1 --limit 64 --width 0.05"
-COMPARED = f"{TINY} --optimizers gravity adam --rates 3 --widen 0 --search-seeds 1 --seeds 2"
+SHORT = "--epochs 1 --limit 64"
+TINY = f"{SHORT} --width 0.05"
+DENSE = f"{TINY} --model mlp"  # which compiles in seconds
+COMPARED = f"{DENSE} --optimizers gravity adam --rates 3 --widen 0 --search-seeds 1 --seeds 2"
 # Run here, one after another, with these flags added.
 TRAINING = {
     "python train/main.py --help": "",
     "python train/main.py": f"{TINY} --workdir WORKDIR",
     "python train/evaluate.py WORKDIR": "",
     "python train/evaluate.py WORKDIR --predictions pictures.csv --export weights.safetensors": "",
-    "python train/main.py --dataset cifar10 --data-dir DATA": TINY,
+    "python train/main.py --dataset cifar10 --data-dir DATA": DENSE,
     "python train/benchmark.py --workdir RESULTS --data-dir DATA --list": "",
-    "python train/benchmark.py --workdir RESULTS --data-dir DATA": "--datasets digits --models vgg11 --epochs 1",
+    "python train/benchmark.py --workdir RESULTS --data-dir DATA": f"--datasets digits --models mlp {SHORT}",
     "python train/benchmark.py --workdir RESULTS --data-dir DATA --datasets cifar100_fine cifar10 --precision default": LIST,  # noqa: E501
     "python train/benchmark.py --workdir RESULTS --data-dir DATA --models vgg16 --seeds 0 1 2 --epochs 1": LIST,
     "python train/benchmark.py --workdir RESULTS --data-dir DATA --models vgg19 --optimizers gravity --epochs 1": LIST,

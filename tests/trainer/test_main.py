@@ -146,12 +146,3 @@ def test_a_signal_that_the_system_hands_to_another_thread_ends_the_run_too(tmp_p
         assert process.wait(120) == 130
     finally:
         process.kill()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", [1])
-def test_the_default_run_reaches_95_percent_in_its_last_epoch(tmp_path, seed):
-    out = run("--seed", seed, "--workdir", tmp_path / "run")
-    assert out.returncode == 0, out.stderr
-    last = (tmp_path / "run" / "history.csv").read_text().splitlines()[-1].split(",")
-    assert float(last[4]) >= 0.95
