@@ -96,9 +96,7 @@ def main() -> None:
     for row in rows:
         row["loop, 1 device / this"] = rows[0]["median_ms"] / row["median_ms"]
     figures["steps"] = rows
-    for table in figures.values():
-        sys.stdout.write(timing.table(table) + "\n\n")
-    timing.write(options.json, figures)
+    timing.report(options.json, figures)
 
 
 if __name__ == "__main__":

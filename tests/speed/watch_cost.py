@@ -37,9 +37,7 @@ def main() -> None:
     epochs = [{"": name, **timing.summary(seconds)} for name, seconds in times.items()]
     share = statistics.median(times["a measurement"]) / statistics.median(times["an epoch"])
     figures = {"starts": starts[1:], "epochs": epochs, "shares": [{"a measurement, of an epoch": f"{share:.1%}"}]}
-    for table in figures.values():
-        sys.stdout.write(timing.table(table) + "\n\n")
-    timing.write(options.json, figures)
+    timing.report(options.json, figures)
 
 
 if __name__ == "__main__":
