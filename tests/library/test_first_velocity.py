@@ -134,9 +134,12 @@ SCHEDULES = {
 
 
 @jax.numpy_dtype_promotion("standard")  # optax's cosine takes the smaller of an int32 and a float
-@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "jit"])
-@pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
-def test_the_largest_value_of_a_schedule_sets_the_first_velocity(schedule, compiled):
+@pytest.mark.parametrize(
+    ("name", "compiled"),
+    [*((name, False) for name in SCHEDULES), ("linear", True), ("Python if", True), ("NumPy", True)],
+)
+def test_the_largest_value_of_a_schedule_sets_the_first_velocity(name, compiled):
+    schedule = SCHEDULES[name]
     tx = gravity(schedule, key=0)
     state = maybe_jit(compiled)(tx.init)(PARAMS)
     assert_trees_close(state[0].velocity, gravity(0.2, key=0).init(PARAMS)[0].velocity)
@@ -144,8 +147,10 @@ def test_the_largest_value_of_a_schedule_sets_the_first_velocity(schedule, compi
     assert_trees_close(updates, jax.tree.map(lambda v: -float(schedule(jnp.int32(0))) * v, state[0].velocity))
 
 
-@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "jit"])
-@pytest.mark.parametrize("value", [0.0, -0.5, float("nan"), float("inf")])
+@pytest.mark.parametrize(
+    ("value", "compiled"),
+    [(0.0, False), (-0.5, True), (float("nan"), False), (float("nan"), True), (float("inf"), False)],
+)
 def test_a_schedule_that_is_never_positive_or_not_finite_is_an_error_that_names_the_way_out(value, compiled):
     tx = gravity(optax.constant_schedule(value), key=0)
     with pytest.raises(ValueError, match=rf"learning_rate is a schedule .* is {value}, .*set velocity_stddev"):

@@ -35,33 +35,12 @@ def with_jax(leaves: list) -> tuple[Runs, dict[str, float]]:
 
 def with_torch(leaves: list) -> tuple[Runs, dict[str, float]]:
     """A step of PyTorch's optimizers, and of Gravity as others have it for PyTorch."""
-    import torch
     from pytorch_optimizer import Gravity
-
-    class AuthorsRule(torch.optim.Optimizer):
-        """Algorithm 1 in PyTorch, an operation at a time, as the authors wrote theirs."""
-
-        def __init__(self, params, lr=0.1, alpha=0.01, beta=0.9):
-            super().__init__(params, {"lr": lr, "beta": beta})
-            self.t = 0
-            for p in self.param_groups[0]["params"]:
-                self.state[p]["v"] = torch.randn_like(p) * (alpha / lr)
-
-        @torch.no_grad()
-        def step(self):
-            group = self.param_groups[0]
-            self.t += 1
-            average = (group["beta"] * self.t + 1) / (self.t + 2)
-            for p in group["params"]:
-                m = 1 / p.grad.abs().max()
-                zeta = p.grad / (1 + (p.grad / m) ** 2)
-                self.state[p]["v"] = average * self.state[p]["v"] + (1 - average) * zeta
-                p -= group["lr"] * self.state[p]["v"]
 
     shapes = [leaf.shape for leaf in leaves]
     step = functools.partial(torch_peer.optimizer_step, shapes=shapes, device="cpu")
     return {
-        "torch: authors' rule of Gravity": step(AuthorsRule),
+        "torch: authors' rule of Gravity": step(torch_peer.authors_rule()),
         "pytorch_optimizer Gravity": step(functools.partial(Gravity, lr=0.1)),
         "torch Adam, fused": step("Adam"),
         "torch SGD momentum, fused": step("SGD"),

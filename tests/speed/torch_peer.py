@@ -47,6 +47,30 @@ def optimizer_step(make, shapes: Sequence[tuple[int, ...]], device: str, block: 
     return run
 
 
+def authors_rule():
+    """The class of an optimizer with Algorithm 1, an operation at a time, which keeps what the authors' keeps."""
+    import torch
+
+    class AuthorsRule(torch.optim.Optimizer):
+        def __init__(self, params, lr=0.1, alpha=0.01, beta=0.9):
+            super().__init__(params, {"lr": lr, "alpha": alpha, "beta": beta, "t": 0})
+            for p in self.param_groups[0]["params"]:
+                self.state[p]["v"] = torch.randn_like(p) * (alpha / lr)
+
+        @torch.no_grad()
+        def step(self):
+            group = self.param_groups[0]
+            group["t"] += 1
+            average = (group["beta"] * group["t"] + 1) / (group["t"] + 2)
+            for p in group["params"]:
+                m = 1 / p.grad.abs().max()
+                zeta = p.grad / (1 + (p.grad / m) ** 2)
+                self.state[p]["v"] = average * self.state[p]["v"] + (1 - average) * zeta
+                p -= group["lr"] * self.state[p]["v"]
+
+    return AuthorsRule
+
+
 def vgg(counts: Sequence[int], channels: Sequence[int], dense: int, classes: int):
     """For 32 x 32 pictures with 3 channels: so many convolutions and channels per block, two dense layers."""
     from torch import nn

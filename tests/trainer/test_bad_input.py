@@ -8,6 +8,7 @@ import shutil
 import pytest
 
 import main
+from stop_after import snapshot
 
 # Invalid flags -> what the answer must contain in addition to the flag and its value. Exit code 2.
 USAGE = [
@@ -70,10 +71,6 @@ def command(monkeypatch, capfd):
         return code, line
 
     return command
-
-
-def snapshot(folder):
-    return {path: path.read_bytes() for path in pathlib.Path(folder).rglob("*") if path.is_file()}
 
 
 @pytest.mark.parametrize(("flags", "fix"), USAGE)

@@ -298,14 +298,6 @@ def test_the_first_step_from_rest_has_the_rules_m(rule, m):
     np.testing.assert_allclose(updates, -0.1 * 0.5 * g / (1 + (g / m) ** 2), rtol=1e-5)
 
 
-def test_with_rms_the_step_scales_with_the_gradient_and_with_the_papers_rule_it_does_not():
-    g = np.random.default_rng(0).normal(size=50)
-    for rule, scales in (("rms", True), ("inverse_max_abs", False)):
-        tx = optimizers.build(resolve(Config(alpha=0.0, max_step_grad=rule)), KEY)
-        small, large = (tx.update(jnp.asarray(c * g, jnp.float32), tx.init(jnp.zeros(50)))[0] for c in (1, 1000))
-        assert np.allclose(large, 1000 * small, rtol=1e-4) == scales
-
-
 def test_the_factor_is_of_the_root_mean_square_alone_and_alpha_of_the_normal_velocity():
     assert resolve(Config()).max_step_grad_factor is None
     assert resolve(Config(max_step_grad="rms")).max_step_grad_factor == 3
@@ -323,18 +315,17 @@ def test_the_factor_is_of_the_root_mean_square_alone_and_alpha_of_the_normal_vel
             resolve(Config(**flags))
 
 
-@pytest.mark.parametrize("leaf", PARAMS)
 @pytest.mark.parametrize("name", optimizers.INITIALIZERS)
-def test_a_first_velocity_has_the_size_of_keras_initialiser(name, leaf):
-    fan_in, fan_out = FANS[leaf]
+def test_a_first_velocity_has_the_size_of_keras_initialiser(name):
     kind, shape = name.rsplit("_", 1)
     # Keras cuts the truncated one at two standard deviations and does not make up for it.
     fixed = {"random_uniform": 0.1**2 / 12, "random_normal": 0.05**2, "truncated_normal": (0.05 * 0.8796) ** 2}
-    scaled = {"glorot": 2 / (fan_in + fan_out), "he": 2 / fan_in, "lecun": 1 / fan_in}
-    variance = fixed[name] if name in fixed else scaled[kind]
     tx = optimizers.build(resolve(Config(velocity=name)), KEY)
-    velocity = np.asarray(optax.tree.get(tx.init(PARAMS), "velocity")[leaf])
-    np.testing.assert_allclose(velocity.std(), np.sqrt(variance), rtol=0.05)
-    assert abs(velocity.mean()) < 0.06 * np.sqrt(variance)
-    if shape == "uniform":
-        assert np.abs(velocity).max() <= np.sqrt(3 * variance) * (1 + 1e-6)
+    velocities = optax.tree.get(tx.init(PARAMS), "velocity")
+    for leaf, (fan_in, fan_out) in FANS.items():
+        scaled = {"glorot": 2 / (fan_in + fan_out), "he": 2 / fan_in, "lecun": 1 / fan_in}
+        variance, velocity = fixed[name] if name in fixed else scaled[kind], np.asarray(velocities[leaf])
+        np.testing.assert_allclose(velocity.std(), np.sqrt(variance), rtol=0.05)
+        assert abs(velocity.mean()) < 0.06 * np.sqrt(variance)
+        if shape == "uniform":
+            assert np.abs(velocity).max() <= np.sqrt(3 * variance) * (1 + 1e-6)
