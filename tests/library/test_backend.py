@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 import time
+import types
 
 import jax
 import jax.numpy as jnp
@@ -133,18 +134,10 @@ def test_export_with_symbolic_shapes(hook):
         assert_trees_close(update.call(gradient, tx.init(gradient)), tx.update(gradient, tx.init(gradient)))
 
 
-class Wrapped:
-    """A wrapped array, as in some libraries; JAX unwraps it through `__jax_array__`."""
-
-    def __init__(self, value):
-        self.value = value
-
-    def __jax_array__(self):
-        return self.value
-
-
 def test_leaves_with_jax_array():
+    """As some libraries wrap arrays; JAX unwraps them through `__jax_array__`."""
     tx = gravity(0.1, key=0)
-    params, gradients = (jax.tree.map(Wrapped, tree) for tree in (PARAMS, GRADIENTS))
+    wrapped = lambda array: types.SimpleNamespace(__jax_array__=lambda: array)
+    params, gradients = (jax.tree.map(wrapped, tree) for tree in (PARAMS, GRADIENTS))
     assert_trees_identical(tx.init(params), tx.init(PARAMS))
     assert_trees_identical(tx.update(gradients, tx.init(params)), tx.update(GRADIENTS, tx.init(PARAMS)))

@@ -52,15 +52,14 @@ def test_every_form_of_a_key_gives_the_same_velocity(key):
     assert_trees_identical(gravity(0.1, key=key).init(PARAMS), gravity(0.1, key=4).init(PARAMS))
 
 
-def test_init_gives_the_same_velocity_each_time_it_is_called():
-    tx = gravity(0.1, key=jax.random.key(4))
-    assert_trees_identical(tx.init(PARAMS), tx.init(PARAMS))
-
-
 def test_a_key_of_another_generator_is_used():
     velocity = gravity(0.1, key=jax.random.key(4, impl="rbg")).init(jnp.zeros(10**4))[0].velocity
     assert np.std(velocity) == pytest.approx(0.1, rel=0.05)
     assert not np.array_equal(velocity, gravity(0.1, key=4).init(jnp.zeros(10**4))[0].velocity)
+
+
+def folded(key, *numbers):
+    return functools.reduce(jax.random.fold_in, numbers, key)
 
 
 def nnx_weights():
@@ -74,31 +73,25 @@ def equinox_weights():
     return [eqx.nn.Linear(96, 64, use_bias=False, key=jax.random.key(0)).weight]
 
 
-def split_weights(count=3):
-    return [jax.random.normal(key, (96, 64)) for key in jax.random.split(jax.random.key(0), count)]
-
-
-def folded_weights(depth):
-    key = functools.reduce(jax.random.fold_in, [0] * (depth - 1), jax.random.key(0))
-    return [jax.random.normal(jax.random.fold_in(key, i), (96, 64)) for i in range(3)]
-
-
+# The key that the weights are drawn with, or the weights.
 WEIGHTS = {
-    "the key itself": lambda: [jax.random.normal(jax.random.key(0), (96, 64))],
-    "split": split_weights,
-    "one of a split": lambda: split_weights()[:1],
-    "fold_in": lambda: folded_weights(1),
-    "fold_in twice": lambda: folded_weights(2),
+    "the key itself": lambda key: [key],
+    "split": lambda key: [*jax.random.split(key, 3)],
+    "one of a split": lambda key: [jax.random.split(key, 3)[0]],
+    "fold_in": lambda key: [folded(key, i) for i in range(3)],
+    "fold_in twice": lambda key: [folded(key, 0, i) for i in range(3)],
     "nnx": nnx_weights,
     "equinox": equinox_weights,
 }
 
 
-@pytest.mark.parametrize("weights", WEIGHTS.values(), ids=WEIGHTS)
-@pytest.mark.parametrize("key", [0, jax.random.key(0)], ids=["seed", "key"])
-def test_the_first_velocity_is_independent_of_weights_drawn_with_the_same_key(key, weights):
-    params = weights()
-    velocity = gravity(0.1, key=key).init(params)[0].velocity
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_the_first_velocity_is_independent_of_weights_drawn_with_the_same_key(name):
+    if name in ("nnx", "equinox"):
+        params = WEIGHTS[name]()
+    else:
+        params = [jax.random.normal(key, (96, 64)) for key in WEIGHTS[name](jax.random.key(0))]
+    velocity = gravity(0.1, key=0).init(params)[0].velocity
     for w, v in zip(params, velocity, strict=True):
         assert abs(np.corrcoef(np.ravel(w), np.ravel(v))[0, 1]) < 0.1
 
@@ -141,9 +134,12 @@ SCHEDULES = {
 
 
 @jax.numpy_dtype_promotion("standard")  # optax's cosine takes the smaller of an int32 and a float
-@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "jit"])
-@pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
-def test_the_largest_value_of_a_schedule_sets_the_first_velocity(schedule, compiled):
+@pytest.mark.parametrize(
+    ("name", "compiled"),
+    [*((name, False) for name in SCHEDULES), ("linear", True), ("Python if", True), ("NumPy", True)],
+)
+def test_the_largest_value_of_a_schedule_sets_the_first_velocity(name, compiled):
+    schedule = SCHEDULES[name]
     tx = gravity(schedule, key=0)
     state = maybe_jit(compiled)(tx.init)(PARAMS)
     assert_trees_close(state[0].velocity, gravity(0.2, key=0).init(PARAMS)[0].velocity)
@@ -151,8 +147,10 @@ def test_the_largest_value_of_a_schedule_sets_the_first_velocity(schedule, compi
     assert_trees_close(updates, jax.tree.map(lambda v: -float(schedule(jnp.int32(0))) * v, state[0].velocity))
 
 
-@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "jit"])
-@pytest.mark.parametrize("value", [0.0, -0.5, float("nan"), float("inf")])
+@pytest.mark.parametrize(
+    ("value", "compiled"),
+    [(0.0, False), (-0.5, True), (float("nan"), False), (float("nan"), True), (float("inf"), False)],
+)
 def test_a_schedule_that_is_never_positive_or_not_finite_is_an_error_that_names_the_way_out(value, compiled):
     tx = gravity(optax.constant_schedule(value), key=0)
     with pytest.raises(ValueError, match=rf"learning_rate is a schedule .* is {value}, .*set velocity_stddev"):
@@ -217,7 +215,7 @@ def loss_after(tx, steps=500):
 
 
 @jax.numpy_dtype_promotion("standard")  # optax's cosine takes the smaller of an int32 and a float
-@pytest.mark.parametrize("start", [0, 1e-6, 1e-4, 1e-3, 1e-2])
+@pytest.mark.parametrize("start", [0, 1e-6, 1e-3, 1e-2])
 def test_a_warm_up_from_any_rate_trains_as_well_as_without(start):
     # V_0 of alpha / start would be carried into the weights: 5 for a start of 1e-4, 5e6 for one of 1e-6.
     schedule = optax.warmup_cosine_decay_schedule(start, 0.1, 50, 500)
@@ -228,17 +226,16 @@ def test_a_warm_up_from_any_rate_trains_as_well_as_without(start):
 # ---- optax.inject_hyperparams
 
 
-@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "jit"])
-@pytest.mark.parametrize("key", [0, jax.random.key(0)], ids=["int", "typed"])
+@pytest.mark.parametrize(("key", "compiled"), [(0, False), (jax.random.key(0), True)], ids=["int, eager", "typed, jit"])
 def test_inject_hyperparams_needs_no_static_arguments(key, compiled):
     tx, plain = optax.inject_hyperparams(gravity)(learning_rate=0.1, key=key), gravity(0.1, key=key)
-    state, plain_state = maybe_jit(compiled)(tx.init)(PARAMS), plain.init(PARAMS)
+    init, update = maybe_jit(compiled)(tx.init), maybe_jit(compiled)(tx.update)
+    state, plain_state = init(PARAMS), plain.init(PARAMS)
     assert_trees_close(state.inner_state[0].velocity, plain_state[0].velocity)
     for _ in range(3):
-        updates, state = maybe_jit(compiled)(tx.update)(GRADIENTS, state)
+        updates, state = update(GRADIENTS, state)
         expected, plain_state = plain.update(GRADIENTS, plain_state)
         assert_trees_close(updates, expected)
-        assert_trees_close(state.inner_state[0].velocity, plain_state[0].velocity)
 
 
 def test_inject_hyperparams_with_a_warm_up_from_zero_starts_from_rest():

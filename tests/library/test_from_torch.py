@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from torch_peer import authors_rule
 
 import oracle
 from gravity_optax import gravity
@@ -25,35 +26,11 @@ def torch():
     return importlib.import_module("torch")
 
 
-def optimizer_of(torch):
-    """The rule of Eqs. 20-27 as a torch optimizer that keeps what theirs keeps: t of a group, v of a parameter."""
-
-    class Gravity(torch.optim.Optimizer):
-        def __init__(self, params, lr=0.1, alpha=0.01, beta=0.9):
-            super().__init__(params, {"lr": lr, "alpha": alpha, "beta": beta, "t": 0})
-            for group in self.param_groups:
-                for weight in group["params"]:
-                    self.state[weight]["v"] = torch.randn_like(weight) * (alpha / lr)
-
-        @torch.no_grad()
-        def step(self):
-            for group in self.param_groups:
-                group["t"] += 1
-                keep = (group["beta"] * group["t"] + 1) / (group["t"] + 2)
-                for weight in group["params"]:
-                    gradient, velocity = weight.grad, self.state[weight]["v"]
-                    zeta = gradient / (1 + (gradient * gradient.abs().max()).square())
-                    velocity.mul_(keep).add_(zeta, alpha=1 - keep)
-                    weight.sub_(velocity, alpha=group["lr"])
-
-    return Gravity
-
-
 def begun(torch, images, labels):
     """A model, its optimizer and a function that trains it for some steps."""
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(64, 24), torch.nn.Tanh(), torch.nn.Linear(24, 10))
-    theirs = optimizer_of(torch)(model.parameters(), lr=0.2, alpha=0.02, beta=0.8)
+    theirs = authors_rule()(model.parameters(), lr=0.2, alpha=0.02, beta=0.8)
     images, labels = torch.tensor(images), torch.tensor(labels)
 
     def train(steps):
@@ -110,7 +87,7 @@ def test_fifty_steps_in_torch_and_fifty_here_are_a_hundred_in_torch(torch):
 
 def test_the_recipe_sets_the_count_of_a_schedule_too(torch):
     model = torch.nn.Linear(3, 2)
-    theirs = optimizer_of(torch)(model.parameters())
+    theirs = authors_rule()(model.parameters())
     theirs.param_groups[0].update(t=7, lr=optax.linear_schedule(0.1, 0.0, 10))
     scope = {"model": model, "theirs": theirs, "gravity": gravity, "jnp": jnp, "optax": optax}
     exec(RECIPE, scope)

@@ -12,9 +12,9 @@ from jax.sharding import PartitionSpec as P
 
 import oracle
 from gravity_optax import gravity, scale_by_gravity
+from trees import F32
 
 VELOCITY = jnp.linspace(0.5, -0.3, 12).reshape(3, 4)
-F32 = {"rtol": 2e-6, "atol": 1e-7}
 STATIC = ("max_step_grad", "stacked_axes", "velocity_dtype")
 trials = pytest.mark.parametrize(("hook", "exact"), oracle.TRIALS.values(), ids=oracle.TRIALS)
 

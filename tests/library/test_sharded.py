@@ -134,22 +134,6 @@ def test_an_update_of_sharded_parameters_moves_nothing_but_maxima(layout):
     assert all(shape == "" for result, _ in moved for shape in numbers.findall(result))
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_compiled_init_draws_the_same_velocity_into_its_shards(layout):
-    tx = gravity(0.1, key=0)
-    _, shardings = shardings_of(layout)
-
-    def init(params):
-        return tx.init(params)[0].velocity
-
-    compiled = jax.jit(init, out_shardings=shardings).lower(jax.device_put(params_0(), shardings)).compile()
-    assert not [name for _, name in collectives(compiled) if name == "all-gather"]
-    velocity = compiled(jax.device_put(params_0(), shardings))
-    assert_sharded_as(velocity, shardings)
-    for a, b in zip(jax.tree.leaves(velocity), jax.tree.leaves(init(params_0())), strict=True):
-        np.testing.assert_allclose(np.asarray(a), np.asarray(b), **SAME_DRAW)
-
-
 def test_matrices_stacked_along_the_sharded_axis_need_no_communication():
     tx = gravity(0.1, key=0, stacked_axes=1)
     mesh, _ = shardings_of("fsdp")

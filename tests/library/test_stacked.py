@@ -1,5 +1,6 @@
 """Leaves that hold many weight matrices: with `stacked_axes` each is updated as it would be alone, up to rounding."""
 
+import functools
 import itertools
 import pathlib
 import re
@@ -117,12 +118,8 @@ def test_a_scanned_model_trains_with_the_recipe_and_each_layer_has_its_own_m():
     state = tx.init(params)
     updates, _ = jax.jit(tx.update)(gradients, state, params)
 
-    def one(gradient, velocity):
-        return oracle.velocity_after(gradient, velocity, t=1)
-
-    def layer_by_layer(gradient, velocity):
-        return np.stack([one(g, v) for g, v in zip(gradient, velocity, strict=True)])
-
+    one = functools.partial(oracle.velocity_after, t=1)
+    layer_by_layer = lambda gradient, velocity: np.stack([*map(one, gradient, velocity)])
     for part, names in (("stacked", ["layers"]), ("plain", ["into", "out"])):
         velocity = state.inner_states[part].inner_state[0].velocity
         for name in names:

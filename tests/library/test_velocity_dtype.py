@@ -9,10 +9,10 @@ import pytest
 import compat
 import oracle
 from gravity_optax import gravity, scale_by_gravity
+from trees import F32
 
 PARAMS = {"w": jnp.zeros((30, 40)), "b": jnp.zeros(40)}
 GRADIENTS = {"w": jnp.linspace(-2, 3, 1200).reshape(30, 40), "b": jnp.linspace(-0.5, 0.25, 40)}
-F32 = {"rtol": 2e-6, "atol": 1e-7}
 
 
 def dtypes(tree):
@@ -64,18 +64,6 @@ def test_float32_velocity_of_bfloat16_params_keeps_what_their_dtype_would_lose()
     updates, state = tx.update(gradient, state._replace(velocity=jnp.ones(8)))
     assert updates.dtype == state.velocity.dtype == jnp.float32
     np.testing.assert_allclose(state.velocity, oracle.velocity_after(gradient, np.ones(8), t=1), rtol=5e-7)
-
-
-def test_none_is_the_dtype_of_each_leaf():
-    params = [jnp.zeros(2, dtype) for dtype in ("float32", "float16", "bfloat16")]
-    assert [v.dtype.name for v in scale_by_gravity(key=0).init(params).velocity] == ["float32", "float16", "bfloat16"]
-    chosen = scale_by_gravity(key=0, velocity_dtype="bfloat16").init(params).velocity
-    assert dtypes(chosen) == {"bfloat16"}
-
-
-def test_draws_beyond_the_range_of_the_velocitys_dtype_are_clamped():
-    velocity = scale_by_gravity(6.5e4, key=0, velocity_dtype=jnp.float16).init(jnp.zeros(1000)).velocity
-    assert velocity.dtype == jnp.float16 and jnp.isfinite(velocity).all() and jnp.abs(velocity).max() > 6e4
 
 
 def test_float64_becomes_float32_unless_x64_is_on():

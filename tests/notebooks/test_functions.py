@@ -21,18 +21,14 @@ def test_at_each_minimum_the_gradient_is_zero_and_the_curvature_positive(functio
 
 
 @every_function
-def test_no_point_of_the_picture_is_lower_than_the_minima(function):
+def test_the_picture_holds_start_and_minima_and_no_point_of_it_is_lower(function):
+    for x, y in (function.start, *function.minima):
+        assert function.x_range[0] <= x <= function.x_range[1]
+        assert function.y_range[0] <= y <= function.y_range[1]
     _, _, values = functions.grid(function)
     lowest = [float(function(jnp.array(minimum))) for minimum in function.minima]
     np.testing.assert_allclose(lowest, lowest[0], atol=1e-6)
     assert np.min(values) >= lowest[0] - 1e-5
-
-
-@every_function
-def test_the_start_and_the_minima_are_in_the_picture(function):
-    for x, y in (function.start, *function.minima):
-        assert function.x_range[0] <= x <= function.x_range[1]
-        assert function.y_range[0] <= y <= function.y_range[1]
 
 
 def test_the_grid_has_y_along_its_rows():

@@ -53,24 +53,20 @@ def test_it_stops_where_the_gradient_first_falls_below_the_tolerance():
     assert np.all(path.updates[expected - 1] != 0) and not np.any(path.updates[expected:])
 
 
-def test_momentum_does_not_carry_it_on_after_it_has_stopped():
-    path = minimize(parabola, jnp.array([0.001]), optax.sgd(0.1, momentum=0.9), steps=5, tolerance=1.0)
-    assert bool(path.converged) and int(path.steps_taken) == 0
-    np.testing.assert_array_equal(path.positions, np.full((6, 1), np.float32(0.001)))
-
-
-def test_the_last_point_counts_as_converged_too():
-    # 1 -> 0 in the only step.
-    path = minimize(parabola, jnp.array([1.0]), optax.sgd(0.5), steps=1, tolerance=1e-3)
-    assert bool(path.converged) and int(path.steps_taken) == 1
-
-
-def test_divergence_and_too_few_steps_are_not_convergence():
-    diverged = minimize(parabola, START, optax.sgd(10.0), steps=100, tolerance=0.01)
-    assert not np.isfinite(diverged.values[-1])
-    short = minimize(parabola, START, optax.sgd(0.1), steps=3, tolerance=0.01)
-    for path in (diverged, short):
-        assert not path.converged and int(path.steps_taken) == len(path.updates)
+@pytest.mark.parametrize(
+    ("start", "tx", "steps", "tolerance", "converged", "taken"),
+    [
+        (0.001, optax.sgd(0.1, momentum=0.9), 5, 1.0, True, 0),  # which momentum must not carry on
+        (1.0, optax.sgd(0.5), 1, 1e-3, True, 1),  # the last point counts too
+        (1.0, optax.sgd(10.0), 100, 0.01, False, 100),  # diverges
+        (1.0, optax.sgd(0.1), 3, 0.01, False, 3),  # too few steps
+    ],
+)
+def test_what_counts_as_converged(start, tx, steps, tolerance, converged, taken):
+    path = minimize(parabola, jnp.array([start]), tx, steps=steps, tolerance=tolerance)
+    assert bool(path.converged) == converged and int(path.steps_taken) == taken
+    if taken == 0:
+        np.testing.assert_array_equal(path.positions, np.full((6, 1), np.float32(start)))
 
 
 def test_ascent_climbs_what_descent_descends():
@@ -137,12 +133,9 @@ def test_a_tree_of_parameters_keeps_its_tree():
     assert jax.tree.map(jnp.shape, path.updates) == {"w": (4, 2, 3), "b": (4, 3)}
 
 
-def test_a_negative_number_of_steps_is_refused():
-    with pytest.raises(ValueError, match="steps is -1"):
-        minimize(parabola, START, GRAVITY, steps=-1)
-
-
-def test_no_steps_is_the_start_alone():
+def test_no_steps_is_the_start_alone_and_fewer_are_refused():
     path = minimize(parabola, START, GRAVITY, steps=0)
     assert path.positions.shape == (1, 2) and path.updates.shape == (0, 2) and path.values[0] == 13
     assert int(path.steps_taken) == 0
+    with pytest.raises(ValueError, match="steps is -1"):
+        minimize(parabola, START, GRAVITY, steps=-1)

@@ -24,31 +24,26 @@ EPOCHS = 12
 FLAGS = ("--width", 0.1, "--epochs", EPOCHS)
 
 
-def moment(kind, workdir, rng):
-    """A function that is true from the moment of the kill on."""
+# Seconds until the kill, at most, after the moment that is waited for.
+WAIT = {"start": 4.0, "anywhere": 1.0, "checkpoint": 0.05, "history": 0.02}
+
+
+def killed(kind, workdir, rng, flags):
+    """Whether a run was killed at a random moment of this kind, rather than faster."""
     after = rng.randrange(EPOCHS - 3)  # rows of the history
-    wait = rng.uniform(0, {"start": 4.0, "anywhere": 1.0, "checkpoint": 0.05, "history": 0.02}[kind])
-    begun = []
-
-    def reached():
-        if kind == "start":
-            ready = pathlib.Path(workdir).exists()
-        else:
-            ready = processes.rows(workdir) >= after and (kind != "checkpoint" or processes.unfinished(workdir))
-        if ready and not begun:
-            begun.append(time.monotonic())
-        return begun and time.monotonic() >= begun[0] + wait
-
-    return reached
+    has_rows = lambda: processes.rows(workdir) >= after
+    ready = {"start": workdir.exists, "checkpoint": lambda: has_rows() and processes.unfinished(workdir)}
+    process = processes.start(*flags)
+    if processes.wait_for(process, ready.get(kind, has_rows)):
+        time.sleep(rng.uniform(0, WAIT[kind]))
+    return processes.kill_at(process, lambda: True)
 
 
 def kill_and_resume(kind, workdir, whole, rng):
     """(identical, what was there at the kill)."""
     flags = (*FLAGS, "--workdir", workdir, "--resume")
-    if not processes.kill_at(processes.start(*flags), moment(kind, workdir, rng)):
-        return None, "was faster"
-    if kind == "start" and processes.rows(workdir):
-        return None, "was after the first step"
+    if not killed(kind, workdir, rng, flags) or (kind == "start" and processes.rows(workdir)):
+        return None, "it was faster"
     rows, left, writing = processes.rows(workdir), processes.whole(workdir), processes.unfinished(workdir)
     assert rows <= EPOCHS - 3, f"only {EPOCHS - rows} epochs were to go"
     out = processes.finish(processes.start(*flags))
@@ -71,7 +66,7 @@ def main():
         whole = processes.result(f"{folder}/whole")
         while done < arguments.kills:
             kind = "start" if done % 3 == 0 else ("anywhere", "checkpoint", "history")[done // 3 % 3]
-            workdir = f"{folder}/killed"
+            workdir = pathlib.Path(folder, "killed")
             same, state = kill_and_resume(kind, workdir, whole, rng)
             shutil.rmtree(workdir)
             if same is None:

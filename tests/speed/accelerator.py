@@ -29,8 +29,9 @@ import timing
 import torch_peer
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))  # the library need not be installed
-sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / "train"))
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
+import programs
+
 import oracle
 from gravity_optax import gravity
 from trainer import steps, vgg
@@ -54,14 +55,10 @@ class Setting:
         self.batch, self.chunk = (8, 2) if tiny else (128, 23)
         self.train, self.test = (64, 20) if tiny else (50_000, 10_000)
         self.repeats = 2 if tiny else 5
-        self.trees = {"1 x 10K": [(10_000,)]} if tiny else {"VGG16": vgg16_leaves(), "1 x 100M": [(100_000_000,)]}
+        self.trees = programs.trees() if not tiny else {"1 x 10K": [jax.ShapeDtypeStruct((10_000,), jnp.float32)]}
+        self.trees.pop("1000 x 1000", None)
         self.beside = (1, 2) if tiny else (1, 2, 4)
         self.deadline = time.monotonic() + 60 * minutes - LAST_ROW
-
-
-def vgg16_leaves() -> list[tuple[int, ...]]:
-    shapes = jax.eval_shape(lambda: vgg.init(vgg.build("vgg16", 1.0, CLASSES, "float32"), jax.random.key(0), SHAPE))
-    return [leaf.shape for leaf in jax.tree.leaves(shapes)]
 
 
 def blocked(run: Callable[[], object], repeats: int, inner: int = 1) -> float:
@@ -96,44 +93,20 @@ def correctness(setting: Setting, figures: dict) -> Iterator[dict]:
 
 def optimizer(setting: Setting, figures: dict) -> Iterator[dict]:
     """The optimizer step: milliseconds, and the arrays that it must move over the time."""
-    for tree, shapes in setting.trees.items():
-        size = 4 * sum(map(math.prod, shapes))
-        candidates = {name: functools.partial(jax_step, tx, shapes) for name, tx in OPTIMIZERS.items()}
-        if torch_peer.device():
+    for tree, leaves in setting.trees.items():
+        candidates = {
+            name: functools.partial(lambda tx, leaves: programs.running_step(tx, leaves)[0], tx, leaves)
+            for name, tx in (programs.IN_PLACE | programs.OPTIMIZERS).items()
+        }
+        if device := torch_peer.device():
+            shapes = [leaf.shape for leaf in leaves]
             for peer in ("Adam", "SGD"):
-                candidates[f"PyTorch {peer}, fused"] = functools.partial(torch_peer.optimizer_step, peer, shapes, BLOCK)
+                make = functools.partial(torch_peer.optimizer_step, peer, shapes, device, BLOCK)
+                candidates[f"PyTorch {peer}, fused"] = make
         for name, make in candidates.items():
             seconds = blocked(make(), setting.repeats, inner=BLOCK)
-            arrays = next(count for word, count in ARRAYS.items() if word in name)
-            yield {"optimizer step": name, "leaves": tree, "ms": 1e3 * seconds, "GB/s": arrays * size / seconds / 1e9}
-
-
-OPTIMIZERS = {
-    "a pass in place": optax.stateless(lambda updates, params: jax.tree.map(lambda p: p + 1e-3, params)),
-    "gravity": gravity(0.1, key=0),
-    "optax.adam": optax.adam(1e-3),
-    "optax.sgd, momentum": optax.sgd(0.1, momentum=0.9),
-}
-# How many arrays of the parameters' size a step reads and writes at least.
-ARRAYS = {"pass": 2, "gravity": 6, "adam": 7, "Adam": 7, "momentum": 5, "SGD": 5}
-
-
-def jax_step(tx: optax.GradientTransformation, shapes: list[tuple[int, ...]]) -> Callable[[], object]:
-    gradients = [0.01 * jax.random.normal(jax.random.key(i), shape) for i, shape in enumerate(shapes)]
-    params = [jnp.zeros_like(g) for g in gradients]
-
-    @functools.partial(jax.jit, donate_argnums=(0, 1))
-    def step(params, state, gradients):
-        updates, state = tx.update(gradients, state, params)
-        return optax.apply_updates(params, updates), state
-
-    state = [params, tx.init(params)]
-
-    def run():
-        state[:] = step(*state, gradients)
-        return state
-
-    return run
+            speed = programs.arrays_moved(name) * 4 * programs.size(leaves) / seconds
+            yield {"optimizer step": name, "leaves": tree, "ms": 1e3 * seconds, "GB/s": speed / 1e9}
 
 
 class Training:
@@ -225,13 +198,13 @@ def training(setting: Setting, figures: dict) -> Iterator[dict]:
 
 def torch_speed(setting: Setting, model: str, width: float, precision: str) -> float:
     """PyTorch's images/s; nan where it is not installed or fails: the rest is still worth having."""
-    if not torch_peer.device():
+    if not (device := torch_peer.device()):
         return math.nan
     try:
         channels, dense = [scaled(width, c) for c in vgg.CHANNELS], scaled(width, vgg.DENSE)
         network = torch_peer.vgg(vgg.CONVOLUTIONS[model], channels, dense, CLASSES)
         # Compiling needs a C compiler, for nothing in a tiny run.
-        run = torch_peer.training_steps(network, setting.batch, setting.chunk, precision, compiled=not setting.tiny)
+        run = torch_peer.training_steps(network, setting.batch, setting.chunk, precision, device, not setting.tiny)
         return setting.chunk * setting.batch / blocked(run, setting.repeats)
     except Exception as error:
         sys.stderr.write(f"PyTorch is left out: {type(error).__name__}: {error}\n")

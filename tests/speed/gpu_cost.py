@@ -27,9 +27,7 @@ from trainer import vgg
 class Card(NamedTuple):
     """What tells one NVIDIA card from another: the numbers that its driver reports."""
 
-    capability: (
-        str  # compute capability, with `feature_extension` where kernels may use the architecture's own features
-    )
+    capability: str  # with `feature_extension` where kernels may use the architecture's own features
     cores: int  # streaming multiprocessors
     units: int  # float32 units of one
     clock: float  # GHz
@@ -40,28 +38,15 @@ class Card(NamedTuple):
     memory: int  # bytes
 
 
+KIB = 2**10
 CARDS = {
     "H100": Card(
-        capability="major: 9 minor: 0 feature_extension: ACCELERATED_FEATURES",
-        cores=132,
-        units=128,
-        clock=1.98,
-        shared=228 * 2**10,
-        shared_of_block=227 * 2**10,
-        cache=50 * 2**20,
-        bandwidth=3_352_320_000_000,
-        memory=84_942_979_072,
+        "major: 9 minor: 0 feature_extension: ACCELERATED_FEATURES",
+        *(132, 128, 1.98, 228 * KIB, 227 * KIB, 50 * KIB**2, 3_352_320_000_000, 84_942_979_072),
     ),
     "A100": Card(
-        capability="major: 8 minor: 0",
-        cores=108,
-        units=64,
-        clock=1.41,
-        shared=164 * 2**10,
-        shared_of_block=163 * 2**10,
-        cache=40 * 2**20,
-        bandwidth=2_039_040_000_000,
-        memory=85_100_068_864,
+        "major: 8 minor: 0",
+        *(108, 64, 1.41, 164 * KIB, 163 * KIB, 40 * KIB**2, 2_039_040_000_000, 85_100_068_864),
     ),
 }
 

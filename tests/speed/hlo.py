@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 WIDTH = {"pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4}
 ARRAY = re.compile(rf"\b({'|'.join(WIDTH)})\[([0-9,]*)\](?:{{([^}}]*)}})?")
-INSTRUCTION = re.compile(r"\s+(ROOT )?%(\S+) = (.*)")
+INSTRUCTION = re.compile(r"\s+(?:ROOT )?%(\S+) = (.*)")
 CALL = re.compile(r" ([a-z][\w-]*)\(([^)]*)\)")
 ALL_REDUCES = ("all-reduce", "all-reduce-start")
 COLLECTIVES = (*ALL_REDUCES, "all-gather", "all-gather-start", "reduce-scatter", "all-to-all", "collective-permute")
@@ -29,8 +29,6 @@ class Array(NamedTuple):
 
 class Instruction(NamedTuple):
     computation: str
-    root: bool
-    name: str
     opcode: str
     arrays: list[Array]  # what it results in
     operands: list[str]
@@ -49,22 +47,15 @@ class Program:
                 if line.startswith("ENTRY"):
                     self.entry = computation
             elif match := INSTRUCTION.match(line):
-                root, name, rest = match.groups()
+                name, rest = match.groups()
                 end = _end_of_shape(rest)
                 opcode, operands = CALL.match(rest, end).groups()  # type: ignore[union-attr]
-                self.instructions[name] = Instruction(
-                    computation,
-                    bool(root),
-                    name,
-                    opcode,
-                    _arrays(rest[:end]),
-                    re.findall(r"%([\w.-]+)", operands),
-                    rest,
-                )
+                operands = re.findall(r"%([\w.-]+)", operands)
+                self.instructions[name] = Instruction(computation, opcode, _arrays(rest[:end]), operands, rest)
 
     def memory_traffic(self) -> int:
         """Bytes that the entry computation reads from memory and writes to it. It must have no loops."""
-        return sum(self._read(i) + sum(a.nbytes for _, a in _written(i)) for i in self._entry())
+        return sum(self._read(i) + sum(a.nbytes for a in _written(i)) for i in self._entry())
 
     def loop_body(self) -> str:
         """The computation that the one loop of the entry computation repeats."""
@@ -77,17 +68,6 @@ class Program:
         read = [a for i in kernels for o in i.operands for a in self.instructions[o].arrays]
         written = [a for i in kernels for a in i.arrays]
         return sum(a.nbytes == size for a in read + written)
-
-    def largest_temporary(self) -> int:
-        """Bytes of the largest array in memory that the entry computation makes and that is not one of its results."""
-        results = self._results()
-        return max(
-            (a.nbytes for i in self._entry() for index, a in _written(i) if (i.name, index) not in results), default=0
-        )
-
-    def fusions(self) -> int:
-        """How many fused kernels the entry computation starts."""
-        return sum(i.opcode == "fusion" for i in self._entry())
 
     def kernels(self, computation: str) -> int:
         """How many kernels a computation starts on a GPU: fusions, copies, and calls of libraries."""
@@ -129,17 +109,6 @@ class Program:
                 ] += 1
         return dict(kinds)
 
-    def convolution_cycles(self) -> int:
-        """XLA's own estimate of the cycles that the kernels with a convolution take, one pass of the loop."""
-        holders = {i.computation for i in self.instructions.values() if i.opcode == "convolution"}
-        fused = {i.name: re.search(r"calls=%([\w.-]+)", i.text) for i in self.instructions.values()}
-        return sum(
-            int(cycles[1])
-            for i in self.instructions.values()
-            if (fused[i.name] and fused[i.name][1] in holders)  # type: ignore[index]
-            and (cycles := re.search(r'"estimated_cycles":"(\d+)"', i.text))
-        )
-
     def _entry(self) -> list[Instruction]:
         return [i for i in self.instructions.values() if i.computation == self.entry]
 
@@ -153,24 +122,6 @@ class Program:
         if i.opcode == "slice-start":  # of what it is handed it reads the slice
             return i.arrays[1].nbytes if i.arrays[0].in_memory else 0
         return sum(a.nbytes for o in i.operands for a in self.instructions[o].arrays if a.in_memory)
-
-    def _results(self) -> set[tuple[str, int]]:
-        """(instruction, index) of the arrays that the entry computation returns."""
-        results = set()
-        root = next(i for i in self._entry() if i.root)
-        pending = [(root.name, index) for index in range(1 if root.opcode == "tuple" else len(root.arrays))]
-        while pending:
-            name, index = pending.pop()
-            i = self.instructions[name]
-            if i.opcode == "tuple":
-                pending += [(o, 0) for o in i.operands]
-            elif i.opcode == "get-tuple-element":
-                pending.append((i.operands[0], int(re.search(r"index=(\d+)", i.text)[1])))  # type: ignore[index]
-            elif i.opcode in NAMES:
-                pending += [(o, index) for o in i.operands]
-            else:
-                results.add((name, index))
-        return results
 
 
 def _end_of_shape(rest: str) -> int:
@@ -196,11 +147,9 @@ def _arrays(shape: str) -> list[Array]:
     ]
 
 
-def _written(i: Instruction) -> list[tuple[int, Array]]:
-    """The arrays in memory that an instruction writes, each with its place in the result."""
+def _written(i: Instruction) -> list[Array]:
+    """The arrays in memory that an instruction writes."""
     if i.opcode in NAMES or "Bitcast" in i.text.split("backend_config")[0]:
         return []
-    if i.opcode in ("copy-start", "slice-start"):  # (to, from, ...) and ((from), to, ...)
-        place = 0 if i.opcode == "copy-start" else 1
-        return [(place, i.arrays[place])] if i.arrays[place].in_memory else []
-    return [(index, a) for index, a in enumerate(i.arrays) if a.in_memory]
+    results = {"copy-start": i.arrays[:1], "slice-start": i.arrays[1:2]}  # (to, from, ...) and ((from), to, ...)
+    return [a for a in results.get(i.opcode, i.arrays) if a.in_memory]

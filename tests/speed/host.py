@@ -81,6 +81,32 @@ def memory(data_dir: str) -> dict[str, float]:
     return {"peak GiB": peak / 2**30, "limit GiB": limit / 2**30}
 
 
+def watch(rounds: int) -> dict[str, list[dict]]:
+    """What `--watch` costs: to compile at the start, in seconds of the clock and of all cores; and once per epoch.
+
+    A measurement is a forward and a backward pass on one batch, and reading the numbers back.
+    """
+    sys.path.insert(0, str(TRAIN))
+    from trainer import data, jax_setup, loop
+    from trainer.config import Config, resolve
+
+    jax_setup.work_around()
+    digits = data.load("digits", None, None)
+    starts = []
+    for on in (False, False, True):  # the first one also compiles what all of them share
+        start, processor = time.perf_counter(), time.process_time()
+        trainer = loop.Trainer(resolve(Config(watch=on)), digits)
+        taken = {"seconds": time.perf_counter() - start, "processor": time.process_time() - processor}
+        starts.append({"start": "with --watch" if on else "without", **taken})
+    times = timing.interleaved(
+        {"an epoch": lambda: trainer.train_epoch(1), "a measurement": lambda: trainer.watch(1)}, rounds
+    )
+    return {
+        "starts": starts[1:],
+        "epochs": [{"--watch": name, **timing.summary(seconds)} for name, seconds in times.items()],
+    }
+
+
 def main() -> None:
     if sys.argv[1:] == ["--child"]:
         child()
@@ -95,10 +121,8 @@ def main() -> None:
     rows = [{"a step of the default run": name, **timing.summary(seconds)} for name, seconds in times.items()]
     for row in rows:
         row["loop, 1 device / this"] = rows[0]["median_ms"] / row["median_ms"]
-    figures["steps"] = rows
-    for table in figures.values():
-        sys.stdout.write(timing.table(table) + "\n\n")
-    timing.write(options.json, figures)
+    figures |= {"steps": rows, **watch(options.rounds)}
+    timing.report(options.json, figures)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""The programs whose cost `tpu_cost.py` and `gpu_cost.py` count: the optimizer step and the trainer's chunk of steps.
+"""The optimizer step and the trainer's chunk of steps, whose cost is counted in compiled programs, and timed.
 
-They are compiled ahead of time from shapes alone, for devices that need not be there.
+To be counted they are compiled ahead of time from shapes alone, for devices that need not be there.
 """
 
 import argparse
@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import timing
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from gravity_optax import gravity
 
@@ -33,6 +34,15 @@ OPTIMIZERS = {
     "optax.adam": optax.adam(1e-3),
     "optax.sgd, momentum": optax.sgd(0.1, momentum=0.9),
 }
+IN_PLACE = {"a pass in place": optax.stateless(lambda updates, params: jax.tree.map(lambda p: p + 1e-3, params))}
+
+
+# How many arrays of the parameters' size a step reads and writes at least, by a part of its name.
+ARRAYS = {"pass": 2, "gravity": 6, "adam": 7, "momentum": 5, "sgd": 5}
+
+
+def arrays_moved(name: str) -> int:
+    return next(count for part, count in ARRAYS.items() if part in name.lower())
 
 
 def vgg_shapes(model: vgg.VGG) -> dict:
@@ -54,6 +64,18 @@ def size(tree) -> int:
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
 
 
+def along_the_longest_axis(devices: Sequence) -> Callable:
+    """The sharding of a leaf that is split along its longest axis that divides by the number of devices."""
+    mesh = Mesh(np.array(devices), ("devices",))
+
+    def sharding_of(leaf):
+        fitting = [axis for axis in range(leaf.ndim) if leaf.shape[axis] % len(devices) == 0]
+        longest = max(fitting, key=lambda axis: leaf.shape[axis], default=None)
+        return NamedSharding(mesh, PartitionSpec(*("devices" if i == longest else None for i in range(leaf.ndim))))
+
+    return sharding_of
+
+
 def compiled_step(tx: optax.GradientTransformation, params, sharding_of: Callable) -> jax.stages.Compiled:
     """Update and apply, (params, state, gradients) -> (params, state), the first two donated.
 
@@ -71,6 +93,22 @@ def compiled_step(tx: optax.GradientTransformation, params, sharding_of: Callabl
     params, state = abstract(params), abstract(jax.eval_shape(tx.init, params))
     shardings = jax.tree.map(lambda x: x.sharding, (params, state))
     return jax.jit(step, donate_argnums=(0, 1), out_shardings=shardings).lower(params, state, params).compile()
+
+
+def running_step(tx: optax.GradientTransformation, shapes: Sequence) -> tuple[Callable[[], object], float]:
+    """A function that starts a compiled step on given gradients, and the seconds that its compilation took."""
+    gradients = [0.01 * jax.random.normal(jax.random.key(i), leaf.shape) for i, leaf in enumerate(shapes)]
+    params = [jnp.zeros_like(g) for g in gradients]
+    start = time.perf_counter()
+    program = compiled_step(tx, params, lambda x: jax.sharding.SingleDeviceSharding(jax.devices()[0]))
+    seconds = time.perf_counter() - start
+    state = [params, tx.init(params)]
+
+    def run():
+        state[:] = program(*state, gradients)
+        return state
+
+    return run, seconds
 
 
 def compiled_chunk(
@@ -107,11 +145,9 @@ def counted(names: Iterable[str]) -> list[tuple[str, int]]:
 def main(description: str, parts: dict[str, Callable[[], Iterator[dict]]]) -> None:
     """The command line of a cost script: which parts to compile, each a table under the first line of its docstring."""
     parser = argparse.ArgumentParser(description=description.splitlines()[0])
-    parser.add_argument("parts", nargs="*", help=f"what to compile, of {', '.join(parts)} (default: all)")
+    parser.add_argument("parts", nargs="*", choices=[*parts, []], metavar="|".join(parts), help="default: all")
     parser.add_argument("--json", type=pathlib.Path, help="also write the figures to this file")
     options = parser.parse_args()
-    if unknown := set(options.parts) - set(parts):
-        parser.error(f"no part {', '.join(sorted(unknown))}; there are {', '.join(parts)}.")
     figures: dict[str, list[dict]] = {}
     for part in options.parts or parts:
         start = time.perf_counter()

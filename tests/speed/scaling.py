@@ -10,7 +10,14 @@ import argparse
 import math
 import pathlib
 import sys
+from collections.abc import Iterator
 from typing import NamedTuple
+
+import hlo
+import jax
+import timing
+import tpu_cost
+from tpu_cost import programs, vgg
 
 FIGURE = pathlib.Path(__file__).parents[2] / "notebooks" / "figures" / "scaling.png"
 FLOAT = 4  # bytes
@@ -93,10 +100,9 @@ def draw() -> None:
     FigureCanvasAgg(figure)
     *times, memory = figure.subplots(1, 3)
     counts = [2**n for n in range(13)]
+    sizes = (("tab:blue", "30 M", 3e7), ("tab:orange", "500 M", 5e8), ("tab:green", "10 B", 1e10))
     for axes, (name, chip) in zip(times, CHIPS.items(), strict=True):
-        for colour, (label, parameters) in zip(
-            ("tab:blue", "tab:orange", "tab:green"), {"30 M": 3e7, "500 M": 5e8, "10 B": 1e10}.items(), strict=True
-        ):
+        for colour, label, parameters in sizes:
             sums = [all_reduce_seconds(chip, n, FLOAT * parameters) for n in counts]
             fixed = compute_seconds(chip, parameters) + optimizer_seconds(chip, parameters)
             split = [optimizer_seconds(chip, parameters, shards=n) for n in counts]
@@ -131,88 +137,45 @@ def draw() -> None:
     sys.stdout.write(f"wrote {FIGURE.name}\n")
 
 
-def check_trainer() -> list[dict]:
+def check_trainer() -> Iterator[dict]:
     """The trainer's step of a VGG11, 16 pictures a chip, everything replicated. Formula / compiled, bytes on a chip."""
-    import hlo
-    import jax
-    import programs
-    import tpu_cost
-
-    from trainer import vgg
-
-    rows = []
     dataset = programs.IMAGES * (math.prod(programs.SHAPE) + 4)
-    for chip, sides, width in (
-        ("v5e", (2, 2), 0.25),
-        ("v5e", (4, 8), 0.25),
-        ("v4", (4, 4, 4), 0.25),
-        ("v5e", (2, 4), 0.5),
-        ("v5e", (2, 4), 1.0),
-        ("v5e", (2, 4), 2.0),
-    ):
+    on = [("v5e", (2, 2), 0.25), ("v5e", (4, 8), 0.25), ("v4", (4, 4, 4), 0.25)]
+    for chip, sides, width in (*on, *(("v5e", (2, 4), width) for width in (0.5, 1.0, 2.0))):
         chips = math.prod(sides)
         model = vgg.build("vgg11", width, 10, "default")
-        parameters = sum(leaf.size for leaf in jax.tree.leaves(programs.vgg_shapes(model)))
+        parameters = programs.size(programs.vgg_shapes(model))
         compiled = programs.compiled_chunk(tpu_cost.devices(chip, sides), model, 16 * chips)
-        collectives = hlo.Program(compiled.as_text()).collectives()
         held = programs.held(compiled)
-        reduced = sum(c["bytes"] for c in collectives if c["in_loop"])
-        rows.append(
-            {
-                "trainer's step": f"{chips} x {chip}",
-                "parameters": parameters,
-                "parameters, V, dataset": both(2 * FLOAT * parameters + dataset, held["arguments"]),
-                "all-reduced": both(FLOAT * parameters, reduced),
-                "temporary / 4 P": held["temporary"] / (FLOAT * parameters),
-            }
-        )
-    return rows
+        reduced = sum(c["bytes"] for c in hlo.Program(compiled.as_text()).collectives() if c["in_loop"])
+        yield {
+            "trainer's step": f"{chips} x {chip}",
+            "parameters": parameters,
+            "parameters, V, dataset": both(2 * FLOAT * parameters + dataset, held["arguments"]),
+            "all-reduced": both(FLOAT * parameters, reduced),
+            "temporary / 4 P": held["temporary"] / (FLOAT * parameters),
+        }
 
 
-def check_split() -> list[dict]:
+def check_split() -> Iterator[dict]:
     """The optimizer's step of VGG16, all arrays split among the chips. Formula / compiled, bytes on a chip."""
-    import hlo
-    import jax
-    import numpy as np
-    import programs
-    import tpu_cost
-    from jax.sharding import Mesh, NamedSharding, PartitionSpec
-
-    from trainer import vgg
-
-    rows = []
     params = programs.vgg_shapes(vgg.build("vgg16", 1.0, 10, "float32"))
-    leaves = jax.tree.leaves(params)
-    parameters = sum(leaf.size for leaf in leaves)
+    parameters, leaves = programs.size(params), len(jax.tree.leaves(params))
     for chip, sides in (("v5e", (2, 2)), ("v5e", (4, 4)), ("v5e", (8, 8)), ("v4", (4, 4, 4))):
         chips = math.prod(sides)
-        mesh = Mesh(np.array(tpu_cost.devices(chip, sides)), ("chips",))
-
-        def longest(leaf, mesh=mesh, chips=chips):
-            fitting = [axis for axis in range(leaf.ndim) if leaf.shape[axis] % chips == 0]
-            split = max(fitting, key=lambda axis: leaf.shape[axis], default=None)
-            return NamedSharding(mesh, PartitionSpec(*("chips" if i == split else None for i in range(leaf.ndim))))
-
-        for name in TRAFFIC:
-            tx = programs.OPTIMIZERS["gravity" if name == "gravity" else "optax.adam"]
-            compiled = programs.compiled_step(tx, params, longest)
+        longest = programs.along_the_longest_axis(tpu_cost.devices(chip, sides))
+        for name, tx in (("gravity", "gravity"), ("adam", "optax.adam")):
+            compiled = programs.compiled_step(programs.OPTIMIZERS[tx], params, longest)
             program = hlo.Program(compiled.as_text())
             collectives = program.collectives()
-            rows.append(
-                {
-                    "optimizer's step, split": name,
-                    "chips": f"{chips} x {chip}",
-                    "held": both(held_bytes(parameters, name, chips, "all"), programs.held(compiled)["arguments"]),
-                    "through memory": both(TRAFFIC[name] * FLOAT * parameters / chips, program.memory_traffic()),
-                    "collectives": ", ".join(
-                        f"{n} {kind}" for kind, n in programs.counted(c["kind"] for c in collectives)
-                    ),
-                    "their bytes": both(
-                        FLOAT * len(leaves) * (name == "gravity"), sum(c["bytes"] for c in collectives)
-                    ),
-                }
-            )
-    return rows
+            yield {
+                "optimizer's step, split": name,
+                "chips": f"{chips} x {chip}",
+                "held": both(held_bytes(parameters, name, chips, "all"), programs.held(compiled)["arguments"]),
+                "through memory": both(TRAFFIC[name] * FLOAT * parameters / chips, program.memory_traffic()),
+                "collectives": ", ".join(f"{n} {kind}" for kind, n in programs.counted(c["kind"] for c in collectives)),
+                "their bytes": both(FLOAT * leaves * (name == "gravity"), sum(c["bytes"] for c in collectives)),
+            }
 
 
 def both(formula: float, count: int) -> str:
@@ -223,10 +186,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="compare with compiled programs (needs libtpu)")
     if parser.parse_args().check:
-        import timing
-
-        for rows in (check_trainer(), check_split()):
-            sys.stdout.write(timing.table(rows) + "\n\n")
+        timing.report(None, {"trainer": [*check_trainer()], "split": [*check_split()]})
     else:
         draw()
 

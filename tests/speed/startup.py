@@ -70,8 +70,7 @@ def main() -> None:
             candidates["MNIST, 60,000 + 10,000 pictures"] = lambda: run("-c", READ_MNIST, options.data_dir)
         times = timing.interleaved(candidates, options.rounds, warmup=1)  # which fills the caches
     rows = [{"from start to end": name, **timing.summary(seconds)} for name, seconds in times.items()]
-    sys.stdout.write(timing.table(rows) + "\n")
-    timing.write(options.json, {"startup": rows})
+    timing.report(options.json, {"startup": rows})
 
 
 if __name__ == "__main__":

@@ -5,13 +5,15 @@ import contextlib
 import importlib.metadata
 import json
 import multiprocessing
+import os
 import pathlib
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable
 
-PACKAGES = (
+PACKAGES = [
     "jax",
     "jaxlib",
     "libtpu",
@@ -22,9 +24,7 @@ PACKAGES = (
     "pytorch_optimizer",
     "tensorflow-cpu",
     "keras",
-)
-
-
+]
 PAUSE = 0.02  # seconds between two runs, in which idle threads that still spin fall asleep
 
 
@@ -121,10 +121,14 @@ def write(path: pathlib.Path | None, figures: dict) -> None:
         path.write_text(json.dumps(machine() | figures, indent=2) + "\n")
 
 
+def report(path: pathlib.Path | None, figures: dict[str, list[dict]]) -> None:
+    """Each table on standard output, and all of them in a file where a path was given."""
+    sys.stdout.write("".join(f"{table(rows)}\n\n" for rows in figures.values()))
+    write(path, figures)
+
+
 def machine() -> dict:
     """Processor, cores and versions of what is installed."""
-    import os
-
     versions = {}
     for package in PACKAGES:
         try:

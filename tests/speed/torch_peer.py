@@ -1,6 +1,8 @@
 """PyTorch's side of the comparisons: where it runs, an optimizer step, VGG, a training step. Torch is imported late."""
 
 import contextlib
+import functools
+import itertools
 from collections.abc import Callable, Sequence
 
 
@@ -17,32 +19,56 @@ def device() -> str | None:
     return None
 
 
-def done(result: object = None) -> object:
+def done(device: str) -> None:
     """Waits for the device."""
     import torch
 
-    if device() == "cuda":
+    if device == "cuda":
         torch.cuda.synchronize()
-    return result
 
 
-def optimizer_step(name: str, shapes: Sequence[tuple[int, ...]], block: int) -> Callable[[], object]:
-    """A step of the fused Adam or SGD (with momentum); each `block` of them waits for the device at its end."""
+def optimizer_step(make, shapes: Sequence[tuple[int, ...]], device: str, block: int = 1) -> Callable[[], object]:
+    """A step of `make(params)`, or of the fused "Adam" or "SGD" (with momentum); each `block` of them waits."""
     import torch
 
-    params = [torch.zeros(shape, device=device(), requires_grad=True) for shape in shapes]
+    params = [torch.zeros(shape, device=device, requires_grad=True) for shape in shapes]
     for p in params:
         p.grad = 0.01 * torch.randn_like(p)
-    options = {"lr": 1e-3, "fused": True} | ({"momentum": 0.9} if name == "SGD" else {})
-    optimizer = getattr(torch.optim, name)(params, **options)
-    calls = iter(range(10**9))
+    if isinstance(make, str):
+        options = {"lr": 1e-3, "fused": True} | ({"momentum": 0.9} if make == "SGD" else {})
+        make = functools.partial(getattr(torch.optim, make), **options)
+    optimizer, calls = make(params), itertools.count(1)
 
     def run():
         optimizer.step()
-        if next(calls) % block == block - 1:
-            done()
+        if next(calls) % block == 0:
+            done(device)
 
     return run
+
+
+def authors_rule():
+    """The class of an optimizer with Algorithm 1, an operation at a time, which keeps what the authors' keeps."""
+    import torch
+
+    class AuthorsRule(torch.optim.Optimizer):
+        def __init__(self, params, lr=0.1, alpha=0.01, beta=0.9):
+            super().__init__(params, {"lr": lr, "alpha": alpha, "beta": beta, "t": 0})
+            for p in self.param_groups[0]["params"]:
+                self.state[p]["v"] = torch.randn_like(p) * (alpha / lr)
+
+        @torch.no_grad()
+        def step(self):
+            group = self.param_groups[0]
+            group["t"] += 1
+            average = (group["beta"] * group["t"] + 1) / (group["t"] + 2)
+            for p in group["params"]:
+                m = 1 / p.grad.abs().max()
+                zeta = p.grad / (1 + (p.grad / m) ** 2)
+                self.state[p]["v"] = average * self.state[p]["v"] + (1 - average) * zeta
+                p -= group["lr"] * self.state[p]["v"]
+
+    return AuthorsRule
 
 
 def vgg(counts: Sequence[int], channels: Sequence[int], dense: int, classes: int):
@@ -61,26 +87,29 @@ def vgg(counts: Sequence[int], channels: Sequence[int], dense: int, classes: int
     return nn.Sequential(*layers)
 
 
-def training_steps(network, batch: int, steps: int, precision: str, compiled: bool) -> Callable[[], object]:
+def training_steps(
+    network, batch: int, steps: int, precision: str, device: str, compiled: bool = False
+) -> Callable[[], object]:
     """So many training steps on random pictures: channels-last, fused SGD with momentum; waits for the device."""
     import torch
     from torch import nn
 
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision != "float32"
-    network = network.to(device(), memory_format=torch.channels_last)
+    network = network.to(device, memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9, fused=True)
-    images = torch.randint(0, 256, (batch, 3, 32, 32), device=device(), dtype=torch.uint8)
+    images = torch.randint(0, 256, (batch, 3, 32, 32), device=device, dtype=torch.uint8)
     images = images.to(memory_format=torch.channels_last)
-    labels = torch.arange(batch, device=device()) % network[-1].out_features
-    half = precision == "bfloat16"
-
-    def step():
-        with torch.autocast(device(), torch.bfloat16, enabled=half):
-            loss = nn.functional.cross_entropy(network(images.float() / 255), labels)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-
+    labels = torch.arange(batch, device=device) % network[-1].out_features
     if compiled:
         network.compile()
-    return lambda: done([step() for _ in range(steps)])
+
+    def run():
+        for _ in range(steps):
+            with torch.autocast(device, torch.bfloat16, enabled=precision == "bfloat16"):
+                loss = nn.functional.cross_entropy(network(images.float() / 255), labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        done(device)
+
+    return run

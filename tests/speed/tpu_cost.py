@@ -61,8 +61,6 @@ def optimizer() -> Iterator[dict]:
                         "bytes accessed": compiled.cost_analysis()["bytes accessed"] / size,
                         "memory traffic": program.memory_traffic() / size,
                         "temporary MiB": held(compiled)["temporary"] / MIB,
-                        "largest, bytes": program.largest_temporary(),
-                        "kernels": program.fusions(),
                         "compile s": time.perf_counter() - start,
                     }
                 )
@@ -93,10 +91,7 @@ def memory() -> Iterator[dict]:
 
 
 def precision() -> Iterator[dict]:
-    """What the convolutions and dense layers of a small VGG11 are handed under each --precision, on eight v5e chips.
-
-    The cycles are XLA's estimate for the kernels with a product in them, a step.
-    """
+    """What the convolutions and dense layers of a small VGG11 are handed under each --precision, on eight v5e chips."""
     for name in ("float32", "default", "bfloat16"):
         model = vgg.build("vgg11", 0.25, 10, name)
         program = hlo.Program(compiled_chunk(devices("v5e", EIGHT_CHIPS["v5e"]), model, 128).as_text())
@@ -109,7 +104,6 @@ def precision() -> Iterator[dict]:
                 "operands": dtypes,
                 "result": result,
                 "operand_precision": asked,
-                "cycles of all": program.convolution_cycles(),
             }
 
 

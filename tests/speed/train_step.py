@@ -12,7 +12,6 @@ Gravity's share is the time of its update alone, compiled into the same kind of 
 the time of the step.
 """
 
-import contextlib
 import functools
 import os
 import pathlib
@@ -93,26 +92,10 @@ def gravity_alone() -> Callable[[], object]:
 def pytorch(dtype: str) -> Callable[[], object]:
     """STEPS of PyTorch, channels last."""
     import torch
-    from torch import nn
 
     torch.set_num_threads(os.cpu_count() or 1)
-    model = torch_peer.vgg(CONVOLUTIONS, CHANNELS, DENSE, CLASSES).to(memory_format=torch.channels_last)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, fused=True)
-    images, labels = (torch.from_numpy(a) for a in pictures(STEPS * BATCH))
-    labels = labels.long()
-
-    def run():
-        for start in range(0, STEPS * BATCH, BATCH):
-            rows = slice(start, start + BATCH)
-            x = images[rows].permute(0, 3, 1, 2).float() / 255
-            cast = torch.autocast("cpu", torch.bfloat16) if dtype == "bfloat16" else contextlib.nullcontext()
-            with cast:
-                loss = nn.functional.cross_entropy(model(x), labels[rows])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-
-    return run
+    model = torch_peer.vgg(CONVOLUTIONS, CHANNELS, DENSE, CLASSES)
+    return torch_peer.training_steps(model, BATCH, STEPS, dtype, "cpu")
 
 
 def keras_on_tensorflow() -> Callable[[], object]:
@@ -134,17 +117,9 @@ def keras_on_tensorflow() -> Callable[[], object]:
     return lambda: model.fit(images, labels, batch_size=BATCH, epochs=1, verbose=0)
 
 
-def with_jax(precisions: tuple[str, ...]) -> tuple[dict[str, Callable[[], object]], dict]:
-    runs = {f"ours, {precision}": ours(precision) for precision in precisions}
-    return runs | {"Gravity alone": gravity_alone()}, {}
-
-
-def with_torch(precisions: tuple[str, ...]) -> tuple[dict[str, Callable[[], object]], dict]:
-    return {f"PyTorch, {dtype}": pytorch(dtype) for dtype in precisions}, {}
-
-
-def with_keras() -> tuple[dict[str, Callable[[], object]], dict]:
-    return {"Keras, float32": keras_on_tensorflow()}, {}
+def made(runs: dict[str, Callable[[], Callable[[], object]]]) -> tuple[dict[str, Callable[[], object]], dict]:
+    """In a process of the framework's own."""
+    return {name: make() for name, make in runs.items()}, {}
 
 
 def main() -> None:
@@ -152,10 +127,11 @@ def main() -> None:
     text = "only this one; default: float32 and bfloat16, in which a CPU without its instructions takes minutes"
     options = timing.arguments(__doc__, rounds=5, precision=text)
     precisions = (options.precision,) if options.precision else ("float32", "bfloat16")
+    of = lambda name, make: {f"{name}, {precision}": functools.partial(make, precision) for precision in precisions}
     frameworks = {
-        "jax": functools.partial(with_jax, precisions),
-        "torch": functools.partial(with_torch, precisions),
-        "keras": with_keras,
+        "jax": functools.partial(made, of("ours", ours) | {"Gravity alone": gravity_alone}),
+        "torch": functools.partial(made, of("PyTorch", pytorch)),
+        "keras": functools.partial(made, {"Keras, float32": keras_on_tensorflow}),
     }
     seconds, _ = timing.in_processes(frameworks, options.rounds, warmup=1)
     alone = seconds.pop("Gravity alone")
@@ -167,13 +143,12 @@ def main() -> None:
     for row in rows:
         precision = row["VGG16, batch 128"].split(", ")[1]
         row["ours / this"] = speed.get(f"ours, {precision}", float("nan")) / row["images/s"]
-    share = {
-        f"Gravity's share, {precision}": statistics.median(alone) / statistics.median(seconds[f"ours, {precision}"])
+    part = {
+        precision: statistics.median(alone) / statistics.median(seconds[f"ours, {precision}"])
         for precision in precisions
     }
-    sys.stdout.write(timing.table(rows) + "\n\n")
-    sys.stdout.write(timing.table([{name: f"{100 * value:.1f} %" for name, value in share.items()}]) + "\n")
-    timing.write(options.json, {"train_step": rows} | share)
+    share = {f"Gravity's share, {precision}": f"{value:.1%}" for precision, value in part.items()}
+    timing.report(options.json, {"train_step": rows, "share": [share]})
 
 
 if __name__ == "__main__":

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import stop_after
 from processes import result
-from stop_after import StopAfter
 from trainer import augment, data, loop, networks, steps
 from trainer.config import Config, resolve
 
@@ -114,16 +114,11 @@ def test_it_adds_less_than_a_thousandth_to_the_operations_of_a_step():
     assert 0 < added < 0.001 * 3 * operations(model.apply, {"params": params}, images)
 
 
-def train(workdir, devices=2, chunks=None, **flags):
-    config = resolve(dataclasses.replace(RUN, workdir=str(workdir), **flags))
-    loop.train(config, jax.devices()[:devices], None if chunks is None else StopAfter(chunks))
-
-
 @pytest.mark.slow
 def test_one_device_and_eight_see_the_same_pictures(tmp_path):
     """With a learning rate that moves nothing, so that rounding is all that may differ."""
     for devices in (1, 8):
-        train(tmp_path / str(devices), devices, optimizer="sgd", learning_rate=1e-12)
+        stop_after.train(RUN, tmp_path / str(devices), devices=devices, optimizer="sgd", learning_rate=1e-12)
     (one, rows), (eight, others) = (result(tmp_path / name) for name in ("1", "8"))
     del one, eight
     assert [row["loss"] for row in rows] != [rows[0]["loss"]] * 2, "both epochs see the same pictures"

@@ -8,6 +8,7 @@ import shutil
 import pytest
 
 import main
+from stop_after import snapshot
 
 # Invalid flags -> what the answer must contain in addition to the flag and its value. Exit code 2.
 USAGE = [
@@ -72,10 +73,6 @@ def command(monkeypatch, capfd):
     return command
 
 
-def snapshot(folder):
-    return {path: path.read_bytes() for path in pathlib.Path(folder).rglob("*") if path.is_file()}
-
-
 @pytest.mark.parametrize(("flags", "fix"), USAGE)
 def test_an_invalid_flag(command, monkeypatch, tmp_path, flags, fix):
     monkeypatch.chdir(tmp_path)
@@ -89,20 +86,14 @@ def test_an_invalid_flag(command, monkeypatch, tmp_path, flags, fix):
 
 
 @pytest.mark.parametrize("name", ["--workdir", "--data-dir", "--coordinator"])
-@pytest.mark.parametrize(("value", "joined"), [("", True), (" ", False)])
-def test_a_path_that_is_empty(command, monkeypatch, tmp_path, name, value, joined):
+@pytest.mark.parametrize("value", ["", " ", os.fsdecode(b"/tmp/\xff")], ids=["empty", "blank", "not UTF-8"])
+def test_a_path_that_is_empty_or_not_utf8(command, monkeypatch, tmp_path, name, value):
     """As an unset variable leaves it; with it, --resume would start again in a new folder each time."""
     monkeypatch.chdir(tmp_path)
     together = ("--num-processes", 2, "--process-id", 0) if name == "--coordinator" else ("--resume",)
-    code, line = command(*([f"{name}={value}"] if joined else [name, value]), *together)
+    code, line = command(f"{name}={value}", *together)
     assert code == 2 and f"{name} is " in line
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("name", ["--workdir", "--data-dir"])
-def test_a_path_that_is_not_utf8(command, name):
-    code, line = command(name, os.fsdecode(b"/tmp/\xff"))
-    assert code == 2 and f"{name} is '/tmp/\\udcff', a name that is not UTF-8" in line
 
 
 @pytest.mark.parametrize("name", ["--workdir", "--data-dir"])
@@ -114,72 +105,37 @@ def test_a_scheme_that_cannot_be_read_is_refused_before_anything_is_made(command
     assert list(tmp_path.iterdir()) == []
 
 
-def a_file(tmp_path):
-    (tmp_path / "there").write_text("mine")
-    return tmp_path / "there"
-
-
-def below_a_file(tmp_path):
-    return a_file(tmp_path) / "below"
-
-
-def with_results(tmp_path):
-    (tmp_path / "history.csv").write_text("epoch\n1\n")
-    return tmp_path
-
-
-def with_a_config(tmp_path):
-    (tmp_path / "config.json").write_text("{}")
-    return tmp_path
-
-
-def read_only(tmp_path):
-    return pathlib.Path("/proc/nowhere/run")
-
-
-def too_long(tmp_path):
-    return tmp_path / ("x" * 300)
-
-
-@pytest.mark.parametrize("where", [a_file, below_a_file, with_results, with_a_config, read_only, too_long])
-def test_a_workdir_that_cannot_be_used(command, tmp_path, where):
-    workdir = where(tmp_path)
+@pytest.mark.parametrize("file", ["run", "run/history.csv", "run/config.json"])
+def test_a_workdir_that_holds_something_is_never_overwritten(command, tmp_path, file):
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).write_text("mine")
     before = snapshot(tmp_path)
-    code, line = command("--workdir", workdir)
-    assert code == 1 and f"--workdir is {workdir}, " in line and "choose another folder" in line
+    code, line = command("--workdir", tmp_path / "run")
+    assert code == 1 and f"--workdir is {tmp_path / 'run'}, " in line and "choose another folder" in line
     assert snapshot(tmp_path) == before
 
 
-def no_config(workdir):
-    empty_checkpoint(workdir)
-    (workdir / "config.json").unlink()
-
-
-def broken_config(workdir):
-    (workdir / "config.json").write_text("{")
-
-
-def no_config_object(workdir):
-    (workdir / "config.json").write_text("[1]")
-
-
-def empty_checkpoint(workdir):
-    (workdir / "checkpoints" / "8").mkdir()
+@pytest.mark.parametrize("name", ["/dev/null/below", "/proc/nowhere/run", "x" * 300])
+def test_a_workdir_that_cannot_be_made(command, tmp_path, name):
+    code, line = command("--workdir", tmp_path / name)
+    assert code == 1 and f"--workdir is {tmp_path / name}, " in line and "choose another folder" in line
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
-    ("damage", "fix"),
+    ("config", "fix"),
     [
-        (no_config, "put it back"),
-        (broken_config, "config.json cannot be read"),
-        (no_config_object, "config.json cannot be read"),
-        (empty_checkpoint, "can be read; nothing was deleted"),
+        (None, "put it back"),
+        ("{", "config.json cannot be read"),
+        ("[1]", "config.json cannot be read"),
+        ("{}", "can be read; nothing was deleted"),
     ],
 )
-def test_a_run_that_cannot_be_resumed(command, tmp_path, damage, fix):
-    (tmp_path / "checkpoints").mkdir()
-    (tmp_path / "config.json").write_text("{}")
-    damage(tmp_path)
+def test_a_run_that_cannot_be_resumed(command, tmp_path, config, fix):
+    """Its only checkpoint is an empty folder."""
+    (tmp_path / "checkpoints" / "8").mkdir(parents=True)
+    if config is not None:
+        (tmp_path / "config.json").write_text(config)
     before = snapshot(tmp_path)
     code, line = command("--workdir", tmp_path, "--resume", "--width", 0.25)
     assert code == 1 and f"--workdir is {tmp_path}, " in line and fix in line

@@ -131,58 +131,38 @@ def test_a_folder_that_cannot_be_written_is_one_line(monkeypatch, capsys, tmp_pa
 # Paths: empty, in a bucket, in the home folder
 
 
-OTHER_COMMANDS = [
-    (benchmark.main, ["--workdir", "{}"]),
-    (benchmark.main, ["--workdir", "R", "--data-dir", "{}"]),
-    (compare.main, ["--workdir", "{}"]),
-    (compare.main, ["--workdir", "{}", "--report"]),
-    (compare.main, ["--workdir", "R", "--data-dir", "{}"]),
-    (report.main, ["{}"]),
-    (evaluate.main, ["{}"]),
-    (evaluate.main, ["R", "--data-dir", "{}"]),
-    (evaluate.main, ["R", "--predictions", "{}"]),
-    (evaluate.main, ["R", "--export", "{}"]),
+PATHS = [
+    *(
+        (module, words, "", " is empty")
+        for module, words in (
+            (benchmark, "--workdir {}"),
+            (benchmark, "--workdir R --data-dir {}"),
+            (compare, "--workdir {}"),
+            (compare, "--workdir {} --report"),
+            (compare, "--workdir R --data-dir {}"),
+            (report, "{}"),
+            (evaluate, "{}"),
+            (evaluate, "R --data-dir {}"),
+            (evaluate, "R --predictions {}"),
+            (evaluate, "R --export {}"),
+        )
+    ),
+    (benchmark, "--workdir {}", "gs://bucket/results", "local folder"),
+    (compare, "--workdir {}", "gs://bucket/results", "local folder"),
+    (report, "{}", "gs://bucket/results", "local folder"),
+    (compare, "--workdir {} --report", "~/none", "HOME/none, "),
+    (report, "{}", "~/none", "HOME/none, "),
 ]
 
 
-@pytest.fixture
-def other_command(monkeypatch, capfd):
-    """Calls the main function of another command: its exit code and its one line of error."""
-
-    def call(main_of, *words):
-        monkeypatch.setattr("sys.argv", ["command", *words])
-        code = main_of()
-        (line,) = capfd.readouterr().err.splitlines()
-        assert line.startswith("error: ")
-        return code, line
-
-    return call
-
-
-@pytest.mark.parametrize("main_of, words", OTHER_COMMANDS)
-def test_the_other_commands_refuse_an_empty_path_too(other_command, monkeypatch, tmp_path, main_of, words):
-    monkeypatch.chdir(tmp_path)
-    code, line = other_command(main_of, *[word.format("") for word in words])
-    assert code == 2 and " is empty" in line
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize(
-    "main_of, words", [(benchmark.main, ["--workdir"]), (compare.main, ["--workdir"]), (report.main, [])]
-)
-def test_results_of_the_other_commands_lie_in_a_local_folder(other_command, monkeypatch, tmp_path, main_of, words):
-    monkeypatch.chdir(tmp_path)
-    code, line = other_command(main_of, *words, "gs://bucket/results")
-    assert code == 2 and "gs://bucket/results" in line and "local folder" in line
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize(
-    "main_of, words", [(compare.main, ["--workdir", "~/none", "--report"]), (report.main, ["~/none"])]
-)
-def test_the_other_commands_expand_a_tilde(other_command, monkeypatch, tmp_path, main_of, words):
+@pytest.mark.parametrize(("module", "words", "path", "said"), PATHS)
+def test_paths_of_the_other_commands(monkeypatch, capfd, tmp_path, module, words, path, said):
+    """An empty one is refused, as is one in a bucket where results must be local; a tilde is the home folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
-    _, line = other_command(main_of, *words)
-    assert f"is {tmp_path / 'none'}, " in line
+    monkeypatch.setattr("sys.argv", ["command", *(path if word == "{}" else word for word in words.split())])
+    code = module.main()
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith("error: ") and said.replace("HOME", str(tmp_path)) in line
+    assert code == 2 or path.startswith("~")
     assert list(tmp_path.iterdir()) == []

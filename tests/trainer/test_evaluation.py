@@ -1,16 +1,14 @@
 """`train/evaluate.py`: what it says of a finished and of an interrupted run, and the files it writes."""
 
-import csv
 import shutil
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from stop_after import StopAfter
-from trainer import data, evaluation, loop
-from trainer.config import Config, UserError, resolve
+import stop_after
+from trainer import data, evaluation
+from trainer.config import Config, UserError
 from trainer.loop import chunk_lengths
 from trainer.progress import Preempted
 
@@ -21,15 +19,13 @@ RUN = Config(width=0.05, limit=128, batch_size=8, epochs=3, keep=5, norm="group"
 def run(tmp_path_factory):
     """An interrupted run, in the middle of its third epoch, and the rows of the two before."""
     workdir = tmp_path_factory.mktemp("run")
-    config = resolve(Config(**vars(RUN) | {"workdir": str(workdir)}))
     with pytest.raises(Preempted):
-        loop.train(config, jax.devices()[:2], StopAfter(len(chunk_lengths(16)) * 2 + 3))
-    with open(workdir / "history.csv", newline="") as file:
-        return workdir, list(csv.DictReader(file))
+        stop_after.train(RUN, workdir, len(chunk_lengths(16)) * 2 + 3, devices=2)
+    return workdir, stop_after.rows(workdir / "history.csv")
 
 
-def snapshot(folder):
-    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != "confusion.png"}
+def snapshot(workdir):
+    return {path: text for path, text in stop_after.snapshot(workdir).items() if path.name != "confusion.png"}
 
 
 def numbers(workdir):
@@ -44,8 +40,7 @@ def test_loss_and_accuracy_are_those_of_the_epochs_row(run, tmp_path):
         report = evaluation.evaluate(str(workdir), number, str(predictions), None, None)
         expected = f"loss {float(row['val_loss']):.4f}, accuracy {float(row['val_accuracy']):.4f} on 128 test pictures"
         assert expected in report and f"checkpoint {number}, after epoch {row['epoch']}\n" in report
-        with open(predictions, newline="") as file:
-            pictures = list(csv.DictReader(file))
+        pictures = stop_after.rows(predictions)
         labels, predicted = (np.array([int(p[name]) for p in pictures]) for name in ("label", "predicted"))
         np.testing.assert_array_equal(labels, data.load("digits", None, 128).test_labels)
         np.testing.assert_allclose(np.mean(labels == predicted), float(row["val_accuracy"]), rtol=1e-5)
@@ -64,7 +59,7 @@ def test_the_newest_checkpoint_of_an_interrupted_run_is_in_the_middle_of_an_epoc
 
 
 @pytest.mark.slow
-def test_the_weights_load_elsewhere_in_five_lines(run, tmp_path):
+def test_the_weights_load_elsewhere_in_five_lines_and_say_what_model_they_are_of(run, tmp_path):
     workdir, rows = run
     path, number = tmp_path / "weights.safetensors", numbers(workdir)[1]
     evaluation.evaluate(str(workdir), number, None, str(path), None)
@@ -72,6 +67,7 @@ def test_the_weights_load_elsewhere_in_five_lines(run, tmp_path):
     images = digits.test_images
 
     from flax.traverse_util import unflatten_dict
+    from safetensors import safe_open
     from safetensors.flax import load_file
 
     from trainer import vgg
@@ -81,24 +77,9 @@ def test_the_weights_load_elsewhere_in_five_lines(run, tmp_path):
 
     accuracy = float(jnp.mean(jnp.argmax(logits, -1) == digits.test_labels))
     np.testing.assert_allclose(accuracy, float(rows[1]["val_accuracy"]), rtol=1e-5)
-
-
-def test_the_weights_say_what_model_they_are_of(run, tmp_path):
-    from safetensors import safe_open
-
-    path = tmp_path / "weights.safetensors"
-    evaluation.evaluate(str(run[0]), None, None, str(path), None)
+    said = {"dataset": "digits", "model": "vgg11", "width": "0.05", "precision": "float32", "norm": "group"}
     with safe_open(path, "np") as file:
-        metadata = file.metadata()
-    assert metadata == {
-        "dataset": "digits",
-        "model": "vgg11",
-        "width": "0.05",
-        "precision": "float32",
-        "norm": "group",
-        "num_classes": "10",
-        "image_shape": "(8, 8, 1)",
-    }
+        assert file.metadata() == said | {"num_classes": "10", "image_shape": "(8, 8, 1)"}
 
 
 def damaged(workdir):

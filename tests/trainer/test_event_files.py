@@ -1,18 +1,16 @@
 """`--tensorboard`: what TensorBoard's own reader finds after an uninterrupted run and after a resumed one."""
 
-import csv
+import functools
 import gc
 import time
 import types
 import warnings
 
-import jax
 import numpy as np
 import pytest
 
-from stop_after import StopAfter
-from trainer import loop
-from trainer.config import Config, resolve
+import stop_after
+from trainer.config import Config
 from trainer.loop import chunk_lengths
 from trainer.progress import Preempted
 
@@ -20,17 +18,8 @@ STEPS, EPOCHS = 10, 3
 ENDS = (2, 4, 5, 6, 7, 8, 9, 10)  # the steps after which chunks end
 
 
-def train(workdir, chunks=None, **flags):
-    given = {
-        "model": "mlp",
-        "width": 0.05,
-        "limit": 150,
-        "batch_size": 16,
-        "epochs": EPOCHS,
-        "tensorboard": True,
-    } | flags
-    config = resolve(Config(workdir=str(workdir), **given))
-    return loop.train(config, jax.devices()[:1], None if chunks is None else StopAfter(chunks))
+RUN = Config(model="mlp", width=0.05, limit=150, batch_size=16, epochs=EPOCHS, tensorboard=True)
+train = functools.partial(stop_after.train, RUN)
 
 
 def scalars(workdir):
@@ -61,8 +50,7 @@ def test_a_resumed_run_appends_and_nothing_is_there_twice(tmp_path, monkeypatch,
     assert len(list((tmp_path / "tensorboard").iterdir())) == 2
     found = scalars(tmp_path)
     assert [step for step, _ in found["chunk/loss"]] == [STEPS * epoch + end for epoch in range(EPOCHS) for end in ENDS]
-    with open(tmp_path / "history.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = stop_after.rows(tmp_path / "history.csv")
     for name in ("loss", "accuracy", "val_loss", "val_accuracy", "learning_rate", "images_per_second"):
         steps, values = zip(*found[f"epoch/{name}"], strict=True)
         assert steps == (10, 20, 30)

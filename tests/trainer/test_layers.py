@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
-from jax.sharding import PartitionSpec as P
 
 from trainer import layers
 
@@ -68,7 +67,7 @@ def assert_close(got, want, tolerance):
 
 @pytest.mark.parametrize("scan", [False, True])
 @pytest.mark.parametrize("c, k", [(1, 8), (8, 3)])
-@pytest.mark.parametrize("size", [2, 8, 32])
+@pytest.mark.parametrize("size", [2, 32])
 def test_conv(size, c, k, scan):
     args = data(4, size, size, c, k)
     f = value_and_gradients(conv)
@@ -120,25 +119,6 @@ def test_precision_reaches_every_product(size, c, k, precision):
     assert jaxpr.count("HIGHEST") >= products if precision else "HIGHEST" not in jaxpr
 
 
-@pytest.mark.parametrize("gradient", ["inside", "outside"])
-def test_shard_map(gradient):
-    x, w, dy = data(16, 8, 8, 3, 8)
-    mesh = jax.sharding.Mesh(jax.devices(), ("d",))
-
-    def loss(x, w, dy):
-        return (conv(x, w) * dy).sum()
-
-    def shard(f):
-        return jax.shard_map(f, mesh=mesh, in_specs=(P("d"), P(), P("d")), out_specs=P(), check_vma=False)
-
-    if gradient == "outside":
-        f = jax.grad(shard(lambda *a: lax.psum(loss(*a), "d")), 1)
-    else:
-        f = shard(lambda *a: lax.psum(jax.grad(loss, 1)(*a), "d"))
-    want = value_and_gradients(plain_conv)(x, w, dy)[2]
-    assert_close([jax.jit(f)(x, w, dy)], [want], 1e-5)
-
-
 @pytest.mark.parametrize("size, c, k", [(8, 3, 8), (4, 64, 64)])
 def test_pmap(size, c, k):
     x, w, dy = data(16, size, size, c, k)
@@ -158,7 +138,7 @@ def plain_pool(x):
 
 
 @pytest.mark.parametrize("scan", [False, True])
-@pytest.mark.parametrize("h, w", [(2, 2), (4, 8), (32, 32), (5, 7)])
+@pytest.mark.parametrize("h, w", [(2, 2), (32, 32), (5, 7)])
 def test_pool(h, w, scan):
     # Numbers that are all different.
     x = jax.random.permutation(jax.random.key(0), 2 * h * w * 3)

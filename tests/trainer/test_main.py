@@ -43,14 +43,6 @@ def test_help_answers_before_anything_heavy_is_imported():
         assert flag in out.stdout
 
 
-def test_an_error_is_one_line_and_an_exit_code(tmp_path):
-    (tmp_path / "file").write_text("")
-    for flags, code in ((("--beta", "1.5"), 2), (("--workdir", tmp_path / "file"), 1)):
-        out = run(*flags)
-        (line,) = (out.stdout + out.stderr).splitlines()
-        assert out.returncode == code and line.startswith(f"error: {flags[0]} is {flags[1]}")
-
-
 def test_in_a_pipe_there_is_a_line_per_epoch_and_no_progress_bar(tmp_path):
     out = run(*SMALL, "--epochs", 2, cwd=tmp_path)
     assert out.returncode == 0, out.stderr
@@ -62,20 +54,8 @@ def test_in_a_pipe_there_is_a_line_per_epoch_and_no_progress_bar(tmp_path):
     assert {len(line) for line in epochs} == {len(header)}, "not aligned"
     (folder,) = (tmp_path / "runs").iterdir()
     assert lines[-1] == f"results are in runs/{folder.name}"
-    assert sorted(path.name for path in folder.iterdir()) == [
-        "checkpoints",
-        "config.json",
-        "history.csv",
-        "history.png",
-    ]
-
-
-def test_a_dataset_of_tensorflow_datasets_trains_without_tensorflow_and_each_line_comes_once(tiny_tfds, tmp_path):
-    out = run("--dataset", "mnist", "--data-dir", tiny_tfds, *SMALL, "--epochs", 1, "--workdir", tmp_path / "run")
-    assert out.returncode == 0, out.stderr
-    lines = [line for line in out.stdout.splitlines() if not line.startswith("jaxlib ")]  # said of a faulty one
-    assert len(lines) == 4
-    assert out.stderr == ""
+    names = ["checkpoints", "config.json", "history.csv", "history.png"]
+    assert sorted(path.name for path in folder.iterdir()) == names
 
 
 def start_on_a_terminal(*flags):

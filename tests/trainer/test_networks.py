@@ -16,11 +16,8 @@ def start(shape=(8, 8, 1), **flags):
     config = resolve(Config(**flags))
     model = networks.build(config, 10)
     params = networks.initial(config, model, KEY, shape)
-    return (
-        model,
-        params,
-        {"/".join(k.key for k in path): np.asarray(x) for path, x in jax.tree.leaves_with_path(params)},
-    )
+    named = {"/".join(k.key for k in path): np.asarray(x) for path, x in jax.tree.leaves_with_path(params)}
+    return model, params, named
 
 
 def test_without_flags_it_is_the_papers_network_and_weights_bit_for_bit():

@@ -1,6 +1,7 @@
 """Stopped and resumed runs, damaged checkpoints, full disks: all in this process, with one compiled trainer."""
 
 import dataclasses
+import functools
 import json
 import logging
 import os
@@ -13,31 +14,27 @@ import numpy as np
 import pytest
 
 import processes
+import stop_after
 from kept_trainers import kept_trainers
-from stop_after import StopAfter
+from stop_after import snapshot
 from trainer import loop, progress
 from trainer.checkpoints import Checkpoints, read_one
-from trainer.config import SAME_RUN, Config, UserError, resolve
+from trainer.config import SAME_RUN, Config, UserError
 
-RUN = Config(width=0.05, limit=128, batch_size=8, epochs=4)  # 8 chunks of 2 steps per epoch
+RUN = Config(model="mlp", width=0.05, limit=128, batch_size=8, epochs=4)  # 8 chunks of 2 steps per epoch
 CHUNKS = 8
 TRAINER = loop.Trainer
+train = functools.partial(stop_after.train, RUN, devices=2)
 
 
-@pytest.fixture(scope="module")
-def train():
-    """`train(workdir, chunks=None, devices=2, **flags)`: loop.train, stopped after `chunks` chunks."""
-
-    def train(workdir, chunks=None, devices=2, **flags):
-        config = resolve(dataclasses.replace(RUN, workdir=str(workdir), **flags))
-        return loop.train(config, jax.devices()[:devices], None if chunks is None else StopAfter(chunks))
-
+@pytest.fixture(scope="module", autouse=True)
+def kept():
     with kept_trainers():
-        yield train
+        yield
 
 
 @pytest.fixture(scope="module")
-def whole(train, tmp_path_factory):
+def whole(tmp_path_factory):
     """The result of an uninterrupted run."""
     workdir = tmp_path_factory.mktemp("whole")
     train(workdir)
@@ -45,7 +42,7 @@ def whole(train, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def stopped(train, tmp_path_factory):
+def stopped(tmp_path_factory):
     """The workdir of a run that was stopped in its third epoch; checkpoints: after two epochs, and 3 chunks later."""
     workdir = tmp_path_factory.mktemp("stopped") / "run"
     with pytest.raises(progress.Preempted):
@@ -72,7 +69,7 @@ def said(caplog):
 @pytest.mark.parametrize(
     ("stops", "checkpoint_every"), [([0, CHUNKS, 3 * CHUNKS - 1], 1), ([1, CHUNKS + 4, 4, CHUNKS], 3)]
 )
-def test_a_stopped_run_resumes_bit_for_bit(train, whole, tmp_path, stops, checkpoint_every):
+def test_a_stopped_run_resumes_bit_for_bit(whole, tmp_path, stops, checkpoint_every):
     flags = {"resume": True, "checkpoint_every": checkpoint_every}
     for chunks in stops:
         with pytest.raises(progress.Preempted, match=r"stopped on SIGTERM after epoch \d, step \d+ of 16; .*--resume"):
@@ -83,15 +80,15 @@ def test_a_stopped_run_resumes_bit_for_bit(train, whole, tmp_path, stops, checkp
     assert (tmp_path / "run" / "history.png").exists()
 
 
-def test_what_is_compared_is_the_state_and_it_moves(train, whole, tmp_path):
+def test_what_is_compared_is_the_state_and_it_moves(whole, tmp_path):
     arrays, history = whole
-    assert sum("velocity" in name for name in arrays) == sum("params" in name for name in arrays) == 22
+    assert sum("velocity" in name for name in arrays) == sum("params" in name for name in arrays) == 6
     assert len(history) == 4
     train(tmp_path / "other", seed=1)
-    assert len(processes.differences(processes.result(tmp_path / "other"), whole)) > 20
+    assert len(processes.differences(processes.result(tmp_path / "other"), whole)) > 9
 
 
-def test_a_run_that_was_killed_is_repaired(train, whole, halfway, tmp_path):
+def test_a_run_that_was_killed_is_repaired(whole, halfway, tmp_path):
     """The history may be ahead of the checkpoints, behind them, or half a line."""
     text = (halfway / "history.csv").read_text()
     for number, history in enumerate([text + text.splitlines()[-1] + "\n", text[:-10]]):
@@ -104,7 +101,7 @@ def test_a_run_that_was_killed_is_repaired(train, whole, halfway, tmp_path):
 
 
 @pytest.mark.parametrize("left", [[], ["config.json", "history.csv"]])
-def test_without_a_checkpoint_it_starts(train, whole, halfway, left):
+def test_without_a_checkpoint_it_starts(whole, halfway, left):
     for path in halfway.iterdir():
         if path.name not in left:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -112,7 +109,7 @@ def test_without_a_checkpoint_it_starts(train, whole, halfway, left):
     assert processes.differences(processes.result(halfway), whole) == []
 
 
-def test_a_finished_run_does_nothing_and_more_epochs_can_be_added(train, whole, tmp_path, monkeypatch):
+def test_a_finished_run_does_nothing_and_more_epochs_can_be_added(whole, tmp_path, monkeypatch):
     train(tmp_path / "run", epochs=2)
     before = processes.result(tmp_path / "run")
     with monkeypatch.context() as patch:
@@ -125,7 +122,7 @@ def test_a_finished_run_does_nothing_and_more_epochs_can_be_added(train, whole, 
     assert processes.differences(processes.result(tmp_path / "run"), whole) == []
 
 
-def test_another_number_of_devices_resumes_and_says_so(train, whole, halfway, said):
+def test_another_number_of_devices_resumes_and_says_so(whole, halfway, said):
     train(halfway, devices=1, resume=True)
     assert "resuming on 1 x cpu, previously on 2 x cpu" in said()
     arrays, history = processes.result(halfway)
@@ -135,7 +132,7 @@ def test_another_number_of_devices_resumes_and_says_so(train, whole, halfway, sa
 
 
 @pytest.mark.parametrize(("every", "keep", "left"), [(1, 1, [4]), (3, 9, [3, 4])])
-def test_checkpoints_are_written_every_so_often_and_the_newest_kept(train, tmp_path, every, keep, left):
+def test_checkpoints_are_written_every_so_often_and_the_newest_kept(tmp_path, every, keep, left):
     train(tmp_path / "run", checkpoint_every=every, keep=keep)
     assert processes.whole(tmp_path / "run") == [CHUNKS * epoch for epoch in left]
 
@@ -143,19 +140,18 @@ def test_checkpoints_are_written_every_so_often_and_the_newest_kept(train, tmp_p
 # What is refused
 
 
-def test_another_run_is_refused_with_each_field(train, halfway):
+def test_another_run_is_refused_with_each_field(halfway):
     flags = {"seed": 7, "batch_size": 4, "optimizer": "adam"}
     before = snapshot(halfway)
     with pytest.raises(UserError) as caught:
         train(halfway, resume=True, **flags)
-    message = str(caught.value)
     for text in ("--optimizer was gravity and is adam", "--seed was 0 and is 7", "--batch-size was 8 and is 4"):
-        assert text in message
-    assert "--width" not in message and "\n" not in message
+        assert text in str(caught.value)
+    assert "--width" not in str(caught.value)
     assert snapshot(halfway) == before
 
 
-def test_a_flag_that_the_recorded_version_did_not_have_had_its_default(train, halfway):
+def test_a_flag_that_the_recorded_version_did_not_have_had_its_default(halfway):
     config = json.loads((halfway / "config.json").read_text())
     (halfway / "config.json").write_text(json.dumps({name: x for name, x in config.items() if name != "norm"}))
     with pytest.raises(UserError, match="--norm was none and is group"):
@@ -169,40 +165,20 @@ def test_every_flag_is_either_compared_or_free():
     assert free | set(SAME_RUN) >= {field.name for field in dataclasses.fields(Config)}
 
 
-def test_other_data_are_refused(train, halfway):
+def test_other_data_are_refused(halfway):
     config = json.loads((halfway / "config.json").read_text())
     (halfway / "config.json").write_text(json.dumps(config | {"train_examples": 60}))
     with pytest.raises(UserError, match="a run on other data: train_examples was 60 and is 128"):
         train(halfway, resume=True)
 
 
-@pytest.mark.parametrize("content", [None, "", "[", "3"])
-def test_a_lost_or_broken_config_is_named(train, halfway, content):
-    (halfway / "config.json").unlink()
-    if content is not None:
-        (halfway / "config.json").write_text(content)
-    with pytest.raises(UserError, match=f"--workdir is {halfway}, .*config.json"):
-        train(halfway, resume=True)
-
-
-def test_a_run_is_never_overwritten_without_resume(train, halfway):
-    before = snapshot(halfway)
-    with pytest.raises(UserError, match=f"--workdir is {halfway}, which holds .* already; choose .* --resume"):
-        train(halfway)
-    assert snapshot(halfway) == before
-
-
-def test_another_versions_state_is_refused(train, halfway, monkeypatch):
+def test_another_versions_state_is_refused(halfway, monkeypatch):
     monkeypatch.setattr(jax.tree_util, "keystr", lambda path: f"other{path}")
     with pytest.raises(UserError, match="holds other arrays than this version"):
         train(halfway, resume=True)
 
 
 # Damage
-
-
-def snapshot(folder):
-    return {path: path.read_bytes() for path in pathlib.Path(folder).rglob("*") if path.is_file()}
 
 
 def files(checkpoint):
@@ -219,11 +195,7 @@ def flip(path, part=0.5):
     path.write_bytes(content)
 
 
-def lost(path):
-    path.unlink()
-
-
-@pytest.mark.parametrize("damage", [flip, lost])
+@pytest.mark.parametrize("damage", [flip, pathlib.Path.unlink])
 def test_damage_to_any_file_of_the_newest_checkpoint_is_noticed_or_does_no_harm(stopped, tmp_path, caplog, damage):
     """What is not noticed is not read: copies of metadata, for other readers."""
     newest = processes.result(stopped)[0]
@@ -248,14 +220,16 @@ def same(arrays, others):
     return processes.differences((arrays, []), (others, [])) == []
 
 
-def test_a_run_with_a_damaged_checkpoint_resumes_from_the_previous_one(train, whole, halfway, said):
-    truncate(max(files(halfway / "checkpoints" / "19"), key=lambda path: path.stat().st_size))
+@pytest.mark.parametrize(("name", "why"), [("19", "is damaged"), ("19.orbax-checkpoint-tmp", "is unfinished")])
+def test_a_damaged_or_unfinished_checkpoint_is_left_out(whole, halfway, said, name, why):
+    newest = (halfway / "checkpoints" / "19").rename(halfway / "checkpoints" / name)
+    truncate(max(files(newest), key=lambda path: path.stat().st_size))
     train(halfway, resume=True)
-    assert f"the checkpoint {halfway}/checkpoints/19 is damaged" in said() and "resuming after epoch 2\n" in said()
+    assert f"{newest} {why}" in said() and "resuming after epoch 2\n" in said()
     assert processes.differences(processes.result(halfway), whole) == []
 
 
-def test_a_flipped_bit_anywhere_in_the_arrays_is_noticed(train, halfway, tmp_path):
+def test_a_flipped_bit_anywhere_in_the_arrays_is_noticed(halfway, tmp_path):
     for path in files(halfway / "checkpoints" / "19" / "arrays" / "d"):
         content = path.read_bytes()
         for part in np.linspace(0.01, 0.99, 40):
@@ -270,15 +244,7 @@ def test_a_flipped_bit_anywhere_in_the_arrays_is_noticed(train, halfway, tmp_pat
     read_one(halfway / "checkpoints", 19)
 
 
-def test_a_half_written_checkpoint_is_left_out(train, whole, halfway, said):
-    (halfway / "checkpoints" / "19").rename(halfway / "checkpoints" / "19.orbax-checkpoint-tmp")
-    truncate(max(files(halfway / "checkpoints" / "19.orbax-checkpoint-tmp"), key=lambda path: path.stat().st_size))
-    train(halfway, resume=True)
-    assert "19.orbax-checkpoint-tmp is unfinished" in said() and "resuming after epoch 2\n" in said()
-    assert processes.differences(processes.result(halfway), whole) == []
-
-
-def test_if_none_can_be_read_it_says_so_and_deletes_nothing(train, halfway):
+def test_if_none_can_be_read_it_says_so_and_deletes_nothing(halfway):
     for number in processes.whole(halfway):
         for path in files(halfway / "checkpoints" / str(number)):
             truncate(path)
@@ -291,7 +257,7 @@ def test_if_none_can_be_read_it_says_so_and_deletes_nothing(train, halfway):
 # A disk that is full, a loss that is not finite
 
 
-def test_too_little_room_is_found_before_training(train, tmp_path, monkeypatch):
+def test_too_little_room_is_found_before_training(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**6, 10**6 - 10, 10))
     with pytest.raises(UserError, match=r"0 MB are free and the checkpoints need 2 MB \(--keep is 2\)"):
         train(tmp_path / "run")
@@ -299,7 +265,7 @@ def test_too_little_room_is_found_before_training(train, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("size", [20_000, 300])
-def test_a_disk_that_is_full_ends_the_run_and_the_last_checkpoint_is_whole(train, whole, halfway, size):
+def test_a_disk_that_is_full_ends_the_run_and_the_last_checkpoint_is_whole(whole, halfway, size):
     """A limit on the size of files stands for it: at first no array can be written, then not even history.csv."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
@@ -313,7 +279,7 @@ def test_a_disk_that_is_full_ends_the_run_and_the_last_checkpoint_is_whole(train
     assert processes.differences(processes.result(halfway), whole) == []
 
 
-def test_a_run_that_diverges_keeps_its_last_good_checkpoint(train, halfway, monkeypatch):
+def test_a_run_that_diverges_keeps_its_last_good_checkpoint(halfway, monkeypatch):
     """In the last step of an epoch: the loss, from before the step, is still finite."""
     spoilt = lambda x: np.full_like(x, np.nan) if np.issubdtype(x.dtype, np.floating) else np.array(x)
     advance = TRAINER.advance

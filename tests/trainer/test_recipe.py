@@ -1,7 +1,6 @@
 """Clipping, weight decay, schedules and accumulation: against the chains written out, and through a whole run."""
 
-import csv
-import dataclasses
+import functools
 import json
 
 import jax
@@ -10,10 +9,11 @@ import numpy as np
 import optax
 import pytest
 
+import stop_after
 from gravity_optax import gravity, scale_by_gravity
 from processes import differences, result
-from stop_after import StopAfter
-from trainer import loop, optimizers
+from stop_after import rows
+from trainer import optimizers
 from trainer.config import RECIPE, Config, UsageError, UserError, as_recorded, resolve
 from trainer.progress import Preempted
 
@@ -175,10 +175,7 @@ RUN = Config(
 )
 
 
-def train(workdir, chunks=None, **flags):
-    config = resolve(dataclasses.replace(RUN, workdir=str(workdir), **flags))
-    with jax.numpy_dtype_promotion("standard"):  # optax's own code promotes
-        return loop.train(config, jax.devices()[:2], None if chunks is None else StopAfter(chunks))
+train = functools.partial(stop_after.train, RUN, devices=2)
 
 
 def test_a_run_from_before_these_flags_is_one_without_them():
@@ -205,26 +202,15 @@ def test_a_stopped_run_with_every_flag_resumes_bit_for_bit(runs):
 
 def test_the_flags_are_recorded_and_the_learning_rate_is_the_last_column(runs):
     config = json.loads((runs[0] / "config.json").read_text())
-    assert {name: config[name] for name in ("schedule", "clip_norm", "accumulate", "norm")} == {
-        "schedule": "cosine",
-        "clip_norm": 0.5,
-        "accumulate": 3,
-        "norm": "group",
-    }
-    with open(runs[0] / "history.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert list(rows[0])[-1] == "learning_rate"
+    assert all(config[name] == getattr(RUN, name) for name in ("schedule", "clip_norm", "accumulate", "norm"))
+    history = rows(runs[0] / "history.csv")
+    assert list(history[0])[-1] == "learning_rate"
     # 10 updates in all, 2 of them warm-up; 5 are done after the first epoch.
     middle = 0.01 + 0.09 * (1 + np.cos(np.pi * 3 / 8)) / 2
-    np.testing.assert_allclose([float(row["learning_rate"]) for row in rows], [middle, 0.01], rtol=1e-5)
+    np.testing.assert_allclose([float(row["learning_rate"]) for row in history], [middle, 0.01], rtol=1e-5)
 
 
-@pytest.mark.parametrize(
-    "flags",
-    [
-        *({"clip_norm": 1.0}, {"epochs": 3}, {"init": "he"}, {"augment": "crop-flip"}),
-    ],
-)
+@pytest.mark.parametrize("flags", [{"clip_norm": 1.0}, {"epochs": 3}, {"init": "he"}, {"augment": "crop-flip"}])
 def test_another_recipe_is_another_run(runs, flags):
     ((name, value),) = flags.items()
     with pytest.raises(UserError, match=f"--{name.replace('_', '-')} was .* and is {value}"):

@@ -48,7 +48,6 @@ def test_invalid_flags_are_exit_code_2_with_any_output(tmp_path, where):
 @pytest.mark.parametrize(
     ("variables", "command"),
     [
-        ({"JAX_PLATFORMS": "cuda"}, "main --workdir run"),
         ({"JAX_PLATFORMS": "tpu"}, "evaluate run"),
         ({"JAX_PLATFORMS": "nonsense"}, "compare --workdir run"),
         ({"JAX_PLATFORMS": "", "JAX_PLATFORM_NAME": "nonsense"}, "main --workdir run"),
@@ -64,13 +63,12 @@ def test_a_platform_that_is_not_available_is_one_line(tmp_path, variables, comma
 
 
 @pytest.mark.parametrize(
-    "start",
+    ("platform", "start"),
     [
-        "raise RuntimeError('no driver')",
-        "from jax._src import xla_bridge; xla_bridge.register_plugin('broken', library_path='/gone.so')",
+        ("", "raise RuntimeError('no driver')"),
+        ("broken", "from jax._src import xla_bridge; xla_bridge.register_plugin('broken', library_path='/gone.so')"),
     ],
 )
-@pytest.mark.parametrize("platform", ["", "broken"])
 def test_a_plugin_that_does_not_start_is_one_line(tmp_path, start, platform):
     plugin = tmp_path / "jax_plugins" / "broken"
     plugin.mkdir(parents=True)

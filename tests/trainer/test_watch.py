@@ -10,9 +10,9 @@ import numpy as np
 import optax
 import pytest
 
+import stop_after
 from kept_trainers import kept_trainers
 from processes import differences, result
-from stop_after import StopAfter
 from trainer import data, devices, loop, pictures, steps, vgg, watch
 from trainer.config import Config, UserError, resolve
 from trainer.progress import Preempted
@@ -21,11 +21,10 @@ TINY = {"width": 0.05, "limit": 128, "batch_size": 8, "epochs": 3}  # 16 steps a
 CHUNKS = 8  # an epoch
 
 
-def train(workdir, chunks=None, count=1, **flags):
-    """A run on `count` devices, stopped after `chunks` chunks; its gradients.csv, if it has one."""
-    config = resolve(Config(workdir=str(workdir), **TINY | {"watch": True} | flags))
+def train(workdir, chunks=None, **flags):
+    """A run stopped after `chunks` chunks; its gradients.csv, if it has one."""
     try:
-        loop.train(config, jax.devices()[:count], None if chunks is None else StopAfter(chunks))
+        stop_after.train(Config(**TINY), workdir, chunks, **{"watch": True} | flags)
         assert chunks is None
     except Preempted:
         assert chunks is not None
@@ -166,15 +165,6 @@ def test_it_may_be_turned_on_and_off_when_a_run_is_resumed(whole, tmp_path):
     assert differences(result(tmp_path), result(whole[0])) == []
 
 
-@pytest.mark.slow
-def test_eight_devices_see_what_one_sees(whole, tmp_path):
-    one, eight = table(whole[1]), table(train(tmp_path, count=8))
-    for row, other in zip(one, eight, strict=True):
-        assert row["leaf"] == other["leaf"]
-        for column in ("max_abs", "damped_share", "velocity_norm"):
-            np.testing.assert_allclose(float(row[column]), float(other[column]), rtol=1e-3, atol=1e-7)
-
-
 @pytest.mark.parametrize("text", ["", "epoch,leaf\n1,a\n", f"{watch.COLUMNS}\n1,Dense_0/kernel,0.5\n"])
 def test_a_file_that_cannot_be_read_is_an_error_and_stays(tmp_path, text):
     train(tmp_path, chunks=CHUNKS)
@@ -203,15 +193,12 @@ def test_a_stalled_run_is_seen_in_the_file_and_said_once(badly_scaled, tmp_path,
         train(tmp_path, epochs=2)
         rows = table(train(tmp_path, resume=True))
     assert [float(loss) > 500 for loss in losses(tmp_path)] == [True] * 3
-    for epoch in "123":
-        kernels = [
-            row for row in rows if row["epoch"] == epoch and row["leaf"] in ("Conv3x3_0/kernel", "Conv3x3_1/kernel")
-        ]
-        assert all(float(row["max_abs"]) > 100 and float(row["damped_share"]) > 0.95 for row in kernels)
+    kernels = [row for row in rows if row["leaf"] in ("Conv3x3_0/kernel", "Conv3x3_1/kernel")]
+    assert len(kernels) == 6
+    assert all(float(row["max_abs"]) > 100 and float(row["damped_share"]) > 0.95 for row in kernels)
     said = [record.getMessage() for record in caplog.records if "Gravity damps" in record.getMessage()]
     assert len(said) == 1
-    assert said[0].startswith("after epoch 1 Gravity damps 100% of the entries of ")
-    assert said[0].endswith("training stalls: see --clip-norm")
+    assert "after epoch 1 Gravity damps 100%" in said[0] and "--clip-norm" in said[0]
 
 
 def test_the_figure_shows_leaves_whose_gradient_is_zero_or_not_finite():
