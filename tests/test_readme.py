@@ -70,6 +70,7 @@ TRAINING = {
     "python train/compare.py --workdir FOLDER --list": "",
     "python train/compare.py --workdir FOLDER": COMPARED,
     "python train/compare.py --workdir FOLDER --datasets cifar10 cifar100_fine --data-dir DATA": COMPARED,
+    "python train/compare.py --workdir FOLDER --sampler qmc --trials 20": LIST,
     "python train/compare.py --workdir FOLDER --study ablation": LIST,
     "python train/compare.py --workdir FOLDER --study ablation --datasets digits cifar10 --data-dir DATA": LIST,
 }

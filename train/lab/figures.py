@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from lab import palette, published, tables
-from lab.evidence import WHO
+from lab.evidence import AT, WHO
 from lab.frames import DATASET_NAMES, MODEL_NAMES, Results
 from lab.rules import RULES
 
@@ -103,8 +103,9 @@ def _style(name: str) -> dict[str, Any]:
 
 def _draw_rates(axes: Any, found: pd.DataFrame) -> None:
     for name, search in found[found["part"] == "search"].groupby("optimizer", sort=False):
-        scores = search.groupby("learning_rate")["validation_accuracy"].mean()
-        axes.plot(scores.index, scores, **_style(name))
+        scores = search.groupby(AT)["validation_accuracy"].mean()
+        line = {"linestyle": "none"} if search["point"].any() else {}
+        axes.plot(scores.index.get_level_values(0), scores, **(_style(name) | line))
     axes.set(xscale="log", xlabel="learning rate", ylabel="validation accuracy")
     axes.grid(alpha=0.3)
 
