@@ -40,6 +40,7 @@ IN_CI = {
         "pytest -m peers",
         "pytest -m slow",
         "pytest -m postgresql -n 0",
+        "pytest -m browser -n 0",
     )
 } | {
     ".ci/run": "passed",

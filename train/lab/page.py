@@ -89,11 +89,12 @@ class Table:
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
-    """A figure as a PNG file of that name."""
+    """A figure as a PNG file of that name, and what its curves show, of `figures.points`."""
 
     name: str
     alt: str
     content: bytes
+    curves: list[dict[str, Any]]
 
     @property
     def base64(self) -> str:
@@ -159,8 +160,9 @@ def _plain(value: Any) -> Any:
 
 def _picture(name: str, alt: str, draw: Callable[[], Any], dpi: int = 100) -> list[Picture]:
     """The figure, if it can be drawn."""
-    content = pictures.png(name, draw, dpi)
-    return [Picture(name, alt, content)] if content else []
+    drawn: list[Any] = []
+    content = pictures.png(name, lambda: drawn.append(draw()) or drawn[0], dpi)
+    return [Picture(name, alt, content, figures.points(drawn[0]))] if content else []
 
 
 # The paper's evaluation
