@@ -46,7 +46,7 @@ import pandas as pd
 from lab import published
 from lab.cells import history
 from lab.rules import RULES, chance_level
-from lab.runs import Outcomes, Setup
+from lab.runs import Outcomes, Trial
 from lab.tuning_study import VARIANTS
 from trainer.config import RECIPE, Config, OptimizerName, UserError
 
@@ -167,7 +167,7 @@ def _json(file: pathlib.Path) -> dict[str, Any]:
         raise UserError(f"{file} cannot be read ({error}); repair it or move the run away.") from error
 
 
-def network(setup: Setup) -> str:
+def network(setup: Trial) -> str:
     """What is trained and for how long: `vgg16 x 0.125, 3 epochs`, and more where it departs from the rule."""
     text = f"{setup.model} x {setup.width:g}, {setup.epochs} epoch{'s' * (setup.epochs > 1)}"
     if setup.batch_size != RULES[setup.dataset].batch_size:

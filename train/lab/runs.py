@@ -33,21 +33,9 @@ class Trial(NamedTuple):
     point: str = ""  # "NAME=VALUE NAME=VALUE", what was searched beside the learning rate
 
     @property
-    def setup(self) -> "Setup":
-        """What is the same for all runs that are compared."""
-        return Setup(self.dataset, self.model, self.epochs, self.width, self.batch_size, self.limit, self.settings)
-
-
-class Setup(NamedTuple):
-    """A dataset and network, trained for so long: what a comparison holds fixed."""
-
-    dataset: str
-    model: str
-    epochs: int
-    width: float
-    batch_size: int
-    limit: int | None
-    settings: str
+    def setup(self) -> "Trial":
+        """What is the same for all runs that are compared: a dataset and network, trained for so long."""
+        return self._replace(optimizer="", learning_rate=0.0, seed=0, part="search", point="")
 
 
 @dataclasses.dataclass(frozen=True)
