@@ -40,6 +40,7 @@ IN_CI = {
         "pytest -m peers",
         "pytest -m slow",
         "pytest -m postgresql -n 0",
+        "pytest -m browser -n 0",
     )
 } | {
     ".ci/run": "passed",
@@ -72,6 +73,7 @@ TRAINING = {
     "python train/compare.py --workdir FOLDER --list": "",
     "python train/compare.py --workdir FOLDER": COMPARED,
     "python train/compare.py --workdir FOLDER --datasets cifar10 cifar100_fine --data-dir DATA": COMPARED,
+    "python train/compare.py --workdir FOLDER --sampler qmc --trials 20": LIST,
     "python train/compare.py --workdir FOLDER --study ablation": LIST,
     "python train/compare.py --workdir FOLDER --study ablation --datasets digits cifar10 --data-dir DATA": LIST,
 }

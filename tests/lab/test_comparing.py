@@ -4,6 +4,7 @@ The trainer is not run here; something that answers at once stands in its place.
 """
 
 import dataclasses
+import datetime
 import os
 import random
 import signal
@@ -13,7 +14,7 @@ import pytest
 
 import compare
 from fake_outcomes import outcome
-from lab import comparing, laboratory, runs, search, worker
+from lab import comparing, laboratory, runs, search
 from lab.options import CompareOptions, comparisons
 from lab.runs import Trial
 from lab.store import Store
@@ -128,7 +129,7 @@ def test_the_list_says_what_is_done_and_to_do(tmp_path, stand, capsys):
     compare.compare(dataclasses.replace(flags, list_only=True))
     lines = capsys.readouterr().out.splitlines()
     assert sum(" done: validation accuracy" in line for line in lines) == 12
-    assert lines[-1] == "14 runs: 12 done, 2 to do; time left: about 2 s"
+    assert lines[-1] == "14 runs: 12 done, 2 to do; time left: about 0:00:02"
 
 
 def test_the_time_left_is_at_the_pace_of_the_same_dataset():
@@ -137,9 +138,10 @@ def test_the_time_left_is_at_the_pace_of_the_same_dataset():
     outcomes = {search.known(digits, {})[0]: outcome(*[0.5] * epochs, seconds=10.0 * epochs)}
     count = len(search.known(digits, {})) + len(digits.seeds) - 1
     left = 10.0 * epochs * count
-    assert comparing.runs_left([digits], outcomes) == f"about {worker.duration(left)}"
+    about = lambda seconds: f"about {datetime.timedelta(seconds=round(seconds))}"
+    assert comparing.runs_left([digits], outcomes) == about(left)
     others = len(search.known(mnist, {})) + len(mnist.seeds)
     more = 10.0 * mnist.config.epochs * others  # at the digits' pace, as long as there is no other
-    assert comparing.runs_left([digits, mnist], outcomes) == f"about {worker.duration(left + more)}"
+    assert comparing.runs_left([digits, mnist], outcomes) == about(left + more)
     outcomes[search.known(mnist, {})[0]] = outcome(*[0.5] * mnist.config.epochs, seconds=100.0)
-    assert comparing.runs_left([digits, mnist], outcomes) == f"about {worker.duration(left + 100.0 * (others - 1))}"
+    assert comparing.runs_left([digits, mnist], outcomes) == about(left + 100.0 * (others - 1))

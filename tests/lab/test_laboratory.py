@@ -1,6 +1,7 @@
 """The runs of a comparison are the trainer's, and the test set is looked at once."""
 
 import dataclasses
+import functools
 import math
 
 import jax
@@ -10,7 +11,9 @@ import pytest
 from lab import laboratory, search
 from lab.laboratory import Laboratory, Stopped, split
 from lab.options import SETTABLE, CompareOptions, comparisons
-from trainer import data, steps
+from lab.spaces import settings_of
+from trainer import data, optimizers, steps
+from trainer.config import Config, resolve
 from trainer.devices import Program, Replicas
 from trainer.loop import Trainer
 
@@ -97,6 +100,35 @@ def test_one_program_serves_every_learning_rate_and_seed(monkeypatch):
 
 @pytest.mark.slow
 @jax.numpy_dtype_promotion("standard")
+def test_a_point_of_a_space_is_the_trainers_run_with_its_settings_and_a_program_serves_all_of_a_warm_up(monkeypatch):
+    compiled = []
+    original = Laboratory._compiled
+    monkeypatch.setattr(Laboratory, "_compiled", lambda *args, **kw: compiled.append(1) or original(*args, **kw))
+    made_in = made_on(optimizers=("gravity", "momentum"), sampler="qmc", trials=1)
+    digits = data.load("digits", limit=96)
+    part = dataclasses.replace(
+        digits, train_images=digits.train_images[made_in.training], train_labels=digits.train_labels[made_in.training]
+    )
+    gravity, momentum = (first_trial(made_in, name)._replace(learning_rate=0.05) for name in ("gravity", "momentum"))
+    gravity = gravity._replace(point="beta=0.6 warmup_epochs=1 weight_decay=0.5")
+    for trial, own in (
+        (gravity, {}),
+        (momentum._replace(point="momentum=0.5 warmup_epochs=0 weight_decay=0.5"), {"momentum": 0.5}),
+    ):
+        settings = {name: value for name, value in settings_of(trial.point).items() if name not in own}
+        config = Config(optimizer=trial.optimizer, learning_rate=0.05, **settings, width=0.05, epochs=2)
+        with monkeypatch.context() as patch:  # the trainer has no flag for momentum
+            patch.setattr(optimizers, "make", functools.partial(optimizers.make, **own))
+            trainer = Trainer(resolve(config), part, jax.devices()[:1])
+            losses = [trainer.train_epoch(epoch)[0] for epoch in (1, 2)]
+        assert made_in.run(trial).loss_by_epoch == pytest.approx(losses, rel=1e-4)
+    other = made_in.run(gravity._replace(point="beta=0.7 warmup_epochs=1 weight_decay=0.1"))
+    assert other.loss_by_epoch != made_in.run(gravity).loss_by_epoch
+    assert len(compiled) == 2 + 1  # a training for each optimizer and warm-up, and an evaluation
+
+
+@pytest.mark.slow
+@jax.numpy_dtype_promotion("standard")
 def test_neither_validation_nor_test_pictures_are_trained_on_and_the_search_sees_no_test_picture(monkeypatch):
     made_in = made_on(optimizers=("momentum",))
     seen = {"train": set(), "score": set()}
@@ -163,7 +195,7 @@ def test_a_step_count_below_the_chunks_trains_on_what_is_there_alone():
     (comparison,) = comparisons(CompareOptions("unused", **FLAGS, optimizers=("sgd",)))
     params = {"w": np.zeros((2, 2), np.float32)}
     state = steps.TrainState(params, optax.sgd(0.5).init(params))
-    arguments = ((state, np.float32(0.5), np.int32(2), np.uint32(0)), pictures, batches)
+    arguments = (state, (pictures, {"learning_rate": np.float32(0.5)}, np.int32(2), np.uint32(0)), batches)
     chunk = lambda *a: laboratory._train_some(apply, comparison.config, 2, (1, 2, 1), *a)
     after, sums = Program(replicas, chunk, *arguments).compile()(*arguments)
     w = np.zeros((2, 2))

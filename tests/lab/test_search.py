@@ -2,18 +2,8 @@
 
 import math
 
-from fake_outcomes import only, outcome
+from fake_outcomes import only, work_through
 from lab import comparing, search
-
-
-def work_through(comparison, accuracy, outcomes=None):
-    """Makes all runs, with `accuracy(trial)` as their result; the runs in the order in which they were made."""
-    outcomes, made = dict(outcomes or {}), []
-    while todo := [trial for trial in search.known(comparison, outcomes) if trial not in outcomes]:
-        made.append(todo[0])
-        value = accuracy(todo[0])
-        outcomes[todo[0]] = outcome(*[value] * todo[0].epochs, test=value if todo[0].part == "final" else None)
-    return made, outcomes
 
 
 def peaked_at(rates):

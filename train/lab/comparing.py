@@ -34,7 +34,7 @@ def listing(comparisons: Sequence[Comparison], outcomes: Outcomes, store: Store 
             text = "under way" if runs.name(trial) in running else "to do"
             if outcome := outcomes.get(trial):
                 text = f"done: validation accuracy {outcome.validation_accuracy:.4f}"
-            start = [trial.dataset, trial.model, trial.optimizer, f"{trial.learning_rate:g}"]
+            start = [trial.dataset, trial.model, trial.optimizer, runs.at(trial)]
             rows.append([*start, str(trial.seed), trial.part, text])
         finals, _ = search.unknown(comparison, outcomes)
         if finals:
@@ -109,7 +109,7 @@ class TrialWorker(Worker[Trial]):
         try:
             if self._laboratory is None or self._laboratory.comparison is not comparison:
                 self._laboratory = Laboratory(comparison)
-            options = {"total": run.epochs, "desc": f"{run.dataset}, {run.optimizer}, {run.learning_rate:g}"}
+            options = {"total": run.epochs, "desc": f"{run.dataset}, {run.optimizer}, {runs.at(run)}"}
             with command.progress_bar(**options, unit="epoch", leave=False) as bar, logging_redirect_tqdm([log]):
                 outcome = self._laboratory.run(run, lambda: self.signal is not None, bar.update)
         except BaseException as error:
@@ -139,7 +139,7 @@ class TrialWorker(Worker[Trial]):
 
     def _tell(self, run: Trial) -> None:
         if outcome := self.outcomes.get(run):
-            text = f"{run.dataset}, {run.optimizer}, learning rate {run.learning_rate:g}, seed {run.seed}: "
+            text = f"{run.dataset}, {run.optimizer}, learning rate {runs.at(run)}, seed {run.seed}: "
             text += f"validation accuracy {outcome.validation_accuracy:.4f}"
             if outcome.test_accuracy is not None:
                 text += f", test accuracy {outcome.test_accuracy:.4f}"

@@ -16,6 +16,7 @@ from lab.rules import PLATEAU, RULES
 BASELINE = "adam"
 WHO = ["setup", "entrant"]  # in this order
 KEY = ["dataset", "network", "optimizer"]
+AT = ["learning_rate", "point"]  # what was searched; no table shows points where there are none
 
 
 def standings(runs: pd.DataFrame) -> pd.DataFrame:
@@ -23,7 +24,7 @@ def standings(runs: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for setup, found in _finals(runs):
         values, base = found["test_accuracy"], tested(runs, setup, BASELINE)
-        row = _start(found, "dataset", "network", "classes", "optimizer", "learning_rate")
+        row = _start(found, "dataset", "network", "classes", "optimizer", *AT)
         row |= {"seeds": len(found), "test_accuracy": values.mean(), "deviation": values.std()}
         if row["optimizer"] != BASELINE and len(base):
             row |= _difference("minus_adam", [(1, values.to_numpy()), (-1, base)])
@@ -34,9 +35,9 @@ def standings(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def rate_scores(runs: pd.DataFrame) -> pd.DataFrame:
-    """What the search found at each learning rate: mean accuracy on the validation part, and the runs at chance."""
+    """What the search found at each learning rate or point: mean validation accuracy, and the runs at chance."""
     search = runs[runs["part"] == "search"]
-    found = search.groupby([*WHO, *KEY, "learning_rate"])
+    found = search.groupby([*WHO, *KEY, *AT])
     scores = found["validation_accuracy"].agg(seeds="size", validation_accuracy="mean", deviation="std")
     scores = scores.assign(at_chance=found["at_chance"].sum()).reset_index().drop(columns=WHO)
     return _titled(scores)
@@ -45,10 +46,10 @@ def rate_scores(runs: pd.DataFrame) -> pd.DataFrame:
 def plateaus(runs: pd.DataFrame) -> pd.DataFrame:
     """How wide the range of good learning rates is: those without a gap around the best that reach 90% of it.
 
-    The end is open, below or above, where the plateau reaches the edge of what was tried.
+    The end is open, below or above, where the plateau reaches the edge of what was tried. Points have no order.
     """
     rows = []
-    for _, found in runs.groupby(WHO):
+    for _, found in runs[runs["point"] == ""].groupby(WHO):
         scores = found[found["part"] == "search"].groupby("learning_rate")["validation_accuracy"].mean()
         if scores.empty:
             continue
@@ -145,7 +146,8 @@ def _difference(name: str, terms: list[tuple[int, np.ndarray]]) -> dict[str, flo
 
 
 def _titled(rows: pd.DataFrame | list[dict]) -> pd.DataFrame:
-    return pd.DataFrame(rows).rename(columns=lambda name: name.replace("_", " "))
+    table = pd.DataFrame(rows).rename(columns=lambda name: name.replace("_", " "))
+    return table if "point" not in table or table["point"].any() else table.drop(columns="point")
 
 
 def _alike(few: pd.Series, many: pd.Series) -> bool:

@@ -1,13 +1,14 @@
 """The reports' figures, each a matplotlib Figure: a cell of the evaluation, and a comparison."""
 
 import io
+import re
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from lab import palette, published, tables
-from lab.evidence import WHO
+from lab.evidence import AT, WHO
 from lab.frames import DATASET_NAMES, MODEL_NAMES, Results
 from lab.rules import RULES
 
@@ -103,8 +104,9 @@ def _style(name: str) -> dict[str, Any]:
 
 def _draw_rates(axes: Any, found: pd.DataFrame) -> None:
     for name, search in found[found["part"] == "search"].groupby("optimizer", sort=False):
-        scores = search.groupby("learning_rate")["validation_accuracy"].mean()
-        axes.plot(scores.index, scores, **_style(name))
+        scores = search.groupby(AT)["validation_accuracy"].mean()
+        line = {"linestyle": "none"} if search["point"].any() else {}
+        axes.plot(scores.index.get_level_values(0), scores, label=name, **(_style(name) | line))
     axes.set(xscale="log", xlabel="learning rate", ylabel="validation accuracy")
     axes.grid(alpha=0.3)
 
@@ -113,7 +115,7 @@ def _draw_epochs(axes: Any, found: pd.DataFrame, epochs: pd.DataFrame) -> None:
     names = found.groupby("entrant")["optimizer"].first()
     for (_, entrant), curves in epochs.groupby(WHO):
         mean = curves.groupby("epoch")["val_accuracy"].mean()
-        axes.plot(mean.index, mean, **_style(names[entrant]))
+        axes.plot(mean.index, mean, label=names[entrant], **_style(names[entrant]))
     axes.set(xlabel="epoch (dotted: the target)", ylabel="validation accuracy, mean")
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(alpha=0.3)
@@ -122,12 +124,32 @@ def _draw_epochs(axes: Any, found: pd.DataFrame, epochs: pd.DataFrame) -> None:
 def _draw_test(axes: Any, finals: pd.DataFrame) -> None:
     groups = [*finals.groupby("optimizer", sort=False)["test_accuracy"]]
     for i, (name, values) in enumerate(groups):
-        axes.plot(values, np.full(len(values), i), **(_style(name) | {"linestyle": "none", "alpha": 0.6}))
+        style = _style(name) | {"linestyle": "none", "alpha": 0.6}
+        axes.plot(values, np.full(len(values), i), label=name, **style)
         axes.plot([values.mean()] * 2, [i - 0.3, i + 0.3], color=palette.colour(name))
     axes.set_yticks(range(len(groups)), [name for name, _ in groups])
     axes.set_ylim(max(1, len(groups)) - 0.5, -0.5)
     axes.set(xlabel="test accuracy: each seed, and the mean")
     axes.grid(alpha=0.3, axis="x")
+
+
+def points(figure: Any) -> list[dict[str, Any]]:
+    """The labelled lines of a figure that has been drawn, for the page's script: what they are and mean.
+
+    Each point is its place in the picture, in shares of its width and height from the upper left, and its values.
+    """
+    found = []
+    for axes in figure.axes:
+        names = [re.sub(r"^\(\w\) | \(.*|[:,].*", "", label) for label in (axes.get_xlabel(), axes.get_ylabel())]
+        for line in axes.lines:
+            if not line.get_label().startswith("_"):
+                values = np.ma.filled(line.get_xydata(), np.nan)
+                values = values[np.isfinite(values).all(axis=1)]
+                places = figure.transFigure.inverted().transform(line.get_transform().transform(values))
+                rows = np.column_stack([places[:, 0], 1 - places[:, 1], values]).tolist()
+                rounded = [[float(f"{number:.4g}") for number in row] for row in rows]
+                found.append({"label": line.get_label(), "names": names, "points": rounded})
+    return found
 
 
 def png(figure: Any, dpi: int = 100) -> bytes:

@@ -24,7 +24,7 @@ and `Results.runs` those up to comparable, `epochs` (how many) and `machine`.
     validation_accuracy, loss  after the last epoch
     at_chance, diverged        whether no epoch ended above the chance level; whether a loss was not finite
     reached                    the first epoch at whose end the target was reached; NaN if none
-    chosen                     of the final runs at the learning rate that was chosen last, if that ever changed
+    chosen                     of the final runs at the best rate or point, the last one if that ever changed
 
 and a frame of epochs: setup, entrant, chosen, epoch, loss, val_accuracy.
 
@@ -46,7 +46,7 @@ import pandas as pd
 from lab import published
 from lab.cells import history
 from lab.rules import RULES, chance_level
-from lab.runs import Outcomes, Setup
+from lab.runs import Outcomes, Trial
 from lab.tuning_study import VARIANTS
 from trainer.config import RECIPE, Config, OptimizerName, UserError
 
@@ -167,7 +167,7 @@ def _json(file: pathlib.Path) -> dict[str, Any]:
         raise UserError(f"{file} cannot be read ({error}); repair it or move the run away.") from error
 
 
-def network(setup: Setup) -> str:
+def network(setup: Trial) -> str:
     """What is trained and for how long: `vgg16 x 0.125, 3 epochs`, and more where it departs from the rule."""
     text = f"{setup.model} x {setup.width:g}, {setup.epochs} epoch{'s' * (setup.epochs > 1)}"
     if setup.batch_size != RULES[setup.dataset].batch_size:
@@ -182,12 +182,13 @@ def of_comparison(outcomes: Outcomes) -> tuple[pd.DataFrame, pd.DataFrame]:
     order = [*RULES]
     setups = sorted(classes, key=lambda setup: (classes[setup], order.index(setup.dataset)))
     entrants = {setup: [*dict.fromkeys(t.optimizer for t in outcomes if t.setup == setup)] for setup in setups}
-    rates = {(t.setup, t.optimizer): t.learning_rate for t in outcomes if t.part == "final"}
+    best = {(t.setup, t.optimizer): (t.learning_rate, t.point) for t in outcomes if t.part == "final"}
     runs, epochs = [], []
     for trial, outcome in outcomes.items():
         target, accuracies, losses = RULES[trial.dataset].target, outcome.accuracy_by_epoch, outcome.loss_by_epoch
         who = {"setup": setups.index(trial.setup), "entrant": entrants[trial.setup].index(trial.optimizer)}
-        chosen = trial.part == "final" and trial.learning_rate == rates[trial.setup, trial.optimizer]
+        at = trial.learning_rate, trial.point
+        chosen = trial.part == "final" and at == best[trial.setup, trial.optimizer]
         how = {
             "network": network(trial.setup),
             "validation_accuracy": outcome.validation_accuracy,

@@ -1,4 +1,5 @@
-"""Makes the runs of a comparison, in this process: a program for each entrant, and the rate is its argument.
+"""Makes the runs of a comparison, in this process: a program for each entrant, and what is searched is its argument
+but for the warm-up.
 
 A run is what the trainer makes of the same settings: its data, network, initial weights, optimizer and steps, and its
 order of the pictures, but for the tenth of the training set that is held out. Training and test pictures lie on the
@@ -9,21 +10,26 @@ import dataclasses
 import functools
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from lab.options import Comparison
 from lab.runs import Outcome, Trial
+from lab.spaces import settings_of
 from trainer import augment, data, devices, networks, optimizers, steps
 from trainer.config import ResolvedConfig
 
 # How many steps a device is handed at once. The batches of an epoch need not divide by it: only those that are there
 # are trained on; in an evaluation, the others are computed and not counted.
 _STEPS, _EVALUATION_STEPS = 64, 8
+
+
+Varied = Mapping[str, Any]  # what is searched: fields of the configuration, or arguments of optax's function
 
 
 class Stopped(Exception):
@@ -53,7 +59,7 @@ class Laboratory:
         self._pictures = self._replicas.replicate(steps.Split(steps.flat(images), labels))
         self._image_shape = images.shape[1:]
         self._steps_per_epoch = -(-len(self.training) // config.batch_size)
-        self._programs: dict[str, Callable] = {}  # by entrant
+        self._programs: dict[tuple[str, float], Callable] = {}  # by entrant and warm-up
         self._evaluations: dict[networks.Network, Callable] = {}
         self._compiling = 0.0  # seconds, in the run that is being made
 
@@ -67,16 +73,16 @@ class Laboratory:
 
         After a loss that is not finite it ends, with what the broken weights score for the epochs that are left.
         """
-        config = dataclasses.replace(
-            self.comparison.entrants[trial.optimizer], learning_rate=trial.learning_rate, seed=trial.seed
-        )
-        state = self._start(config)
+        varied = settings_of(trial.point) | {"learning_rate": trial.learning_rate}
+        config = dataclasses.replace(self.comparison.entrants[trial.optimizer], seed=trial.seed)
+        config = dataclasses.replace(config, warmup_epochs=varied.pop("warmup_epochs", config.warmup_epochs))
+        state = self._start(config, varied)
         started, self._compiling = time.perf_counter(), 0.0
         losses: list[float] = []
         accuracies: list[float] = []
         for epoch in range(1, trial.epochs + 1):
             if not losses or math.isfinite(losses[-1]):
-                state, loss = self._train_epoch(trial.optimizer, config, state, epoch, stop)
+                state, loss = self._train_epoch(trial.optimizer, config, varied, state, epoch, stop)
                 losses.append(loss)
                 accuracies.append(self._accuracy(config, state, self.validation))
             else:
@@ -98,15 +104,21 @@ class Laboratory:
     def _model(self, config: ResolvedConfig) -> networks.Network:
         return networks.build(config, self.dataset.num_classes)
 
-    def _start(self, config: ResolvedConfig) -> steps.TrainState:
+    def _start(self, config: ResolvedConfig, varied: Varied) -> steps.TrainState:
         """Initial weights and velocity, as the trainer draws them from the seed."""
         params_key, velocity_key = jax.random.split(jax.random.key(config.seed))
         params = networks.initial(config, self._model(config), params_key, self._image_shape)
-        tx = optimizers.build(config, velocity_key, self._steps_per_epoch)
+        tx = _optimizer(config, varied, velocity_key, self._steps_per_epoch)
         return self._replicas.replicate(steps.TrainState(params, tx.init(params)))
 
     def _train_epoch(
-        self, entrant: str, config: ResolvedConfig, state: steps.TrainState, epoch: int, stop: Callable[[], bool]
+        self,
+        entrant: str,
+        config: ResolvedConfig,
+        varied: Varied,
+        state: steps.TrainState,
+        epoch: int,
+        stop: Callable[[], bool],
     ) -> tuple[steps.TrainState, float]:
         """The state after an epoch, and the mean loss over its pictures; an epoch is cut short where that breaks."""
         order = self.training[np.random.default_rng([config.seed, epoch]).permutation(len(self.training))]
@@ -115,13 +127,13 @@ class Laboratory:
         for count, batches in self._chunks(order, _STEPS):
             if stop():
                 raise Stopped
-            tree = state, np.float32(config.learning_rate), np.int32(count), np.uint32(config.seed)
-            arguments = (tree, pictures, batches)
-            if entrant not in self._programs:
+            values = {name: np.float32(value) for name, value in varied.items()}
+            arguments = (state, (pictures, values, np.int32(count), np.uint32(config.seed)), batches)
+            if (key := (entrant, config.warmup_epochs)) not in self._programs:
                 apply = steps.on_flat(self._model(config).apply, self._image_shape)
                 chunk = functools.partial(_train_some, apply, config, self._steps_per_epoch, self._image_shape)
-                self._programs[entrant] = self._compiled(chunk, arguments, donate_first=True)
-            state, sums = self._programs[entrant](*arguments)
+                self._programs[key] = self._compiled(chunk, arguments, donate_first=True)
+            state, sums = self._programs[key](*arguments)
             loss += float(sums.loss)
             if not math.isfinite(loss):
                 break
@@ -154,20 +166,29 @@ class Laboratory:
         return [(min(length, count - i * length), self._replicas.split(chunk)) for i, chunk in enumerate(batches)]
 
 
+def _optimizer(
+    config: ResolvedConfig, varied: Varied, key: jax.Array, steps_per_epoch: int
+) -> optax.GradientTransformation:
+    """The trainer's, with these values, which may be traced."""
+    fields = {name: value for name, value in varied.items() if hasattr(config, name)}
+    arguments = {name: value for name, value in varied.items() if name not in fields}
+    return optimizers.build(dataclasses.replace(config, **fields), key, steps_per_epoch, **arguments)
+
+
 def _train_some(
     apply: steps.Apply,
     config: ResolvedConfig,
     steps_per_epoch: int,
     image_shape: tuple[int, ...],
-    tree: Any,
-    pictures: steps.Split,
+    state: steps.TrainState,
+    given: tuple[steps.Split, Varied, Any, Any],
     batches: jax.Array,
 ) -> Any:
-    """On the device: as many steps as `tree` = (state, learning rate, count, seed) says, and their sums."""
-    state, learning_rate, count, seed = tree
+    """On the device: as many steps as `given` = (pictures, varied, count, seed) says, and their sums."""
+    pictures, varied, count, seed = given
     # The key draws an initial velocity, which the state has already.
-    config = dataclasses.replace(config, learning_rate=learning_rate, seed=seed)
-    tx = optimizers.build(config, jax.random.key(0), steps_per_epoch)
+    config = dataclasses.replace(config, seed=seed)
+    tx = _optimizer(config, varied, jax.random.key(0), steps_per_epoch)
     view = augment.view(config, image_shape)
 
     def step(i, carry):

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from lab.rules import RULES
+from lab.spaces import SPACES
 from trainer.config import SAME_RUN, Config, DatasetName, ModelName, ResolvedConfig, UsageError, flag, resolve
 
 # What an entrant or --settings may set: what makes a run what it is, without what has a flag here or is searched.
@@ -21,7 +22,7 @@ SETTABLE = tuple(
     for name in SAME_RUN
     if name not in ("dataset", "model", "width", "optimizer", "learning_rate", "batch_size", "seed", "limit")
 )
-MOST_RATES = 21
+MOST_RATES, MOST_TRIALS, TRIALS = 21, 1000, 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,10 +55,15 @@ class CompareOptions:
     """Learning rates that each optimizer is searched over at first, an odd number: the trainer's is in the middle."""
     widen: int = 2
     """At most so many more, one at a time, while the best of them is the lowest or the highest."""
+    sampler: Literal["grid", "qmc"] = "grid"
+    """grid: learning rates, as above. qmc: quasi-random points of each optimizer's space in train/lab/spaces.py, of
+    learning rate, 1 - beta, weight decay and warm-up."""
+    trials: int | None = None
+    """Points that each optimizer is searched over with --sampler qmc. Default: 20."""
     search_seeds: int | None = None
-    """Runs per learning rate in the search, with seeds 0, 1, ... Default: the rule's."""
+    """Runs per learning rate or point in the search, with seeds 0, 1, ... Default: the rule's."""
     seeds: int | None = None
-    """Runs at the chosen learning rate, with seeds 100, 101, ... Default: the rule's."""
+    """Runs at the best of them, with seeds 100, 101, ... Default: the rule's."""
     limit: int | None = None
     """Use only the first N training and the first N test examples."""
     study: Literal["ablation"] | None = None
@@ -82,8 +88,9 @@ class Comparison:
     entrants: dict[
         str, ResolvedConfig
     ]  # by name; resolved, each with the trainer's learning rate, in the middle of its search
-    settings: str  # of all entrants, "NAME=VALUE NAME=VALUE"
-    rates: int
+    settings: str  # of all entrants, "NAME=VALUE NAME=VALUE"; with "sampler=qmc" where points are searched
+    sampler: Literal["grid", "qmc"]
+    candidates: int  # learning rates at first, or points
     widen: int
     search_seeds: tuple[int, ...]
     seeds: tuple[int, ...]
@@ -112,19 +119,24 @@ def _comparison(options: CompareOptions, dataset: DatasetName) -> Comparison:
         "data_dir": options.data_dir,
     }
     settings = _settings("--settings", options.settings)
-    entrants = {}
+    entrants: dict[str, ResolvedConfig] = {}
     for text in options.optimizers:
         name, chosen = _entrant(text)
         if twice := [key for key in chosen if key in settings]:
             raise UsageError(f"{twice[0]} is both in --settings and in --optimizers {text}: leave one out.")
+        if options.sampler == "qmc":
+            _check_space(name, text, {**settings, **chosen})
         fields: dict[str, Any] = {"optimizer": name, **shared, **settings, **chosen}
         entrants[label(name, chosen)] = resolve(Config(**fields))
     seeds = rule.seeds if options.seeds is None else options.seeds
+    qmc = options.sampler == "qmc"
+    described = settings | {"sampler": "qmc"} if qmc else settings
     return Comparison(
         entrants,
-        " ".join(f"{key}={value}" for key, value in sorted(settings.items())),
-        options.rates,
-        options.widen,
+        " ".join(f"{key}={value}" for key, value in sorted(described.items())),
+        options.sampler,
+        (options.trials or TRIALS) if qmc else options.rates,
+        0 if qmc else options.widen,
         tuple(range(rule.search_seeds if options.search_seeds is None else options.search_seeds)),
         tuple(range(FIRST_FINAL_SEED, FIRST_FINAL_SEED + seeds)),
     )
@@ -153,11 +165,25 @@ def _check(options: CompareOptions) -> None:
         raise UsageError("--datasets and --optimizers need at least one name each.")
     if options.rates % 2 == 0 or not 3 <= options.rates <= MOST_RATES:
         raise UsageError(f"--rates is {options.rates}; it must be odd, between 3 and {MOST_RATES}.")
+    unused = {"rates": 5, "widen": 2} if options.sampler == "qmc" else {"trials": None}
+    for name, default in unused.items():
+        if (value := getattr(options, name)) != default:
+            raise UsageError(f"{flag(name)} is {value}, which --sampler {options.sampler} does not use: leave it out.")
     ranges = {"widen": (0, MOST_RATES), "search_seeds": (1, FIRST_FINAL_SEED), "seeds": (1, 10_000)}
+    ranges["trials"] = (1, MOST_TRIALS)
     for name, (least, most) in ranges.items():
         value = getattr(options, name)
         if value is not None and not least <= value <= most:
             raise UsageError(f"{flag(name)} is {value}; it must be between {least} and {most}.")
+
+
+def _check_space(name: str, text: str, settings: dict[str, Any]) -> None:
+    """UsageError if an optimizer has no space, or sets what is searched."""
+    if name not in SPACES:
+        raise UsageError(f"--optimizers has {text!r}, and --sampler qmc has spaces for {', '.join(SPACES)} only.")
+    for key in (SPACES[name].beta, "weight_decay", "warmup_epochs"):
+        if key in settings:
+            raise UsageError(f"{key} is {settings[key]}, but --sampler qmc searches it: leave {key} out.")
 
 
 def _settings(where: str, texts: Iterable[str]) -> dict[str, Any]:

@@ -50,8 +50,8 @@ _COMPARISON: dict[str, tuple[str, str]] = {
         " search did not find the edge of the plateau on that side.",
     ),
     "rate_scores": (
-        "Accuracy over learning rate",
-        "The search: accuracy on the validation part after the last epoch, mean over the search's seeds.",
+        "What the search found",
+        "Accuracy on the validation part after the last epoch, mean over the search's seeds.",
     ),
     "to_target": (
         "Epochs to a target",
@@ -89,11 +89,12 @@ class Table:
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
-    """A figure as a PNG file of that name."""
+    """A figure as a PNG file of that name, and what its curves show, of `figures.points`."""
 
     name: str
     alt: str
     content: bytes
+    curves: list[dict[str, Any]]
 
     @property
     def base64(self) -> str:
@@ -159,8 +160,9 @@ def _plain(value: Any) -> Any:
 
 def _picture(name: str, alt: str, draw: Callable[[], Any], dpi: int = 100) -> list[Picture]:
     """The figure, if it can be drawn."""
-    content = pictures.png(name, draw, dpi)
-    return [Picture(name, alt, content)] if content else []
+    drawn: list[Any] = []
+    content = pictures.png(name, lambda: drawn.append(draw()) or drawn[0], dpi)
+    return [Picture(name, alt, content, figures.points(drawn[0]))] if content else []
 
 
 # The paper's evaluation
@@ -288,10 +290,13 @@ def write_comparison(folder: pathlib.Path, outcomes: Outcomes) -> pathlib.Path:
             f" on, {first['validation_pictures']:,} to choose by, {first['test_pictures']:,} to test on;"
             f" {parts.get('search', 0)} runs to search, {parts.get('final', 0)} final ones."
         )
+    rates = "learning rates half a decade apart, around the trainer's"
+    points = "quasi-random points of the space in train/lab/spaces.py (sampler=qmc)"
+    searched = [text for text, there in ((rates, runs["point"] == ""), (points, runs["point"] != "")) if there.any()]
     introduction = (
-        "Each optimizer was searched over learning rates half a decade apart, around the trainer's, and the best was"
-        " chosen by its accuracy on a tenth of the training set that was held out. Runs with new seeds followed at that"
-        " rate. train/lab/rules.py has what was fixed before."
+        f"Each optimizer was searched over {', or over '.join(searched)}, and the best was chosen by its accuracy on a"
+        " tenth of the training set that was held out. Runs with new seeds followed there. train/lab/rules.py has what"
+        " was fixed before."
     )
     alt = "Accuracy over learning rate, over epochs, and on the test set"
     drawn = _picture("comparison.png", alt, lambda: figures.draw_comparison(runs, epochs), dpi=80)

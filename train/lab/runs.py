@@ -30,23 +30,12 @@ class Trial(NamedTuple):
     batch_size: int
     limit: int | None  # None: all
     settings: str  # of all entrants, "" if none
+    point: str = ""  # "NAME=VALUE NAME=VALUE", what was searched beside the learning rate
 
     @property
-    def setup(self) -> "Setup":
-        """What is the same for all runs that are compared."""
-        return Setup(self.dataset, self.model, self.epochs, self.width, self.batch_size, self.limit, self.settings)
-
-
-class Setup(NamedTuple):
-    """A dataset and network, trained for so long: what a comparison holds fixed."""
-
-    dataset: str
-    model: str
-    epochs: int
-    width: float
-    batch_size: int
-    limit: int | None
-    settings: str
+    def setup(self) -> "Trial":
+        """What is the same for all runs that are compared: a dataset and network, trained for so long."""
+        return self._replace(optimizer="", learning_rate=0.0, seed=0, part="search", point="")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +67,7 @@ def read(path: pathlib.Path) -> Outcomes:
     UserError for a file that is not one of ours.
     """
     try:
-        rows = csv_files.read(path, [name for name in COLUMNS if name != "seconds"])
+        rows = csv_files.read(path, [name for name in COLUMNS if name not in ("point", "seconds")])
     except FileNotFoundError:
         return {}
     except OSError as error:
@@ -116,7 +105,13 @@ def texts(trial: Trial, outcome: Outcome) -> dict[str, str]:
 
 def name(trial: Trial) -> str:
     """The run's in the store."""
-    return json.dumps(dict(zip(trial._fields, map(_exact, trial), strict=True)))
+    fields = dict(zip(trial._fields, map(_exact, trial), strict=True))
+    return json.dumps({field: text for field, text in fields.items() if text or field != "point"})
+
+
+def at(trial: Trial) -> str:
+    """Where in the search it is, for people: `0.1`, or `0.1 beta=0.9 ...`."""
+    return f"{trial.learning_rate:g} {trial.point}".rstrip()
 
 
 def parsed(row: dict[str, str]) -> tuple[Trial, Outcome]:
@@ -137,6 +132,7 @@ def parsed(row: dict[str, str]) -> tuple[Trial, Outcome]:
         batch_size=int(row["batch_size"]),
         limit=optional(int, row["limit"]),
         settings=row["settings"],
+        point=row.get("point", ""),
     )
     outcome = Outcome(
         classes=int(row["classes"]),

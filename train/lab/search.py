@@ -1,13 +1,14 @@
-"""Which runs a comparison consists of: the learning rates that are searched, the one that is chosen, what is to do.
+"""Which runs a comparison consists of: what is searched, the best of it, what is to do.
 
-Pure functions of the runs that are there. A learning rate is counted in steps of half a decade from the trainer's.
-Nothing heavy is imported here.
+Pure functions of the runs that are there. A candidate of a search is a number: a learning rate by its half decades from
+the trainer's, a point of a space by its place in the sequence. Nothing heavy is imported here.
 """
 
 import dataclasses
 import statistics
 from collections.abc import Mapping
 
+from lab import spaces
 from lab.options import Comparison
 from lab.runs import Outcomes, Part, Trial
 
@@ -32,7 +33,7 @@ def grid(count: int) -> list[int]:
 
 
 def best(scores: Mapping[int, float]) -> int:
-    """The step with the highest accuracy; of equal ones, the nearest to the trainer's, then the lower."""
+    """The step with the highest accuracy; of equal ones, the nearest to the trainer's, then the lower; or the first."""
     return max(scores, key=lambda step: (scores[step], -abs(step), -step))
 
 
@@ -50,11 +51,14 @@ def wider(scores: Mapping[int, float], count: int, widen: int) -> int | None:
 def trial(comparison: Comparison, entrant: str, step: int, seed: int, part: Part) -> Trial:
     """One run of an entrant."""
     config = comparison.entrants[entrant]
+    rate, point = learning_rate(config.learning_rate, step), ""
+    if comparison.sampler == "qmc":
+        rate, point = spaces.point(config.optimizer, config.learning_rate, config.epochs, step)
     return Trial(
         dataset=config.dataset,
         model=config.model,
         optimizer=entrant,
-        learning_rate=learning_rate(config.learning_rate, step),
+        learning_rate=rate,
         seed=seed,
         part=part,
         epochs=config.epochs,
@@ -62,17 +66,19 @@ def trial(comparison: Comparison, entrant: str, step: int, seed: int, part: Part
         batch_size=config.batch_size,
         limit=config.limit,
         settings=comparison.settings,
+        point=point,
     )
 
 
 def search(comparison: Comparison, entrant: str, outcomes: Outcomes) -> Search:
     """How far the search of an entrant is."""
-    steps, scores = grid(comparison.rates), {}
+    count = comparison.candidates
+    steps, scores = grid(count) if comparison.sampler == "grid" else [*range(count)], {}
     for step in steps:  # it grows
         trials = [trial(comparison, entrant, step, seed, "search") for seed in comparison.search_seeds]
         if all(t in outcomes for t in trials):
             scores[step] = statistics.fmean(outcomes[t].validation_accuracy for t in trials)
-        if len(scores) == len(steps) and (further := wider(scores, comparison.rates, comparison.widen)) is not None:
+        if len(scores) == len(steps) and (further := wider(scores, count, comparison.widen)) is not None:
             steps.append(further)
     return Search(steps, scores, best(scores) if len(scores) == len(steps) else None)
 
@@ -101,5 +107,5 @@ def unknown(comparison: Comparison, outcomes: Outcomes) -> tuple[int, int]:
     """How many runs `known` lacks: those at rates not chosen yet, and the most that widening may still add."""
     searches = [search(comparison, entrant, outcomes) for entrant in comparison.entrants]
     going_on = [found for found in searches if found.chosen is None]
-    spare = sum(comparison.rates + comparison.widen - len(found.steps) for found in going_on)
+    spare = sum(comparison.candidates + comparison.widen - len(found.steps) for found in going_on)
     return len(going_on) * len(comparison.seeds), spare * len(comparison.search_seeds)

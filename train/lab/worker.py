@@ -5,6 +5,7 @@ What a run is and how it is made depends on the kind of experiment (`cells`, `co
 
 import abc
 import collections
+import datetime
 import logging
 import pathlib
 import signal
@@ -104,16 +105,7 @@ def time_left(left: Iterable[tuple[Alike, int]], took: Iterable[tuple[Alike, flo
     for alike, epochs in left:
         seconds, count = next(pace[group] for group in (*alike, ()) if group in pace)
         total += epochs * seconds / count
-    return f"about {duration(total)}"
-
-
-def duration(seconds: float) -> str:
-    """In two units: 3 d 4 h, 2 h 10 min, 5 min 20 s, 8 s."""
-    whole = round(seconds)
-    for unit, size, smaller, smaller_size in (("d", 86400, "h", 3600), ("h", 3600, "min", 60), ("min", 60, "s", 1)):
-        if whole >= size:
-            return f"{whole // size} {unit} {whole % size // smaller_size} {smaller}"
-    return f"{whole} s"
+    return f"about {datetime.timedelta(seconds=round(total))}"
 
 
 def aligned(rows: Sequence[Sequence[object]]) -> str:

@@ -114,16 +114,19 @@ def make(name: str, learning_rate: optax.ScalarOrSchedule, **hyperparameters: An
     return entry.function(learning_rate, **entry.defaults | hyperparameters | entry.fixed)
 
 
-def build(config: ResolvedConfig, key: jax.Array, steps_per_epoch: int = 1) -> optax.GradientTransformation:
+def build(
+    config: ResolvedConfig, key: jax.Array, steps_per_epoch: int = 1, **hyperparameters: Any
+) -> optax.GradientTransformation:
     """The optimizer of a resolved configuration, with its recipe; `key` draws Gravity's initial velocity.
 
     In this order: clipping, the optimizer at the peak learning rate (which Gravity's initial velocity depends on),
     weight decay, the schedule; all on the mean gradient of `config.accumulate` steps. Parts that are not configured are
-    not in the chain. `steps_per_epoch` is needed for a schedule and for accumulation.
+    not in the chain. `steps_per_epoch` is needed for a schedule and for accumulation. `hyperparameters` are `make`'s,
+    for an optimizer other than Gravity; they, the learning rate, weight decay and Gravity's beta may be traced.
     """
-    tx = _alone(config, key)
+    tx = _alone(config, key, **hyperparameters)
     parts = [*clipping(config), tx]
-    if config.weight_decay:
+    if config.weight_decay is not None:
         # Decoupled: applied after the optimizer, whose updates already have the sign and the learning rate.
         rate = -config.learning_rate * config.weight_decay
         parts.append(optax.add_decayed_weights(rate, lambda params: jax.tree.map(lambda w: w.ndim > 1, params)))
@@ -167,10 +170,10 @@ def schedule(config: ResolvedConfig, steps_per_epoch: int) -> optax.Schedule:
     return optax.join_schedules(parts, boundaries) if boundaries else parts[0]
 
 
-def _alone(config: ResolvedConfig, key: jax.Array) -> optax.GradientTransformation:
+def _alone(config: ResolvedConfig, key: jax.Array, **hyperparameters: Any) -> optax.GradientTransformation:
     """The optimizer without clipping, weight decay and schedule."""
     if config.optimizer != "gravity":
-        return make(config.optimizer, config.learning_rate)
+        return make(config.optimizer, config.learning_rate, **hyperparameters)
     assert config.max_step_grad and config.velocity  # `resolve` has filled them in
     tx = make(
         "gravity",
