@@ -48,7 +48,7 @@ def compare(options: CompareOptions) -> int:
     if outcomes:
         from lab import page
 
-        write = page.write_ablation if options.study else page.write_comparison
+        write = page.write_ablation if options.study == "ablation" else page.write_comparison
         log.info(f"the report is {write(folder, outcomes)}")
     return code
 

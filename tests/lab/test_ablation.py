@@ -1,5 +1,6 @@
 """The ablation: its plan, its statistics beside SciPy's and values by hand, and its tables."""
 
+import dataclasses
 import itertools
 import math
 
@@ -59,7 +60,7 @@ def test_every_arm_setting_and_schedule_meets_every_workload_once():
         key = config.dataset, config.model, comparison.settings
         assert not cells.setdefault(key, set()) & set(comparison.entrants)
         cells[key] |= set(comparison.entrants)
-        assert (comparison.rates, len(comparison.search_seeds)) == (7, 3)
+        assert (comparison.candidates, len(comparison.search_seeds)) == (7, 3)
         assert len(comparison.seeds) == (10 if config.dataset == "digits" else 5)
         assert (config.limit, config.width) == (None if config.dataset == "digits" else 15_000, 0.125)
     assert len(cells) == 2 + 3 * 2 * 3
@@ -87,6 +88,27 @@ def test_the_noise_of_momentum_is_what_v0_adds_to_a_weight_in_all():
 def test_a_flag_that_the_study_sets_is_refused_beside_it():
     with pytest.raises(UsageError, match=r"^--epochs is 3, which --study ablation sets: leave one out\.$"):
         studies.expanded(CompareOptions("unused", study="ablation", epochs=3))
+
+
+@pytest.mark.parametrize(
+    ("study", "datasets", "runs"),
+    [("width", ("digits", "cifar10"), 551), ("baselines", ("cifar10", "cifar100_fine"), 240)],
+)
+def test_the_other_studies_have_as_many_runs_as_they_say(study, datasets, runs):
+    options = CompareOptions("unused", study=study, datasets=datasets)
+    plan = [c for flags in studies.expanded(options) for c in comparisons(flags)]
+    assert runs == sum(len(c.entrants) * (c.candidates * len(c.search_seeds) + len(c.seeds)) for c in plan)
+    assert study == "width" or f"{runs} runs" in studies.__doc__
+    with pytest.raises(UsageError, match=rf"--datasets is mnist, on which --study {study} has nothing; it has "):
+        studies.expanded(dataclasses.replace(options, datasets=("mnist",)))
+
+
+def test_an_alpha_in_proportion_keeps_full_widths_ratio_to_glorots_weights():
+    for width in studies.WIDTHS["vgg16"]:
+        fan = 9 * 512 * width  # of each side of a wide convolution
+        deviation = (2 / (fan + fan)) ** 0.5
+        assert studies.alphas(width)[-1] / deviation == pytest.approx(0.01 / (1 / (9 * 512)) ** 0.5, rel=5e-3)
+    assert studies.alphas(1.0) == (0.01,)
 
 
 def test_a_line_separates_the_digits_so_that_the_least_loss_of_softmax_regression_is_0():

@@ -66,7 +66,7 @@ class CompareOptions:
     """Runs at the best of them, with seeds 100, 101, ... Default: the rule's."""
     limit: int | None = None
     """Use only the first N training and the first N test examples."""
-    study: Literal["ablation"] | None = None
+    study: Literal["ablation", "width", "baselines"] | None = None
     """Comparisons that belong together, on --datasets, as train/lab/studies.py has them."""
     data_dir: str | None = None
     """Folder of the prepared datasets. Default: tensorflow-datasets' own (~/tensorflow_datasets)."""
