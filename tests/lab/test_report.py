@@ -7,6 +7,7 @@ import json
 import pathlib
 import re
 import shutil
+from typing import get_args
 
 import matplotlib.image
 import pandas as pd
@@ -16,6 +17,7 @@ import fake_results
 import report
 from lab import figures, frames, page, palette, published
 from trainer import optimizers
+from trainer.config import DatasetName, ModelName
 
 VOID = {"meta", "img"}
 ROWS = [(2.0, 0.3, 1.0, 0.9), (0.5, 0.8, 0.4, 0.98)]
@@ -163,6 +165,15 @@ def test_a_copy_beside_the_results_is_left_out_and_named(tmp_path, caplog, stray
     assert [*found.runs["run"]] == [str(run)]
     (line,) = caplog.messages
     assert line.startswith("left out, ") and stray.removeprefix("study/") in line
+
+
+@pytest.mark.parametrize("dataset", get_args(DatasetName))
+@pytest.mark.parametrize("model", get_args(ModelName))
+def test_every_cell_that_the_benchmark_can_run_is_reported(tmp_path, caplog, dataset, model):
+    fake_results.write(tmp_path, (dataset, model, "adam"), 0, ROWS, learning_rate=0.1)
+    found = frames.load(tmp_path)
+    assert [*zip(found.runs["dataset"], found.runs["model"], strict=True)] == [(dataset, model)] and not caplog.messages
+    assert f"on {frames.MODEL_NAMES[model]}" in pathlib.Path(page.write_benchmark(found)).read_text()
 
 
 def test_a_report_without_its_figures(tmp_path, monkeypatch, caplog):

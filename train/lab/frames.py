@@ -61,7 +61,7 @@ DATASET_NAMES = {
     "cifar100_coarse": "CIFAR-100 (coarse)",
     "cifar100_fine": "CIFAR-100 (fine)",
 }
-MODEL_NAMES = {"vgg11": "VGG11", "vgg16": "VGG16", "vgg19": "VGG19"}
+MODEL_NAMES = {"vgg11": "VGG11", "vgg16": "VGG16", "vgg19": "VGG19", "mlp": "MLP", "softmax": "softmax regression"}
 # The settings of the published runs, as config.json has them; the learning rate and the sizes come on top.
 _PLAIN = {field.name: field.default for field in dataclasses.fields(Config) if field.name in RECIPE}
 _PROTOCOL = {"width": 1.0, "batch_size": 128, "limit": None, "precision": "float32", **_PLAIN}
