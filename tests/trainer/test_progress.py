@@ -259,7 +259,7 @@ def test_if_none_can_be_read_it_says_so_and_deletes_nothing(halfway):
 
 def test_too_little_room_is_found_before_training(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**6, 10**6 - 10, 10))
-    with pytest.raises(UserError, match=r"0 MB are free and the checkpoints need 2 MB \(--keep is 2\)"):
+    with pytest.raises(UserError, match=r"0 MB are free and the checkpoints need 1 MB \(--keep is 2\)"):
         train(tmp_path / "run")
     assert not (tmp_path / "run" / "history.csv").exists()
 
