@@ -161,7 +161,12 @@ def _plain(value: Any) -> Any:
 def _picture(name: str, alt: str, draw: Callable[[], Any], dpi: int = 100) -> list[Picture]:
     """The figure, if it can be drawn."""
     drawn: list[Any] = []
-    content = pictures.png(name, lambda: drawn.append(draw()) or drawn[0], dpi)
+
+    def keep() -> Any:
+        drawn.append(draw())
+        return drawn[0]
+
+    content = pictures.png(name, keep, dpi)
     return [Picture(name, alt, content, figures.points(drawn[0]))] if content else []
 
 

@@ -8,6 +8,7 @@ import dataclasses
 import json
 import os
 import pathlib
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 from trainer import csv_files
@@ -59,6 +60,15 @@ class Outcome:
 
 Outcomes = dict[Trial, Outcome]
 COLUMNS = (*Trial._fields, *(field.name for field in dataclasses.fields(Outcome)))
+# How a column is read; the others are text.
+_KINDS: dict[str, Callable[[str], Any]] = {
+    **dict.fromkeys(("seed", "epochs", "batch_size", "classes"), int),
+    **dict.fromkeys(("training_pictures", "validation_pictures", "test_pictures"), int),
+    **dict.fromkeys(("learning_rate", "width"), float),
+    **dict.fromkeys(("loss_by_epoch", "accuracy_by_epoch"), lambda text: tuple(map(float, text.split()))),
+    **dict.fromkeys(("test_accuracy", "seconds"), lambda text: float(text) if text else None),
+    "limit": lambda text: int(text) if text else None,
+}
 
 
 def read(path: pathlib.Path) -> Outcomes:
@@ -76,7 +86,7 @@ def read(path: pathlib.Path) -> Outcomes:
     for number, row in rows:
         try:
             trial, outcome = parsed(row)
-        except (KeyError, TypeError, ValueError) as error:
+        except (TypeError, ValueError) as error:
             raise UserError(f"{path}, line {number} is no run ({error!r}); correct it or take it out.") from error
         outcomes[trial] = outcome
     return outcomes
@@ -115,35 +125,11 @@ def at(trial: Trial) -> str:
 
 
 def parsed(row: dict[str, str]) -> tuple[Trial, Outcome]:
-    """The run of a line. KeyError, TypeError or ValueError if it is none."""
-    numbers = lambda text: tuple(map(float, text.split()))
-    optional = lambda kind, text: kind(text) if text else None
-    if row["part"] not in ("search", "final"):
-        raise ValueError(f"part is {row['part']}")
-    trial = Trial(
-        dataset=row["dataset"],
-        model=row["model"],
-        optimizer=row["optimizer"],
-        learning_rate=float(row["learning_rate"]),
-        seed=int(row["seed"]),
-        part="final" if row["part"] == "final" else "search",
-        epochs=int(row["epochs"]),
-        width=float(row["width"]),
-        batch_size=int(row["batch_size"]),
-        limit=optional(int, row["limit"]),
-        settings=row["settings"],
-        point=row.get("point", ""),
-    )
-    outcome = Outcome(
-        classes=int(row["classes"]),
-        training_pictures=int(row["training_pictures"]),
-        validation_pictures=int(row["validation_pictures"]),
-        test_pictures=int(row["test_pictures"]),
-        loss_by_epoch=numbers(row["loss_by_epoch"]),
-        accuracy_by_epoch=numbers(row["accuracy_by_epoch"]),
-        test_accuracy=optional(float, row["test_accuracy"]),
-        seconds=optional(float, row.get("seconds", "")),
-    )
+    """The run of a line. ValueError if it is none."""
+    values = {name: _KINDS.get(name, str)(row.get(name, "")) for name in COLUMNS}
+    trial, outcome = Trial(*(values.pop(name) for name in Trial._fields)), Outcome(**values)
+    if trial.part not in ("search", "final"):
+        raise ValueError(f"part is {trial.part}")
     if len(outcome.accuracy_by_epoch) != trial.epochs or (outcome.test_accuracy is None) != (trial.part == "search"):
         raise ValueError("accuracies are missing")
     return trial, outcome
