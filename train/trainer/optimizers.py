@@ -126,7 +126,8 @@ def build(
     """
     tx = _alone(config, key, **hyperparameters)
     parts = [*clipping(config), tx]
-    if config.weight_decay is not None:
+    traced = isinstance(config.weight_decay, jax.Array)
+    if traced or config.weight_decay:
         # Decoupled: applied after the optimizer, whose updates already have the sign and the learning rate.
         rate = -config.learning_rate * config.weight_decay
         parts.append(optax.add_decayed_weights(rate, lambda params: jax.tree.map(lambda w: w.ndim > 1, params)))
