@@ -126,10 +126,10 @@ def build(
     """
     tx = _alone(config, key, **hyperparameters)
     parts = [*clipping(config), tx]
-    traced = isinstance(config.weight_decay, jax.Array)
-    if traced or config.weight_decay:
+    decay: Any = config.weight_decay
+    if isinstance(decay, jax.Array) or decay:
         # Decoupled: applied after the optimizer, whose updates already have the sign and the learning rate.
-        rate = -config.learning_rate * config.weight_decay
+        rate = -config.learning_rate * decay
         parts.append(optax.add_decayed_weights(rate, lambda params: jax.tree.map(lambda w: w.ndim > 1, params)))
     if config.schedule != "constant" or config.warmup_epochs:
         rates = schedule(config, steps_per_epoch)
