@@ -44,7 +44,8 @@ def test_logits_are_those_of_a_vgg_written_with_flaxs_own_layers(name, size, nor
     model = vgg.build(name, 0.125, 10, "float32", norm)
     params = vgg.init(model, jax.random.key(0), (size, size, 1))
     leaves, treedef = jax.tree.flatten(params)
-    params = treedef.unflatten([x + (1 + i % 7) / 100 for i, x in enumerate(leaves)])  # no bias is zero, no scale one
+    moved = [x + (0.01 if x.ndim > 1 else (1 + i % 7) / 10) for i, x in enumerate(leaves)]
+    params = treedef.unflatten(moved)  # no bias is zero, no scale one
     images = jax.random.randint(jax.random.key(1), (5, size, size, 1), 0, 256, jnp.uint8)
     normalized = itertools.count()
 
