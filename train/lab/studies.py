@@ -17,8 +17,8 @@ that keeps full width's ratio to the weights, at the paper's other settings, con
 with momentum and Gravity from rest below and He's weights above. Rates are three, since the paper's is known.
 
 **baselines: who is best where all train?** He's weights, group norm, random crops and mirror images, a cosine with a
-warm-up, each optimizer with two values of weight decay: 240 runs that need a GPU. Its width and its epochs are to be
-checked by a pilot on that card, before the first run: momentum must come above 0.85 on CIFAR-10.
+warm-up, each optimizer with two values of weight decay: 240 runs that need a GPU. Before the first
+run, a pilot on that card should check the width and the epochs: momentum must reach 0.85 on CIFAR-10.
 """
 
 import dataclasses
