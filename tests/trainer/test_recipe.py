@@ -60,6 +60,12 @@ def test_what_is_clipped_is_the_gradient_that_the_optimizer_sees(flags, clip, op
     assert_close(updates(build(optimizer=optimizer, **flags)), updates(build(optimizer=optimizer), clipped))
 
 
+def test_a_weight_decay_of_0_leaves_the_optimizers_state_as_it_is_without_one():
+    """So that checkpoints of either can be resumed with the other."""
+    structure = lambda tx: jax.tree.structure(tx.init(GRADIENTS))
+    assert structure(build(weight_decay=0.0)) == structure(build()) != structure(build(weight_decay=0.1))
+
+
 def test_weight_decay_is_decoupled_and_of_kernels_alone():
     mask = {"kernel": True, "bias": False}
     chain = optax.chain(
