@@ -165,6 +165,11 @@ def test_a_schedule_that_is_never_positive_or_not_finite_is_an_error_that_names_
         (jax.jit(init) if compiled else init)(PARAMS)
 
 
+def test_a_schedule_that_is_nan_at_one_step_is_an_error():
+    with pytest.raises(ValueError, match=r"largest value .* is nan"):
+        first_velocity(lambda count: jnp.where(count == 7, jnp.nan, 0.1))
+
+
 def test_the_peak_of_a_schedule_may_be_traced():
     """Many peaks at once, one of them below alpha, where a bare array would be taken for the start of a warm-up."""
     schedule = lambda peak: lambda count: peak * jnp.minimum(count.astype(jnp.float32) / 5, 1)
