@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import keystr, tree_leaves_with_path
 
 Range = tuple[str, Callable[[float], bool]]  # in words, and as a test
 NOT_NEGATIVE: Range = ("at least 0 and finite", lambda x: 0 <= x < math.inf)
@@ -18,9 +19,16 @@ UNIT: Range = ("in [0, 1]", lambda x: 0 <= x <= 1)
 def check_number(name: str, value: Any, allowed: Range, *, integer: bool = False) -> None:
     """Raises unless `value` is a real scalar of the kind and range; the value of a tracer is not checked."""
     if not _is_scalar(value, integer):
-        kind = "an integer" if integer else "a real number"
-        raise TypeError(f"{name} is {value!r}; it must be {kind}, {allowed[0]}.")
-    if not isinstance(value, jax.core.Tracer) and not allowed[1](as_float(value)):
+        raise TypeError(
+            f"{name} is {value!r}; it must be {'an integer' if integer else 'a real number'}, {allowed[0]}."
+        )
+    if isinstance(value, jax.core.Tracer):
+        return
+    try:
+        number = float(value)
+    except OverflowError:  # a Python int of hundreds of digits
+        number = math.inf
+    if not allowed[1](number):
         raise ValueError(f"{name} is {value}; it must be {allowed[0]}.")
 
 
@@ -38,9 +46,9 @@ def check_static(max_step_grad: Any, stacked_axes: Any, velocity_dtype: Any = No
 
 def check_leaves(name: str, tree: Any, stacked_axes: int = 0, stddev: Any = 0, velocity_dtype: Any = None) -> None:
     """Raises unless every leaf is a dense real array with the stacked axes, whose velocity can hold the stddev."""
-    stddev = 0 if isinstance(stddev, jax.core.Tracer) else as_float(stddev)
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda node: hasattr(node, "todense")):
-        where = name + jax.tree_util.keystr(path)
+    stddev = 0 if isinstance(stddev, jax.core.Tracer) else float(stddev)
+    for path, leaf in tree_leaves_with_path(tree, is_leaf=lambda node: hasattr(node, "todense")):
+        where = name + keystr(path)
         if hasattr(leaf, "todense"):
             raise TypeError(f"{where} is sparse ({type(leaf).__name__}); use a dense array, as .todense() gives it.")
         dtype = jax.typeof(leaf).dtype
@@ -49,11 +57,9 @@ def check_leaves(name: str, tree: Any, stacked_axes: int = 0, stddev: Any = 0, v
         if not _is_real(dtype):
             raise TypeError(f"{where} is {dtype}; use optax.masked to exclude leaves that are not signed floats.")
         if np.ndim(leaf) < stacked_axes:
-            raise ValueError(
-                f"stacked_axes is {stacked_axes}, but {where} has shape {np.shape(leaf)};"
-                " give leaves that are not stacked a transformation of their own with optax.partition."
-            )
-        limits = jnp.finfo(kept_dtype(leaf, velocity_dtype))
+            fix = "give leaves that are not stacked a transformation of their own with optax.partition."
+            raise ValueError(f"stacked_axes is {stacked_axes}, but {where} has shape {np.shape(leaf)}; {fix}")
+        limits = jnp.finfo(dtype if velocity_dtype is None else velocity_dtype)
         if stddev > float(limits.max):
             raise ValueError(
                 f"velocity_stddev (alpha / learning_rate) is {stddev:g}, above the largest {limits.dtype}"
@@ -68,18 +74,17 @@ def check_matches(updates: Any, velocity: Any) -> None:
     ours, expected = jax.tree.structure(updates), jax.tree.structure(velocity)
     if ours != expected:  # type: ignore[operator]
         raise ValueError(f"updates has the tree {ours}, the state {expected}; {fix}")
-    for (path, g), v in zip(jax.tree_util.tree_leaves_with_path(updates), jax.tree.leaves(velocity), strict=True):
+    for (path, g), v in zip(tree_leaves_with_path(updates), jax.tree.leaves(velocity), strict=True):
         if np.shape(g) != np.shape(v):
-            where = jax.tree_util.keystr(path)
-            raise ValueError(f"updates{where} has shape {np.shape(g)}, its velocity {np.shape(v)}; {fix}")
+            raise ValueError(f"updates{keystr(path)} has shape {np.shape(g)}, its velocity {np.shape(v)}; {fix}")
 
 
 def canonical_key(key: Any) -> jax.Array:
     """A typed scalar key from a seed, a typed key or a raw uint32 key."""
-    if _dtype_is(key, jax.dtypes.prng_key) and key.shape == ():
-        return key
     error: type[Exception] = TypeError
     try:
+        if _dtype_is(key, jax.dtypes.prng_key) and key.shape == ():
+            return key
         if _dtype_is(key, jnp.uint32) and np.ndim(key) == 1:
             return jax.random.wrap_key_data(key)
         if _is_scalar(key, integer=True):
@@ -99,22 +104,9 @@ def as_arrays(tree: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf.__jax_array__() if has_array(leaf) else leaf, tree)
 
 
-def kept_dtype(leaf: Any, velocity_dtype: Any) -> jnp.dtype:
-    """The dtype of a leaf's velocity."""
-    return jax.typeof(leaf).dtype if velocity_dtype is None else jax.dtypes.canonicalize_dtype(velocity_dtype)
-
-
-def as_float(value: Any) -> float:
-    try:
-        return float(value)
-    except OverflowError:  # a Python int of hundreds of digits
-        return math.inf
-
-
 @functools.cache
 def _is_real(dtype: Any) -> bool:
-    # float8_e8m0fnu has neither a sign nor a zero.
-    return jnp.issubdtype(dtype, jnp.floating) and float(jnp.finfo(dtype).min) < 0
+    return jnp.issubdtype(dtype, jnp.floating) and float(jnp.finfo(dtype).min) < 0  # float8_e8m0fnu has no sign
 
 
 def _is_scalar(value: Any, integer: bool) -> bool:

@@ -1,8 +1,4 @@
-"""The Gravity optimizer of Bahrami and Pouriyan Zadeh (https://arxiv.org/abs/2101.09192).
-
-`gravity` chains `scale_by_gravity` with the learning rate; `scale_by_gravity` draws V_0 (`_first_velocity` has Eq. 27)
-and at each step applies Eqs. 20 to 26 to each leaf (`_gradient_term` has Eqs. 20 and 21).
-"""
+"""The velocity V (Eqs. 22 and 26), and the optimizer: V chained with the learning rate (Eq. 23)."""
 
 import functools
 from typing import Any, NamedTuple
@@ -40,7 +36,7 @@ def gravity(
     weight_decay: optax.ScalarOrSchedule | None = None,
     weight_decay_mask: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""The Gravity optimizer.
+    r"""The Gravity optimizer of Bahrami and Pouriyan Zadeh (https://arxiv.org/abs/2101.09192).
 
     For each leaf G of the gradients at step t (Algorithm 1 of the paper; equation numbers are the paper's)
 
@@ -52,23 +48,19 @@ def gravity(
         V &\leftarrow \hat\beta V + (1 - \hat\beta) \zeta & \text{(22)} \\
         W &\leftarrow W - l V & \text{(23)}
 
-    from :math:`V_0 \sim N(0, \alpha / l)` (27; the second argument is a standard deviation).
-
-    A loss with large gradients (a sum instead of a mean, a badly scaled quadratic) stalls, because where the largest
-    entry of a leaf is :math:`M > 1` its :math:`\zeta` falls like :math:`1 / M^3`: put `optax.clip_by_global_norm(1.0)`
-    in front.
+    from :math:`V_0 \sim N(0, \alpha / l)` (27; the second argument is a standard deviation). Large gradients (of a sum
+    instead of a mean, a badly scaled quadratic) stall: the :math:`\zeta` of a leaf whose largest entry is
+    :math:`M > 1` falls like :math:`1 / M^3` there. Put `optax.clip_by_global_norm(1.0)` in front.
 
     Under `optax.inject_hyperparams` name these in `static_args` where given: `key` (else an array is donated with the
     state, Flax cannot serialize a typed key, and a seed must be below 2^31), `max_step_grad`, `stacked_axes`,
-    `velocity_dtype`, and a `weight_decay_mask` that is a function. To update in place, donate parameters and state in
-    the order in which the step returns them. `jax.vmap(tx.init)` gives every member of an ensemble the same
-    :math:`V_0`; for one each, `jax.vmap(lambda key, params: gravity(0.1, key=key).init(params))(keys, params)`.
+    `velocity_dtype`, and a `weight_decay_mask` that is a function. `jax.vmap(tx.init)` gives all members of an ensemble
+    one :math:`V_0`; for one each, `jax.vmap(lambda key, params: gravity(0.1, key=key).init(params))(keys, params)`.
 
     Args:
-      learning_rate: l, a positive number or an optax schedule. Of a schedule, :math:`\alpha / l` takes the largest
-        value in its first 2^17 steps, so that a warm-up may start at 0. Where l is a `jax.Array`, as
-        `optax.inject_hyperparams` passes it, an l below :math:`\alpha` is taken for the start of a warm-up and gives
-        :math:`V_0 = 0`, unless `velocity_stddev` is given.
+      learning_rate: l, a positive number or an optax schedule, whose largest value in its first 2^17 steps gives
+        :math:`\alpha / l`, so that a warm-up may start at 0. A `jax.Array` below :math:`\alpha` is taken for the start
+        of a warm-up, of which `optax.inject_hyperparams` shows no more, and gives :math:`V_0 = 0`.
       alpha: :math:`\alpha \ge 0`, the size of the first steps due to :math:`V_0` (30). 0 starts from rest.
       beta: :math:`\beta \in [0, 1]`, the decay of the velocity once t is large.
       key: a seed or a JAX random key (typed or raw uint32) for :math:`V_0`, which does not depend on the number or
@@ -83,50 +75,39 @@ def gravity(
         each has its own m (None: 0). Where only some leaves are stacked, use `optax.partition`.
       velocity_dtype: dtype in which V is kept, for instance bfloat16, which halves the state; None is the parameter's.
       velocity_stddev: standard deviation of :math:`V_0`; None is :math:`\alpha / l`.
-      weight_decay: as in `optax.adamw`, a number of at least 0 or a schedule: adds this times W to V before the
-        learning rate; `update` then needs the parameters. None adds nothing to the chain.
-      weight_decay_mask: as in `optax.adamw`, a tree of booleans or a function from the parameters to one; None is all.
+      weight_decay, weight_decay_mask: as in `optax.adamw`, a number of at least 0 or a schedule, and a tree of booleans
+        or a function that gives one. Adds it times W to V, for which `update` needs the parameters. None adds nothing.
 
     Returns:
       A chain, whose state is `(ScaleByGravityState, state of the learning rate)`.
 
     Raises:
-      ValueError: for an argument out of its range (at `init` for a schedule that is never positive).
-      TypeError: for an argument or (at `init` and `update`) a leaf of the wrong type.
+      ValueError: for an argument out of its range (at `init` for a schedule that is never positive and for a
+        `velocity_stddev` beyond the velocity's dtype), or gradients whose tree or shapes are not the state's.
+      TypeError: for an argument or (at `init` and `update`) a leaf of the wrong type: integer, complex or sparse.
 
     Example:
-      >>> import jax, jax.numpy as jnp, optax
-      >>> from gravity_optax import gravity
+      >>> import gravity_optax, jax, jax.numpy as jnp, optax
       >>> loss = lambda w: jnp.mean((w - jnp.array([0.5, -0.5])) ** 2)
-      >>> tx = gravity(0.1, key=0)
-      >>> w = jnp.zeros(2)
+      >>> tx, w = gravity_optax.gravity(0.1, key=0), jnp.zeros(2)
       >>> state = tx.init(w)
-      >>> @jax.jit
-      ... def step(w, state):
-      ...     updates, state = tx.update(jax.grad(loss)(w), state)
-      ...     return optax.apply_updates(w, updates), state
       >>> for _ in range(200):
-      ...     w, state = step(w, state)
+      ...     updates, state = tx.update(jax.grad(loss)(w), state)
+      ...     w = optax.apply_updates(w, updates)
       >>> print(w.round(3))
       [ 0.5 -0.5]
-
-    References:
-      Bahrami and Pouriyan Zadeh, `Gravity Optimizer: a Kinematic Approach on Optimization in Deep Learning
-      <https://arxiv.org/abs/2101.09192>`_, 2021.
     """
     _checks.check_number("alpha", alpha, _checks.NOT_NEGATIVE)
     if not callable(learning_rate):
         # An array may be 0: optax.inject_hyperparams passes on what a schedule gives, at every step.
         is_array = isinstance(learning_rate, jax.Array)
         _checks.check_number("learning_rate", learning_rate, _checks.NOT_NEGATIVE if is_array else _checks.POSITIVE)
-    stddev: Any = velocity_stddev
-    if velocity_stddev is None:
-        stddev = functools.partial(initial_stddev, learning_rate, alpha)  # for init: it may start JAX's backend
+    stddev: Any = functools.partial(initial_stddev, learning_rate, alpha)  # for init: it may start JAX's backend
+    stddev = stddev if velocity_stddev is None else velocity_stddev
     options: Any = {"max_step_grad": max_step_grad, "stacked_axes": stacked_axes, "velocity_dtype": velocity_dtype}
     parts: list[Any] = [scale_by_gravity(stddev, beta, key=key, first_step=first_step, **options)]
     if callable(weight_decay):  # which optax.add_decayed_weights itself does not take before optax 0.2.6
-        scheduled = optax.inject_hyperparams(optax.add_decayed_weights, static_args="mask")
-        parts.append(scheduled(weight_decay, weight_decay_mask))
+        parts.append(optax.inject_hyperparams(optax.add_decayed_weights, "mask")(weight_decay, weight_decay_mask))
     elif weight_decay is not None:
         _checks.check_number("weight_decay", weight_decay, _checks.NOT_NEGATIVE)
         parts.append(optax.add_decayed_weights(weight_decay, weight_decay_mask))
@@ -160,14 +141,11 @@ def scale_by_gravity(
       A transformation with state `ScaleByGravityState`.
 
     Raises:
-      ValueError: for an argument out of its range (`velocity_stddev` at `init`, where the dtypes are known), or
-        gradients whose tree or shapes are not the state's.
-      TypeError: for an argument of the wrong type, for integer, boolean or complex parameters, for sparse gradients.
+      ValueError, TypeError: as `gravity`.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> from gravity_optax import scale_by_gravity
-      >>> tx = scale_by_gravity(0.0, key=0, first_step=0)  # from rest, so that V is half of zeta (Eq. 28)
+      >>> import gravity_optax, jax.numpy as jnp
+      >>> tx = gravity_optax.scale_by_gravity(0.0, key=0, first_step=0)  # from rest: V is half of zeta (Eq. 28)
       >>> velocity, state = tx.update(jnp.array([0.5, 2.0]), tx.init(jnp.zeros(2)))
       >>> print(velocity)  # m = 1/2, so zeta = 0.5 / 2 and 2 / 17
       [0.125      0.05882353]
@@ -181,23 +159,22 @@ def scale_by_gravity(
     # Compiled once for equal leaves, but not with a max_step_grad, which may be impure.
     leaf_step = _leaf_step if max_step_grad is None else _leaf_step.__wrapped__  # type: ignore[attr-defined]
 
-    def init_fn(params: optax.Params) -> ScaleByGravityState:
+    def init_fn(params):
         params = _checks.as_arrays(params)
         stddev = velocity_stddev() if callable(velocity_stddev) else velocity_stddev
-        _checks.check_leaves("params", params, stacked_axes or 0, stddev, velocity_dtype)
-        velocity = draw_velocity(_checks.canonical_key(key), stddev, params, velocity_dtype)
+        dtype = None if velocity_dtype is None else jax.dtypes.canonicalize_dtype(velocity_dtype)
+        _checks.check_leaves("params", params, stacked_axes or 0, stddev, dtype)
+        velocity = draw_velocity(_checks.canonical_key(key), stddev, params, dtype)
         return ScaleByGravityState(jnp.zeros([], jnp.int32), velocity)
 
-    def update_fn(
-        updates: optax.Updates, state: ScaleByGravityState, params: optax.Params | None = None, **extra_args: Any
-    ) -> tuple[optax.Updates, ScaleByGravityState]:
+    def update_fn(updates, state, params=None, **extra_args):
         del params, extra_args
         updates = _checks.as_arrays(updates)
         _checks.check_matches(updates, state.velocity)
         count = jnp.asarray(state.count, jnp.int32)
 
         @functools.cache
-        def weights(dtype: Any) -> tuple[jax.Array, jax.Array]:
+        def averaging(dtype):
             """Eq. 26, and 1 - beta_hat without the catastrophic cancellation as beta_hat nears 1."""
             t = count.astype(dtype) + jnp.asarray(first_step, dtype)
             beta_hat = (jnp.asarray(beta, dtype) * t + 1) / (t + 2)
@@ -207,7 +184,7 @@ def scale_by_gravity(
         pairs = []
         for g, v in zip(leaves, jax.tree.leaves(state.velocity), strict=True):
             g, v = (x if isinstance(x, jax.Array) else jnp.asarray(x) for x in (g, v))
-            pairs.append(leaf_step(g, v, *weights(compute_dtype(g, v)), max_step_grad, stacked_axes or 0))
+            pairs.append(leaf_step(g, v, *averaging(compute_dtype(g, v)), max_step_grad, stacked_axes or 0))
         updates, velocity = (jax.tree.unflatten(treedef, [pair[i] for pair in pairs]) for i in (0, 1))
         return updates, ScaleByGravityState(optax.safe_increment(count), velocity)
 

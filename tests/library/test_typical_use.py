@@ -24,12 +24,16 @@ def as_users_have_it():
 
 
 def check(tx: optax.GradientTransformation) -> None:
-    """Two steps as in any training loop."""
-    params, state = PARAMS, tx.init(PARAMS)
-    for _ in range(2):
-        updates, state = tx.update(GRADIENTS, state, params)
-        params = optax.apply_updates(params, updates)
-    assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
+    """Two steps as in any training loop, whose values are for the other tests."""
+
+    def train(gradients: Params) -> optax.Params:
+        params, state = PARAMS, tx.init(PARAMS)
+        for _ in range(2):
+            updates, state = tx.update(gradients, state, params)
+            params = optax.apply_updates(params, updates)
+        return params
+
+    assert jax.tree.map(lambda leaf: leaf.shape, jax.eval_shape(train, GRADIENTS)) == {"w": (3, 2), "b": (2,)}
 
 
 def test_keys() -> None:
