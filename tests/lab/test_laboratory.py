@@ -17,7 +17,7 @@ from trainer.config import Config, resolve
 from trainer.devices import Program, Replicas
 from trainer.loop import Trainer
 
-FLAGS = {"width": 0.05, "limit": 96, "epochs": 2, "search_seeds": 1, "seeds": 1}
+FLAGS = {"model": "mlp", "width": 0.05, "limit": 96, "epochs": 2, "search_seeds": 1, "seeds": 1}  # compiled fast
 # Of an entrant's own. Together they set everything that can be set.
 SETTINGS = (
     "gravity:alpha=0.1,beta=0.99,first_step=0,norm=group",
@@ -39,6 +39,19 @@ def first_trial(made_in, optimizer, part="search"):
     return trial._replace(part=part)
 
 
+def training_part(made_in):
+    digits, rows = data.load("digits", limit=96), made_in.training
+    return dataclasses.replace(digits, train_images=digits.train_images[rows], train_labels=digits.train_labels[rows])
+
+
+@pytest.fixture
+def compiled(monkeypatch):
+    """An entry for each program that a laboratory compiles."""
+    programs, original = [], Laboratory._compiled
+    monkeypatch.setattr(Laboratory, "_compiled", lambda *args, **kw: programs.append(1) or original(*args, **kw))
+    return programs
+
+
 def test_the_validation_part_is_a_fixed_tenth():
     training, validation = split(1437)
     assert len(validation) == 143
@@ -53,7 +66,7 @@ def test_everything_that_can_be_set_is_tried_below():
 
 def test_each_entrant_has_the_network_of_its_own_settings():
     """Six steps in bfloat16 give losses too close to float32's to tell."""
-    made_in = made_on(optimizers=("adam", "adam:precision=bfloat16", "adam:norm=group"))
+    made_in = made_on(optimizers=("adam", "adam:precision=bfloat16", "adam:norm=group"), model="vgg11")
     models = [made_in._model(config) for config in made_in.comparison.entrants.values()]
     assert [model.dtype for model in models] == [np.float32, jax.numpy.bfloat16, np.float32]
     assert [model.norm for model in models] == ["none", "none", "group"]
@@ -63,14 +76,10 @@ def test_each_entrant_has_the_network_of_its_own_settings():
 @jax.numpy_dtype_promotion("standard")  # optax's own code promotes
 @pytest.mark.parametrize("optimizer", ["gravity", "adam", *SETTINGS])
 def test_a_run_is_the_trainers(optimizer):
-    model = "vgg11" if optimizer == "gravity" else "mlp"  # which compiles faster
-    made_in = made_on(optimizers=("sgd", optimizer), model=model)
+    made_in = made_on(optimizers=("sgd", optimizer), model="vgg11" if optimizer == "gravity" else "mlp")
     entrant = list(made_in.comparison.entrants)[-1]
     outcome = made_in.run(first_trial(made_in, entrant, "final")._replace(seed=3))
-    digits = data.load("digits", limit=96)
-    part = dataclasses.replace(
-        digits, train_images=digits.train_images[made_in.training], train_labels=digits.train_labels[made_in.training]
-    )
+    digits, part = data.load("digits", limit=96), training_part(made_in)
     config = dataclasses.replace(made_in.comparison.entrants[entrant], seed=3)
     if config.augment == "none":
         trainer = Trainer(config, part, jax.devices()[:1])
@@ -85,11 +94,8 @@ def test_a_run_is_the_trainers(optimizer):
 
 @pytest.mark.slow
 @jax.numpy_dtype_promotion("standard")
-def test_one_program_serves_every_learning_rate_and_seed(monkeypatch):
+def test_one_program_serves_every_learning_rate_and_seed(compiled):
     made_in = made_on(optimizers=("adam",))
-    compiled = []
-    original = Laboratory._compiled
-    monkeypatch.setattr(Laboratory, "_compiled", lambda *args, **kw: compiled.append(1) or original(*args, **kw))
     trial = first_trial(made_in, "adam")
     one = made_in.run(trial)
     other = made_in.run(trial._replace(learning_rate=trial.learning_rate * 3))
@@ -101,15 +107,9 @@ def test_one_program_serves_every_learning_rate_and_seed(monkeypatch):
 
 @pytest.mark.slow
 @jax.numpy_dtype_promotion("standard")
-def test_a_point_of_a_space_is_the_trainers_run_with_its_settings_and_a_program_serves_all_of_a_warm_up(monkeypatch):
-    compiled = []
-    original = Laboratory._compiled
-    monkeypatch.setattr(Laboratory, "_compiled", lambda *args, **kw: compiled.append(1) or original(*args, **kw))
+def test_a_point_of_a_space_is_the_trainers_run_and_a_program_serves_all_of_a_warm_up(monkeypatch, compiled):
     made_in = made_on(optimizers=("gravity", "momentum"), sampler="qmc", trials=1)
-    digits = data.load("digits", limit=96)
-    part = dataclasses.replace(
-        digits, train_images=digits.train_images[made_in.training], train_labels=digits.train_labels[made_in.training]
-    )
+    part = training_part(made_in)
     gravity, momentum = (first_trial(made_in, name)._replace(learning_rate=0.05) for name in ("gravity", "momentum"))
     gravity = gravity._replace(point="beta=0.6 warmup_epochs=1 weight_decay=0.5")
     for trial, own in (
@@ -117,7 +117,7 @@ def test_a_point_of_a_space_is_the_trainers_run_with_its_settings_and_a_program_
         (momentum._replace(point="momentum=0.5 warmup_epochs=0 weight_decay=0.5"), {"momentum": 0.5}),
     ):
         settings = {name: value for name, value in settings_of(trial.point).items() if name not in own}
-        config = Config(optimizer=trial.optimizer, learning_rate=0.05, **settings, width=0.05, epochs=2)
+        config = Config(model="mlp", optimizer=trial.optimizer, learning_rate=0.05, **settings, width=0.05, epochs=2)
         with monkeypatch.context() as patch:  # the trainer has no flag for momentum
             patch.setattr(optimizers, "make", functools.partial(optimizers.make, **own))
             trainer = Trainer(resolve(config), part, jax.devices()[:1])

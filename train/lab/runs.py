@@ -120,8 +120,9 @@ def name(trial: Trial) -> str:
 
 
 def at(trial: Trial) -> str:
-    """Where in the search it is, for people: `0.1`, or `0.1 beta=0.9 ...`."""
-    return f"{trial.learning_rate:g} {trial.point}".rstrip()
+    """Where in the search it is, for people: `0.1`, or `0.1 beta=0.9 ...`, or `the best`."""
+    rate = f"{trial.learning_rate:g} " if trial.learning_rate else ""
+    return f"{rate}{trial.point}".rstrip()
 
 
 def parsed(row: dict[str, str]) -> tuple[Trial, Outcome]:

@@ -21,6 +21,10 @@ class Search:
     scores: dict[int, float]  # of those that are done: validation accuracy, mean over the search's seeds
     chosen: int | None  # None while it is not finished
 
+    @property
+    def finished(self) -> bool:
+        return self.chosen is not None
+
 
 def learning_rate(centre: float, step: int) -> float:
     """The rate `step` half decades above `centre`, to four digits, as the file of runs has it."""
@@ -48,12 +52,14 @@ def wider(scores: Mapping[int, float], count: int, widen: int) -> int | None:
     return top - 1 if top == min(scores) else top + 1
 
 
-def trial(comparison: Comparison, entrant: str, step: int, seed: int, part: Part) -> Trial:
-    """One run of an entrant."""
+def trial(comparison: Comparison, entrant: str, step: int | None, seed: int, part: Part) -> Trial:
+    """One run of an entrant; without a step, "the best", which is not known yet."""
     config = comparison.entrants[entrant]
-    rate, point = learning_rate(config.learning_rate, step), ""
-    if comparison.sampler == "qmc":
+    rate, point = 0.0, "the best"
+    if step is not None and comparison.sampler == "qmc":
         rate, point = spaces.point(config.optimizer, config.learning_rate, config.epochs, step)
+    elif step is not None:
+        rate, point = learning_rate(config.learning_rate, step), ""
     return Trial(
         dataset=config.dataset,
         model=config.model,
@@ -97,15 +103,14 @@ def known(comparison: Comparison, outcomes: Outcomes) -> list[Trial]:
         for entrant, found in searches.items()
         if i < len(found.steps)
     ]
-    chosen = {entrant: found.chosen for entrant, found in searches.items() if found.chosen is not None}
-    return trials + [
-        trial(comparison, entrant, step, seed, "final") for seed in comparison.seeds for entrant, step in chosen.items()
-    ]
+    return trials + _finals(comparison, {name: found.chosen for name, found in searches.items() if found.finished})
 
 
-def unknown(comparison: Comparison, outcomes: Outcomes) -> tuple[int, int]:
-    """How many runs `known` lacks: those at rates not chosen yet, and the most that widening may still add."""
-    searches = [search(comparison, entrant, outcomes) for entrant in comparison.entrants]
-    going_on = [found for found in searches if found.chosen is None]
-    spare = sum(comparison.candidates + comparison.widen - len(found.steps) for found in going_on)
-    return len(going_on) * len(comparison.seeds), spare * len(comparison.search_seeds)
+def undecided(comparison: Comparison, outcomes: Outcomes) -> list[Trial]:
+    """The final runs that `known` lacks, at the best rate or point, which is not known yet."""
+    unfinished = (name for name in comparison.entrants if not search(comparison, name, outcomes).finished)
+    return _finals(comparison, dict.fromkeys(unfinished))
+
+
+def _finals(comparison: Comparison, chosen: Mapping[str, int | None]) -> list[Trial]:
+    return [trial(comparison, name, step, seed, "final") for seed in comparison.seeds for name, step in chosen.items()]
