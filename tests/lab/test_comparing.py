@@ -61,13 +61,15 @@ def no_report(monkeypatch):
 
 
 def options(tmp_path, **flags):
-    return CompareOptions(str(tmp_path), **{"optimizers": ("gravity", "adam"), "search_seeds": 1, "seeds": 2} | flags)
+    return CompareOptions(
+        str(tmp_path), **{"optimizers": ("gravity", "adam"), "rates": 3, "search_seeds": 1, "seeds": 2} | flags
+    )
 
 
 def test_all_runs_are_made_once_and_reported(tmp_path, stand):
     assert compare.compare(options(tmp_path)) == 0
     count = len(stand.made)
-    assert len(set(stand.made)) == count >= 2 * 5 + 4
+    assert len(set(stand.made)) == count >= 2 * 3 + 4
     assert set(runs.read(tmp_path / "runs.csv")) == set(stand.made)
     (tmp_path / "report.md").unlink()
     assert compare.compare(options(tmp_path)) == 0
@@ -75,7 +77,7 @@ def test_all_runs_are_made_once_and_reported(tmp_path, stand):
     assert (tmp_path / "report.md").exists() and (tmp_path / "report" / "comparison.png").stat().st_size > 0
 
 
-@pytest.mark.parametrize(("number", "code", "run"), [(signal.SIGTERM, 75, 12), (signal.SIGINT, 130, 0)])
+@pytest.mark.parametrize(("number", "code", "run"), [(signal.SIGTERM, 75, 8), (signal.SIGINT, 130, 0)])
 def test_a_signal_ends_it_and_the_same_command_goes_on(tmp_path, stand, no_report, monkeypatch, number, code, run):
     assert compare.compare(options(tmp_path / "whole")) == 0
     whole = (tmp_path / "whole" / "runs.csv").read_text()
@@ -117,24 +119,24 @@ def test_a_run_that_another_worker_makes_is_left_to_it(tmp_path, stand, no_repor
     thread.start()
     assert compare.compare(flags) == 0
     thread.join()
-    assert theirs not in stand.made and len(stand.made) == len(set(stand.made)) == 13
-    assert len(runs.read(tmp_path / "a" / "runs.csv")) == 14
+    assert theirs not in stand.made and len(stand.made) == len(set(stand.made)) == 9
+    assert len(runs.read(tmp_path / "a" / "runs.csv")) == 10
 
 
 def test_the_list_says_what_is_done_and_to_do(tmp_path, stand, no_report, capsys):
     flags = options(tmp_path, widen=0)
     compare.compare(dataclasses.replace(flags, list_only=True))
     lines = capsys.readouterr().out.splitlines()
-    assert sum(line.endswith(" search  to do") for line in lines) == 10
+    assert sum(line.endswith(" search  to do") for line in lines) == 6
     assert sum(line.endswith("  final   to do, when the search has ended") for line in lines) == 4
-    assert lines[-1] == "14 runs: 10 to do, 4 not known yet; 0 of 112 epochs; time left: not measured yet"
-    stand.signal_at = 12
+    assert lines[-1] == "10 runs: 6 to do, 4 not known yet; 0 of 80 epochs; time left: not measured yet"
+    stand.signal_at = 8
     compare.compare(flags)
     capsys.readouterr()
     compare.compare(dataclasses.replace(flags, list_only=True))
     lines = capsys.readouterr().out.splitlines()
-    assert sum(" done: validation accuracy" in line for line in lines) == 12
-    assert lines[-1] == "14 runs: 12 done, 2 to do; 96 of 112 epochs; time left: about 0:00:02"
+    assert sum(" done: validation accuracy" in line for line in lines) == 8
+    assert lines[-1] == "10 runs: 8 done, 2 to do; 64 of 80 epochs; time left: about 0:00:02"
 
 
 def test_the_time_left_is_at_the_pace_of_the_same_dataset(tmp_path):

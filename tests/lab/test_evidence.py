@@ -146,11 +146,7 @@ def test_leads_are_compared_only_between_runs_made_alike():
 
 @pytest.mark.parametrize(
     ("shift", "spread", "answer"),
-    [
-        (0.05, 0.001, "yes"),
-        (-0.05, 0.001, "no, it shrinks"),
-        (0.01, 0.1, "not shown: the interval contains 0"),
-    ],
+    [(0.05, 0.001, "yes"), (-0.05, 0.001, "no, it shrinks"), (0.01, 0.1, "not shown: the interval contains 0")],
 )
 def test_the_abstracts_question_is_answered_by_the_interval(shift, spread, answer):
     (row,) = table("growths", many_classes(shift, spread)).to_dict("records")

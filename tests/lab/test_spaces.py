@@ -9,9 +9,8 @@ from scipy.stats import qmc
 
 from fake_outcomes import only, work_through
 from lab import comparing, evidence, frames, page, runs, search, spaces
-from lab.options import CompareOptions, comparisons
 from trainer import optimizers
-from trainer.config import UsageError, default_learning_rate
+from trainer.config import default_learning_rate
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -129,24 +128,3 @@ def test_the_listing_and_the_report_show_points_and_keep_both_kinds_of_search_ap
     text = page.write_comparison(tmp_path, both).read_text()
     assert "or over quasi-random points of the space in train/lab/spaces.py" in text and "beta=0.976792" in text
     assert "point" not in evidence.standings(frames.of_comparison(work_through(only(**flags), lambda _: 0.5)[1])[0])
-
-
-@pytest.mark.parametrize(
-    ("flags", "named"),
-    [
-        ({"sampler": "qmc", "trials": 0}, r"^--trials is 0; it must be between 1 and 1000\.$"),
-        ({"trials": 5}, r"^--trials is 5, which --sampler grid does not use: leave it out\.$"),
-        ({"trials": 0}, r"^--trials is 0, which --sampler grid"),
-        ({"sampler": "qmc", "rates": 7}, r"^--rates is 7, which --sampler qmc does not use: leave it out\.$"),
-        ({"sampler": "qmc", "widen": 0}, r"^--widen is 0, which --sampler qmc"),
-        (
-            {"sampler": "qmc", "optimizers": ("adagrad",)},
-            r"^--optimizers has 'adagrad', and --sampler qmc has spaces",
-        ),
-        ({"sampler": "qmc", "optimizers": ("gravity:beta=0.5",)}, r"^beta is 0.5, but --sampler qmc searches it"),
-        ({"sampler": "qmc", "settings": ("weight_decay=0.1",)}, r"^weight_decay is 0.1, but --sampler qmc searches it"),
-    ],
-)
-def test_an_invalid_flag_is_named(flags, named):
-    with pytest.raises(UsageError, match=named):
-        comparisons(CompareOptions("unused", **flags))

@@ -1,4 +1,4 @@
-"""The cells of the paper's evaluation: how far each is, and a worker that trains them one after another.
+"""The cells of the paper's evaluation: the state of each, and a worker that trains them one after another.
 
 A cell is a run of the trainer in a process of its own: what breaks one cell (divergence, no memory left, a crash inside
 XLA) leaves the others alone, its memory is freed when it ends, and stopping and resuming are the trainer's. The price

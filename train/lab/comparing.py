@@ -1,4 +1,4 @@
-"""The runs of comparisons: how far they are, and a worker that makes them, one after another, in this process."""
+"""The runs of comparisons: the state of each, and a worker that makes them one after another, in this process."""
 
 import logging
 import math
@@ -29,9 +29,9 @@ class TrialWorker(Worker[Trial]):
         self, folder: pathlib.Path, storage: str | None, comparisons: Sequence[Comparison], write: bool = True
     ):
         """Adds the runs of the folder's file to the store."""
+        super().__init__(folder, storage, write)
         self._file = folder / "runs.csv"
         self._read: dict[str, tuple[Trial, Outcome]] = {runs.name(t): (t, o) for t, o in runs.read(self._file).items()}
-        super().__init__(folder, storage, write)
         self.comparisons = [*comparisons]
         self._of: dict[Trial, Comparison] = {}
         self._laboratory: Any = None  # of the comparison that was worked on last

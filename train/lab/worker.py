@@ -1,6 +1,6 @@
 """Works through a plan together with other workers: claims a free run, makes it, records the result, and repeats.
 
-What a run is, how far each is and how one is made depend on the kind of experiment (`cells`, `comparing`).
+What a run is, its state and how it is made depend on the kind of experiment (`cells`, `comparing`).
 """
 
 import abc
@@ -32,7 +32,7 @@ Run = TypeVar("Run", bound=Any)  # hashable, with `epochs`
 
 
 class State(NamedTuple):
-    """How far a run is."""
+    """How much of a run is done."""
 
     kind: Literal["done", "running", "under way", "to do", "not known yet", "failed", "other run"]
     epochs: int  # finished
@@ -67,12 +67,12 @@ class Worker(abc.ABC, Generic[Run]):
         self.folder, self.write = folder, write
         self.store = open_store(folder, storage, self.kind, write)
         self.signal: int | None = None
-        self.failed = False  # whether something went wrong that another start may not repeat
+        self.failed = False  # whether the exit code is 1 whatever the states say
         self.bar: Any = None
 
     @abc.abstractmethod
     def states(self) -> Mapping[Run, State]:
-        """How far each run is, in the order in which they are made."""
+        """The state of each run, in the order in which they are made."""
 
     @abc.abstractmethod
     def columns(self, run: Run) -> tuple[str, ...]:
@@ -88,7 +88,7 @@ class Worker(abc.ABC, Generic[Run]):
 
     @abc.abstractmethod
     def alike(self, run: Run) -> tuple[object, ...]:
-        """What it shares with others that take as long, the most similar first."""
+        """What it shares with runs that take as long, the closest match first."""
 
     @abc.abstractmethod
     def make(self, run: Run, claim: "Claim") -> int | None:
@@ -106,7 +106,7 @@ class Worker(abc.ABC, Generic[Run]):
         return "\n".join([*lines, self.summary(found), ""])
 
     def summary(self, found: Mapping[Run, State]) -> str:
-        """How many runs are how far, and the time that the others will take, in a line."""
+        """How many runs are in which state, and the time left, in a line."""
         kinds = collections.Counter(state.kind for state in found.values())
         counts = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
         done, total = self._epochs(found)
@@ -179,7 +179,7 @@ class Worker(abc.ABC, Generic[Run]):
         log.info(f"{self.title(run)}: {text}; time left: {left}")
 
     def _epochs(self, found: Mapping[Run, State]) -> tuple[int, int]:
-        """How many are done of those asked for (a run may have more), and how many that is."""
+        """How many of the planned epochs are done (a run may have more), and how many are planned."""
         done = sum(min(state.epochs, run.epochs) for run, state in found.items())
         return done, sum(run.epochs for run in found)
 
