@@ -16,14 +16,14 @@ from lab.rules import PLATEAU, RULES
 BASELINE = "adam"
 WHO = ["setup", "entrant"]  # in this order
 KEY = ["dataset", "network", "optimizer"]
-AT = ["learning_rate", "point"]  # what was searched; no table shows points where there are none
+AT = ["learning_rate", "point"]  # what was searched; tables without points have no such column
 
 
 def standings(runs: pd.DataFrame) -> pd.DataFrame:
     """Test accuracy at the best learning rate
 
     Mean over the seeds, standard deviation, difference from Adam's mean, and the 95% interval of that difference by
-    Welch. The test set was looked at once, after the last epoch.
+    Welch. The test set was used once, after the last epoch.
     """
     finals = runs[runs["chosen"]].groupby([*WHO, "dataset", "network", "classes", "optimizer", *AT])["test_accuracy"]
     table = finals.agg(seeds="size", test_accuracy="mean", deviation="std").reset_index()

@@ -135,7 +135,7 @@ def _runs(path: pathlib.Path, study: bool) -> Iterator[pd.DataFrame]:
 
 
 def _is_cell(dataset: str, model: str, optimizer: str, seed: str) -> bool:
-    """Whether the benchmark gives a folder these names; it gives none to a copy that somebody keeps beside it."""
+    """Whether the benchmark gives a folder these names; a copy kept beside the original has another name."""
     known = {*get_args(OptimizerName), *(variant.name for variant in VARIANTS)}
     named = dataset in DATASET_NAMES and model in MODEL_NAMES and optimizer in known
     return named and bool(re.fullmatch("seed_(0|[1-9][0-9]*)", seed))

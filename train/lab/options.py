@@ -79,7 +79,7 @@ class CompareOptions(SharedOptions):
     rates: int = 5
     """Learning rates that each optimizer is searched over at first, an odd number: the trainer's is in the middle."""
     widen: int = 2
-    """At most so many more, one at a time, while the best of them is the lowest or the highest."""
+    """Up to this many more, one at a time, while the best rate is the lowest or the highest tried."""
     sampler: Literal["grid", "qmc"] = "grid"
     """grid: learning rates, as above. qmc: quasi-random points of each optimizer's space in train/lab/spaces.py, of
     learning rate, 1 - beta, weight decay and warm-up."""
@@ -90,7 +90,7 @@ class CompareOptions(SharedOptions):
     seeds: int | None = None
     """Runs at the best of them, with seeds 100, 101, ... Default: the rule's."""
     study: Literal["ablation", "width", "baselines"] | None = None
-    """Comparisons that belong together, on --datasets, as train/lab/studies.py has them."""
+    """Comparisons that belong together (train/lab/studies.py), on --datasets."""
     report_only: Annotated[bool, tyro.conf.arg(name="report")] = False
     """Only write the report of everything in WORKDIR/runs.csv; the other flags count for nothing."""
 
@@ -177,9 +177,9 @@ def _settings(where: str, texts: Iterable[str]) -> dict[str, Any]:
         name, equals, value = text.strip().partition("=")
         name = name.removeprefix("--").replace("-", "_")
         if name not in SETTABLE or not equals:
-            raise UsageError(f"{where}: {text!r} is no NAME=VALUE with a name of {', '.join(SETTABLE)}.")
+            raise UsageError(f"{where}: {text!r} is not NAME=VALUE with a name of {', '.join(SETTABLE)}.")
         if name in settings:
-            raise UsageError(f"{where}: {name} is there twice.")
+            raise UsageError(f"{where}: {name} is given twice.")
         try:
             settings[name] = flags.value(name, value)
         except UsageError as error:

@@ -87,7 +87,7 @@ def read(path: pathlib.Path) -> Outcomes:
         try:
             trial, outcome = parsed(row)
         except (TypeError, ValueError) as error:
-            raise UserError(f"{path}, line {number} is no run ({error!r}); correct it or take it out.") from error
+            raise UserError(f"{path}, line {number} is not a run ({error!r}); correct or remove it.") from error
         outcomes[trial] = outcome
     return outcomes
 
@@ -137,7 +137,7 @@ def parsed(row: dict[str, str]) -> tuple[Trial, Outcome]:
 
 
 def _exact(value: Any) -> str:
-    """What a run is told by: not rounded."""
+    """Unrounded, since it identifies a run."""
     text = _text(value)
     return repr(value) if isinstance(value, float) and float(text) != value else text
 

@@ -1,6 +1,6 @@
 """Which runs a comparison consists of: what is searched, the best of it, what is to do.
 
-Pure functions of the runs that are there. A candidate of a search is a number: a learning rate by its half decades from
+Pure functions of the finished runs. A candidate of a search is a number: a learning rate by its half decades from
 the trainer's, a point of a space by its place in the sequence. Nothing heavy is imported here.
 """
 
@@ -17,8 +17,8 @@ from lab.runs import Outcomes, Part, Trial
 class Search:
     """How far the search of an entrant is."""
 
-    steps: list[int]  # all that are known to be tried
-    scores: dict[int, float]  # of those that are done: validation accuracy, mean over the search's seeds
+    steps: list[int]  # all that are to be tried, as far as known
+    scores: dict[int, float]  # of the finished ones: validation accuracy, mean over the search's seeds
     chosen: int | None  # None while it is not finished
 
     @property
