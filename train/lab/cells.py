@@ -138,7 +138,7 @@ class CellWorker(Worker[ResolvedConfig]):
         if code == 0 and len(rows) >= run.epochs:
             outcome = {file: (run.folder / file).read_text() for file in _FILES if (run.folder / file).exists()}
             claim.finish(float(rows[run.epochs - 1]["val_accuracy"]), outcome)
-        elif code != RunAgain.exit_code and not self.signal and not is_owned(run.folder):
+        elif code != RunAgain.exit_code and not self.signal:
             why = _last_words(run.folder / "output.txt", code)
             claim.fail(why)
             log.error(f"{self.title(run)} failed: {why}")

@@ -25,7 +25,7 @@
     reached                    the first epoch at whose end the target was reached; NaN if none
     chosen                     of the final runs at the best rate or point, the last one if that ever changed
 
-and a frame of epochs: setup, entrant, chosen, epoch, loss, val_accuracy.
+and a frame of epochs: setup, entrant, optimizer, chosen, epoch, loss, val_accuracy.
 
 Files: RESULTS/<dataset>/<model>/<optimizer>/seed_<n>/ holds a run of the trainer (config.json, history.csv), and
 RESULTS/study/<dataset>/<model>/<variant>/seed_<n>/ one of the tuning study. RESULTS/about.json is optional and written
@@ -197,6 +197,7 @@ def of_comparison(outcomes: Outcomes) -> tuple[pd.DataFrame, pd.DataFrame]:
         who = {
             "setup": setups.index(trial.setup),
             "entrant": entrants[trial.setup].index(trial.optimizer),
+            "optimizer": trial.optimizer,
             "chosen": trial.part == "final" and at == (trial.learning_rate, trial.point),
         }
         how = {

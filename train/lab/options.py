@@ -102,9 +102,7 @@ FIRST_FINAL_SEED = 100
 class Comparison:
     """One dataset and network, and who is compared on it."""
 
-    entrants: dict[
-        str, ResolvedConfig
-    ]  # by name; resolved, each with the trainer's learning rate, in the middle of its search
+    entrants: dict[str, ResolvedConfig]  # by name, each with the learning rate in the middle of its search
     settings: str  # of all entrants, "NAME=VALUE NAME=VALUE"; with "sampler=qmc" where points are searched
     sampler: Literal["grid", "qmc"]
     candidates: int  # learning rates at first, or points

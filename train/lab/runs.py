@@ -80,8 +80,6 @@ def read(path: pathlib.Path) -> Outcomes:
         rows = csv_files.read(path, [name for name in COLUMNS if name not in ("point", "seconds")])
     except FileNotFoundError:
         return {}
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error}).") from error
     outcomes: Outcomes = {}
     for number, row in rows:
         try:

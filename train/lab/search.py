@@ -4,26 +4,21 @@ Pure functions of the finished runs. A candidate of a search is a number: a lear
 the trainer's, a point of a space by its place in the sequence. Nothing heavy is imported here.
 """
 
-import dataclasses
 import statistics
 from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from lab import spaces
 from lab.options import Comparison
 from lab.runs import Outcomes, Part, Trial
 
 
-@dataclasses.dataclass(frozen=True)
-class Search:
-    """How far the search of an entrant is."""
+class Search(NamedTuple):
+    """The state of an entrant's search."""
 
     steps: list[int]  # all that are to be tried, as far as known
     scores: dict[int, float]  # of the finished ones: validation accuracy, mean over the search's seeds
     chosen: int | None  # None while it is not finished
-
-    @property
-    def finished(self) -> bool:
-        return self.chosen is not None
 
 
 def learning_rate(centre: float, step: int) -> float:
@@ -60,24 +55,13 @@ def trial(comparison: Comparison, entrant: str, step: int | None, seed: int, par
         rate, point = spaces.point(config.optimizer, config.learning_rate, config.epochs, step)
     elif step is not None:
         rate, point = learning_rate(config.learning_rate, step), ""
-    return Trial(
-        dataset=config.dataset,
-        model=config.model,
-        optimizer=entrant,
-        learning_rate=rate,
-        seed=seed,
-        part=part,
-        epochs=config.epochs,
-        width=config.width,
-        batch_size=config.batch_size,
-        limit=config.limit,
-        settings=comparison.settings,
-        point=point,
-    )
+    shared: dict[str, Any] = {name: getattr(config, name) for name in ("dataset", "model", "epochs", "width")}
+    shared |= {"batch_size": config.batch_size, "limit": config.limit, "settings": comparison.settings}
+    return Trial(optimizer=entrant, learning_rate=rate, seed=seed, part=part, point=point, **shared)
 
 
 def search(comparison: Comparison, entrant: str, outcomes: Outcomes) -> Search:
-    """How far the search of an entrant is."""
+    """The state of an entrant's search."""
     count = comparison.candidates
     steps, scores = grid(count) if comparison.sampler == "grid" else [*range(count)], {}
     for step in steps:  # it grows
@@ -103,12 +87,13 @@ def known(comparison: Comparison, outcomes: Outcomes) -> list[Trial]:
         for entrant, found in searches.items()
         if i < len(found.steps)
     ]
-    return trials + _finals(comparison, {name: found.chosen for name, found in searches.items() if found.finished})
+    chosen = {name: found.chosen for name, found in searches.items() if found.chosen is not None}
+    return trials + _finals(comparison, chosen)
 
 
 def undecided(comparison: Comparison, outcomes: Outcomes) -> list[Trial]:
     """The final runs that `known` lacks, at the best rate or point, which is not known yet."""
-    unfinished = (name for name in comparison.entrants if not search(comparison, name, outcomes).finished)
+    unfinished = [name for name in comparison.entrants if search(comparison, name, outcomes).chosen is None]
     return _finals(comparison, dict.fromkeys(unfinished))
 
 
