@@ -23,13 +23,13 @@ def _main(arguments: list[str]) -> int:
     options = parse_command(BenchmarkOptions, "train/benchmark.py", arguments)
     options = dataclasses.replace(options, workdir=local_path_given("--workdir", options.workdir))
     planned = plan(options)
-    from lab import cells, store
+    from lab.cells import CellWorker
 
+    worker = CellWorker(pathlib.Path(options.workdir), options.storage, planned, write=not options.list_only)
     if options.list_only:
-        there = store.existing(pathlib.Path(options.workdir), options.storage, cells.KIND)
-        sys.stdout.write(cells.listing(planned, there))
+        sys.stdout.write(worker.listing())
         return 0
-    return cells.work(options.workdir, options.storage, planned)
+    return worker.work()
 
 
 if __name__ == "__main__":

@@ -27,29 +27,24 @@ def compare(options: CompareOptions) -> int:
     folder = pathlib.Path(local_path_given("--workdir", options.workdir))
     every = studies.expanded(options) if options.study else [options]
     wanted = [comparison for flags in every for comparison in comparisons(flags)]
-    from lab import comparing, store
+    from lab.comparing import TrialWorker
 
-    code = 0
-    if options.list_only or options.report_only:
-        there = store.existing(folder, options.storage, comparing.KIND)
-        outcomes = comparing.known_outcomes(folder, there)
-        if options.list_only:
-            sys.stdout.write(comparing.listing(wanted, outcomes, there))
-            return 0
-        if not outcomes:
-            raise UsageError(f"--workdir is {folder}, where runs.csv has no run to report on yet: leave --report out.")
-    else:
-        line = command.prepare_jax()
-        worker = comparing.TrialWorker(folder, store.prepare(folder, options.storage, comparing.KIND), wanted)
-        if line:
+    code, write = 0, not (options.list_only or options.report_only)
+    worker = TrialWorker(folder, options.storage, wanted, write)
+    if options.list_only:
+        sys.stdout.write(worker.listing())
+        return 0
+    if write:
+        if line := command.prepare_jax():
             log.info(line)
-        code = worker.run()
-        outcomes = worker.outcomes
-    if outcomes:
+        code = worker.work()
+    if outcomes := worker.outcomes():
         from lab import page
 
-        write = page.write_ablation if options.study == "ablation" else page.write_comparison
-        log.info(f"the report is {write(folder, outcomes)}")
+        report = page.write_ablation if options.study == "ablation" else page.write_comparison
+        log.info(f"the report is {report(folder, outcomes)}")
+    elif options.report_only:
+        raise UsageError(f"--workdir is {folder}, where runs.csv has no run to report on yet: leave --report out.")
     return code
 
 

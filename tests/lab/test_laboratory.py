@@ -17,7 +17,7 @@ from trainer.config import Config, resolve
 from trainer.devices import Program, Replicas
 from trainer.loop import Trainer
 
-FLAGS = {"width": 0.05, "limit": 96, "epochs": 2, "search_seeds": 1, "seeds": 1}
+FLAGS = {"model": "mlp", "width": 0.05, "limit": 96, "epochs": 2, "search_seeds": 1, "seeds": 1}  # compiled fast
 # Of an entrant's own. Together they set everything that can be set.
 SETTINGS = (
     "gravity:alpha=0.1,beta=0.99,first_step=0,norm=group",
@@ -29,6 +29,11 @@ SETTINGS = (
 )
 
 
+def slow(test):
+    """optax's own code promotes dtypes."""
+    return pytest.mark.slow(jax.numpy_dtype_promotion("standard")(test))
+
+
 def made_on(devices=1, **flags):
     (comparison,) = comparisons(CompareOptions("unused", **FLAGS | flags))
     return Laboratory(comparison, Replicas(jax.devices()[:devices]))
@@ -37,6 +42,19 @@ def made_on(devices=1, **flags):
 def first_trial(made_in, optimizer, part="search"):
     trial = next(t for t in search.known(made_in.comparison, {}) if t.optimizer == optimizer)
     return trial._replace(part=part)
+
+
+def training_part(made_in):
+    digits, rows = data.load("digits", limit=96), made_in.training
+    return dataclasses.replace(digits, train_images=digits.train_images[rows], train_labels=digits.train_labels[rows])
+
+
+@pytest.fixture
+def compiled(monkeypatch):
+    """An entry for each program that a laboratory compiles."""
+    programs, original = [], Laboratory._compiled
+    monkeypatch.setattr(Laboratory, "_compiled", lambda *args, **kw: programs.append(1) or original(*args, **kw))
+    return programs
 
 
 def test_the_validation_part_is_a_fixed_tenth():
@@ -53,24 +71,19 @@ def test_everything_that_can_be_set_is_tried_below():
 
 def test_each_entrant_has_the_network_of_its_own_settings():
     """Six steps in bfloat16 give losses too close to float32's to tell."""
-    made_in = made_on(optimizers=("adam", "adam:precision=bfloat16", "adam:norm=group"))
+    made_in = made_on(optimizers=("adam", "adam:precision=bfloat16", "adam:norm=group"), model="vgg11")
     models = [made_in._model(config) for config in made_in.comparison.entrants.values()]
     assert [model.dtype for model in models] == [np.float32, jax.numpy.bfloat16, np.float32]
     assert [model.norm for model in models] == ["none", "none", "group"]
 
 
-@pytest.mark.slow
-@jax.numpy_dtype_promotion("standard")  # optax's own code promotes
+@slow
 @pytest.mark.parametrize("optimizer", ["gravity", "adam", *SETTINGS])
 def test_a_run_is_the_trainers(optimizer):
-    model = "vgg11" if optimizer == "gravity" else "mlp"  # which compiles faster
-    made_in = made_on(optimizers=("sgd", optimizer), model=model)
+    made_in = made_on(optimizers=("sgd", optimizer), model="vgg11" if optimizer == "gravity" else "mlp")
     entrant = list(made_in.comparison.entrants)[-1]
     outcome = made_in.run(first_trial(made_in, entrant, "final")._replace(seed=3))
-    digits = data.load("digits", limit=96)
-    part = dataclasses.replace(
-        digits, train_images=digits.train_images[made_in.training], train_labels=digits.train_labels[made_in.training]
-    )
+    digits, part = data.load("digits", limit=96), training_part(made_in)
     config = dataclasses.replace(made_in.comparison.entrants[entrant], seed=3)
     if config.augment == "none":
         trainer = Trainer(config, part, jax.devices()[:1])
@@ -83,13 +96,15 @@ def test_a_run_is_the_trainers(optimizer):
     assert outcome.test_accuracy == pytest.approx(trainer.evaluate()[1], abs=0.011)  # one picture of 96
 
 
-@pytest.mark.slow
-@jax.numpy_dtype_promotion("standard")
-def test_one_program_serves_every_learning_rate_and_seed(monkeypatch):
+@pytest.fixture(scope="module")
+def momentum():
+    """Compiled once for the tests that need no settings of their own."""
+    return made_on(optimizers=("momentum",))
+
+
+@slow
+def test_one_program_serves_every_learning_rate_and_seed(compiled):
     made_in = made_on(optimizers=("adam",))
-    compiled = []
-    original = Laboratory._compiled
-    monkeypatch.setattr(Laboratory, "_compiled", lambda *args, **kw: compiled.append(1) or original(*args, **kw))
     trial = first_trial(made_in, "adam")
     one = made_in.run(trial)
     other = made_in.run(trial._replace(learning_rate=trial.learning_rate * 3))
@@ -99,17 +114,10 @@ def test_one_program_serves_every_learning_rate_and_seed(monkeypatch):
     assert dataclasses.replace(made_in.run(trial), seconds=None) == dataclasses.replace(one, seconds=None)
 
 
-@pytest.mark.slow
-@jax.numpy_dtype_promotion("standard")
-def test_a_point_of_a_space_is_the_trainers_run_with_its_settings_and_a_program_serves_all_of_a_warm_up(monkeypatch):
-    compiled = []
-    original = Laboratory._compiled
-    monkeypatch.setattr(Laboratory, "_compiled", lambda *args, **kw: compiled.append(1) or original(*args, **kw))
+@slow
+def test_a_point_of_a_space_is_the_trainers_run_and_a_program_serves_all_of_a_warm_up(monkeypatch, compiled):
     made_in = made_on(optimizers=("gravity", "momentum"), sampler="qmc", trials=1)
-    digits = data.load("digits", limit=96)
-    part = dataclasses.replace(
-        digits, train_images=digits.train_images[made_in.training], train_labels=digits.train_labels[made_in.training]
-    )
+    part = training_part(made_in)
     gravity, momentum = (first_trial(made_in, name)._replace(learning_rate=0.05) for name in ("gravity", "momentum"))
     gravity = gravity._replace(point="beta=0.6 warmup_epochs=1 weight_decay=0.5")
     for trial, own in (
@@ -117,7 +125,7 @@ def test_a_point_of_a_space_is_the_trainers_run_with_its_settings_and_a_program_
         (momentum._replace(point="momentum=0.5 warmup_epochs=0 weight_decay=0.5"), {"momentum": 0.5}),
     ):
         settings = {name: value for name, value in settings_of(trial.point).items() if name not in own}
-        config = Config(optimizer=trial.optimizer, learning_rate=0.05, **settings, width=0.05, epochs=2)
+        config = Config(model="mlp", optimizer=trial.optimizer, learning_rate=0.05, **settings, width=0.05, epochs=2)
         with monkeypatch.context() as patch:  # the trainer has no flag for momentum
             patch.setattr(optimizers, "make", functools.partial(optimizers.make, **own))
             trainer = Trainer(resolve(config), part, jax.devices()[:1])
@@ -128,59 +136,46 @@ def test_a_point_of_a_space_is_the_trainers_run_with_its_settings_and_a_program_
     assert len(compiled) == 2 + 1  # a training for each optimizer and warm-up, and an evaluation
 
 
-@pytest.mark.slow
-@jax.numpy_dtype_promotion("standard")
-def test_neither_validation_nor_test_pictures_are_trained_on_and_the_search_sees_no_test_picture(monkeypatch):
-    made_in = made_on(optimizers=("momentum",))
-    seen = {"train": set(), "score": set()}
-    chunks = made_in._chunks
+@slow
+def test_neither_validation_nor_test_pictures_are_trained_on_and_the_search_sees_no_test_picture(momentum, monkeypatch):
+    seen, chunks = {}, momentum._chunks
 
     def recorded(rows, length):
         kind = "train" if length == laboratory._STEPS else "score"
-        seen[kind] |= set(np.asarray(rows).tolist())
+        seen.setdefault(kind, []).append(set(rows.tolist()))
         return chunks(rows, length)
 
-    monkeypatch.setattr(made_in, "_chunks", recorded)
-    trial = first_trial(made_in, "momentum")
-    search_outcome = made_in.run(trial)
-    assert seen == {"train": set(made_in.training.tolist()), "score": set(made_in.validation.tolist())}
-    assert search_outcome.test_accuracy is None
-    calls = []
-    monkeypatch.setattr(
-        made_in, "_chunks", lambda rows, length: calls.append(set(rows.tolist())) or chunks(rows, length)
-    )
-    made_in.run(trial._replace(part="final"))
-    test = set(made_in.test.tolist())
-    assert calls[-1] == test and not any(rows & test for rows in calls[:-1])
+    monkeypatch.setattr(momentum, "_chunks", recorded)
+    trial, training, validation = first_trial(momentum, "momentum"), momentum.training, momentum.validation
+    for part, scored in (("search", []), ("final", [set(momentum.test.tolist())])):
+        seen.clear()
+        outcome = momentum.run(trial._replace(part=part))
+        assert (outcome.test_accuracy is None) == (part == "search")
+        assert seen == {"train": [set(training.tolist())] * 2, "score": [set(validation.tolist())] * 2 + scored}
 
 
-@pytest.mark.slow
-@jax.numpy_dtype_promotion("standard")
-def test_several_devices_make_the_same_run():
-    one, four = made_on(optimizers=("momentum",)), made_on(4, optimizers=("momentum",))
-    trial = first_trial(one, "momentum")
-    expected, got = one.run(trial), four.run(trial)
+@slow
+def test_several_devices_make_the_same_run(momentum):
+    trial, four = first_trial(momentum, "momentum"), made_on(4, optimizers=("momentum",))
+    expected, got = momentum.run(trial), four.run(trial)
     assert got.loss_by_epoch == pytest.approx(expected.loss_by_epoch, rel=1e-4)
     assert got.accuracy_by_epoch == pytest.approx(expected.accuracy_by_epoch, abs=0.12)  # one picture of 9
 
 
-@pytest.mark.slow
-@jax.numpy_dtype_promotion("standard")
-def test_a_run_that_diverges_is_recorded_as_such():
-    made_in = made_on(optimizers=("momentum",), epochs=3)
-    outcome = made_in.run(first_trial(made_in, "momentum", "final")._replace(learning_rate=1e20))
+@slow
+def test_a_run_that_diverges_is_recorded_as_such(momentum):
+    trial = first_trial(momentum, "momentum", "final")._replace(learning_rate=1e20, epochs=3)
+    outcome = momentum.run(trial)
     assert not math.isfinite(outcome.loss_by_epoch[-1])
     assert len(outcome.loss_by_epoch) == len(outcome.accuracy_by_epoch) == 3
     assert 0 <= outcome.test_accuracy < 0.3
 
 
-@pytest.mark.slow
-@jax.numpy_dtype_promotion("standard")
-def test_a_run_can_be_stopped_between_two_chunks():
-    made_in = made_on(optimizers=("momentum",))
+@slow
+def test_a_run_can_be_stopped_between_two_chunks(momentum):
     epochs = []
     with pytest.raises(Stopped):
-        made_in.run(first_trial(made_in, "momentum"), lambda: len(epochs) == 1, epochs.append)
+        momentum.run(first_trial(momentum, "momentum"), lambda: len(epochs) == 1, epochs.append)
     assert epochs == [1]
 
 

@@ -38,9 +38,3 @@ def test_the_tuning_study_is_typed():
     assert len(runs) == 28 and runs["epochs"].dtype == int
     (z_score,) = runs[runs["authors_comment"] == "Z_score"].itertuples()
     assert (z_score.beta, z_score.final_val_accuracy, z_score.best_val_accuracy) == (0.9, 0.8197, 0.8201)
-
-
-def test_the_files_are_small():
-    files = sorted(published.FOLDER.glob("*.csv"))
-    assert [path.name for path in files] == ["published_histories.csv", "published_tuning.csv"]
-    assert sum(path.stat().st_size for path in files) < 300_000

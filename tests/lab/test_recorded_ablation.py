@@ -1,7 +1,5 @@
 """The recorded ablation, in `notebooks/ablation`, and what READMEs say of it."""
 
-import csv
-import io
 import pathlib
 import re
 
@@ -31,7 +29,7 @@ LABELS = {"Gravity": "Gravity", "momentum": "SGD with momentum", "from rest": "G
 
 def table(name):
     found = pd.read_csv(FOLDER / "report" / f"{name}.csv", keep_default_na=False, na_values=[""])
-    return found.fillna({"settings": ""})
+    return found.fillna({"settings": ""} if "settings" in found else {})
 
 
 ARMS, RATES, POOLED = table("arms"), table("rates"), table("pooled")
@@ -86,13 +84,12 @@ def start_table():
     return markdown(rows)
 
 
-def test_the_tables_are_those_of_the_runs():
-    frame, _ = frames.of_comparison(RUNS)
-    arms = ablation.cells(frame)
-    for name, made in (("arms", arms), ("rates", ablation.rates(frame)), ("pooled", ablation.pooled(arms, frame))):
-        text = made.to_csv(index=False, float_format="%.6g", lineterminator="\n")
-        assert (FOLDER / "report" / f"{name}.csv").read_text() == text
-        assert list(csv.reader(io.StringIO(text)))
+@pytest.mark.parametrize(
+    ("name", "made"), [("arms", ablation.cells), ("rates", ablation.rates), ("pooled", ablation.pooled)]
+)
+def test_the_tables_are_those_of_the_runs(name, made):
+    found = made(frames.of_comparison(RUNS)[0]).reset_index(drop=True)
+    pd.testing.assert_frame_equal(table(name), found, check_dtype=False, rtol=1e-5)
 
 
 def test_recorded_runs_are_the_plans_and_hold_no_times():
@@ -105,7 +102,7 @@ def test_recorded_runs_are_the_plans_and_hold_no_times():
     assert {outcome.seconds for outcome in RUNS.values()} == {None}
     for comparison in plan:
         if comparison.config.model in DONE and comparison.settings == COSINE:
-            assert search.unknown(comparison, RUNS) == (0, 0)
+            assert not search.undecided(comparison, RUNS)
             assert set(search.known(comparison, RUNS)) <= set(RUNS)
 
 

@@ -1,15 +1,16 @@
 """The recorded comparisons, in `notebooks/comparison` and `notebooks/comparison_h100`, and what READMEs say of them."""
 
-import csv
 import dataclasses
+import io
 import pathlib
 import re
 import shlex
 
 import numpy as np
+import pandas as pd
 import pytest
 
-from lab import evidence, frames, inference, page, runs, search
+from lab import evidence, frames, inference, runs, search
 from lab.options import CompareOptions, comparisons
 from trainer.config import flag
 from trainer.flags import parse_command
@@ -46,15 +47,17 @@ ENTRANTS = {
 def test_the_recorded_comparison_of_the_digits_is_whole():
     (digits,) = comparisons(CompareOptions("unused", optimizers=tuple(ENTRANTS)))
     trials = search.known(digits, RUNS)
-    assert set(trials) <= set(RUNS) and search.unknown(digits, RUNS) == (0, 0)
+    assert set(trials) <= set(RUNS) and not search.undecided(digits, RUNS)
     assert {trial for trial in RUNS if trial.dataset == "digits"} == set(trials)
 
 
-def test_the_recorded_tables_are_those_of_the_runs(tmp_path):
-    for machine, folder in FOLDERS.items():
-        page.write_comparison(tmp_path, EVERY[machine])
-        for file in (folder / "report").glob("*.csv"):
-            assert (tmp_path / "report" / file.name).read_text() == file.read_text(), file
+@pytest.mark.parametrize("machine", FOLDERS)
+@pytest.mark.parametrize("table", evidence.TABLES, ids=lambda table: table.__name__)
+def test_the_recorded_tables_are_those_of_the_runs(table, machine):
+    recorded = pd.read_csv(FOLDERS[machine] / "report" / f"{table.__name__}.csv", keep_default_na=False, na_values=[""])
+    made = io.StringIO(table(FRAMES[machine]).to_csv(index=False))
+    expected = pd.read_csv(made, keep_default_na=False, na_values=[""])
+    pd.testing.assert_frame_equal(recorded, expected, check_dtype=False, rtol=1e-5, atol=2e-6)
 
 
 def test_recorded_runs_hold_no_times():
@@ -102,9 +105,9 @@ def test_the_readmes_hints_are_the_numbers():
 @pytest.mark.parametrize(("label", "dataset"), ROWS.items())
 def test_the_readme_has_the_test_accuracies_of_whole_comparisons(label, dataset):
     machine = label.rpartition(", ")[2]
-    made, standing = EVERY[machine], _row(machine, "standings.csv", dataset, "gravity")
+    made, standing = EVERY[machine], _row(machine, evidence.standings, dataset, "gravity")
     (compared,) = comparisons(CompareOptions("unused", datasets=(dataset,)))
-    assert set(search.known(compared, made)) <= set(made) and search.unknown(compared, made) == (0, 0)
+    assert set(search.known(compared, made)) <= set(made) and not search.undecided(compared, made)
     frame = FRAMES[machine]
     frame, cells = frame[(frame["dataset"] == dataset) & (frame["settings"] == "")], []
     for name in FOUR:
@@ -129,9 +132,11 @@ def test_what_is_said_of_adam_is_what_was_recorded():
     behind = []
     for label, dataset in ROWS.items():
         machine = label.rpartition(", ")[2]
-        failed = [int(_row(machine, "failures.csv", dataset, name)["final at chance"]) for name in ("gravity", "adam")]
+        failed = [
+            int(_row(machine, evidence.failures, dataset, name)["final at chance"]) for name in ("gravity", "adam")
+        ]
         if failed == [0, 0]:
-            behind.append(-float(_row(machine, "standings.csv", dataset, "gravity")["minus adam"]))
+            behind.append(-float(_row(machine, evidence.standings, dataset, "gravity")["minus adam"]))
     text = f"ere all runs of both trained, Gravity ends {min(behind):.2f} to {max(behind):.2f} behind Adam"
     assert len(behind) == 5 and text in " ".join(FRONT.split()) and text in " ".join(README.split())
 
@@ -152,10 +157,10 @@ def test_the_pooled_difference_from_adam_is_what_was_recorded():
 
 
 def test_what_is_said_of_the_two_machines_is_what_was_recorded():
-    chosen = {machine: _row(machine, "plateaus.csv", "cifar10", "gravity")["best rate"] for machine in EVERY}
-    assert chosen == {"CPU": "0.3162", "H100": "0.1"}
+    chosen = {machine: _row(machine, evidence.plateaus, "cifar10", "gravity")["best rate"] for machine in EVERY}
+    assert chosen == {"CPU": 0.3162, "H100": 0.1}
     failed = {
-        (machine, dataset, name): int(_row(machine, "failures.csv", dataset, name)["final at chance"])
+        (machine, dataset, name): int(_row(machine, evidence.failures, dataset, name)["final at chance"])
         for machine in EVERY
         for dataset in ("cifar10", "cifar100_fine")
         for name in ("gravity", "adam")
@@ -168,9 +173,10 @@ def test_what_is_said_of_the_two_machines_is_what_was_recorded():
     assert (
         "So one search chose 0.3162, where two of three new seeds stayed at the chance level, and the other 0.1" in text
     )
-    scores = {machine: _scores(machine, "cifar10", "gravity") for machine in EVERY}
     for said, machine in (("scored {} and {} on the CPU", "CPU"), ("{} and {} on the H100", "H100")):
-        assert said.format(*(f"{scores[machine][rate]:.3f}" for rate in (0.1, 0.3162))) in text
+        scores = evidence.rate_scores(FRAMES[machine]).query("dataset == 'cifar10' and optimizer == 'gravity'")
+        found = scores.set_index("learning rate")["validation accuracy"]
+        assert said.format(*(f"{found[rate]:.3f}" for rate in (0.1, 0.3162))) in text
 
 
 def test_what_is_said_of_rounding_is_what_was_recorded():
@@ -196,8 +202,9 @@ def test_the_abstracts_question_is_answered_with_what_was_recorded():
     text, front = " ".join(README.split()), " ".join(FRONT.split())
     answers = {}
     for machine in EVERY:
-        growth = _growth(machine, "cifar10", "cifar100_fine")
-        change, low, high = (float(growth[name]) for name in ("change", "from", "to"))
+        growths = evidence.growths(FRAMES[machine]).set_index(["few", "many"])
+        growth = growths.loc["cifar10", "cifar100_fine"]
+        change, low, high = growth[["change", "from", "to"]]
         where = {"CPU": "on the CPU", "H100": "on an H100"}[machine]
         assert f"by {change:+.2f} ({low:+.2f} to {high:+.2f}) {where}" in front
         answers[machine] = growth["answer"].partition(":")[0]
@@ -207,45 +214,24 @@ def test_the_abstracts_question_is_answered_with_what_was_recorded():
             assert f"it changes by {change:+.2f} ({low:+.2f} to {high:+.2f})" in text
     assert answers == {"CPU": "not shown", "H100": "not shown"}
     for machine, made in EVERY.items():
-        momentum = _row(machine, "failures.csv", "cifar100_fine", "momentum")
-        assert momentum["search runs"] == momentum["search at chance"] and momentum["final at chance"] == "3"
+        momentum = _row(machine, evidence.failures, "cifar100_fine", "momentum")
+        assert momentum["search runs"] == momentum["search at chance"] and momentum["final at chance"] == 3
         finals = [run.test_accuracy for trial, run in made.items() if trial.dataset == "cifar100_fine"]
         assert max(accuracy for accuracy in finals if accuracy) < 0.13
 
 
 def test_the_trainers_table_of_group_norm_is_what_was_recorded():
     readme = (ROOT / "train" / "README.md").read_text()
-    with open(ROOT / "notebooks" / "comparison" / "norm.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
+    runs = pd.read_csv(ROOT / "notebooks" / "comparison" / "norm.csv", keep_default_na=False)
+    found = runs.groupby(["optimizer", "epoch", "norm"])["val_accuracy"].agg(["size", "mean", "std"])
     for optimizer in ("gravity", "adam", "momentum"):
-        cells = []
-        for epoch in ("5", "25"):
-            for norm in ("none", "group"):
-                wanted = (norm, optimizer, epoch)
-                cell = [run for run in rows if (run["norm"], run["optimizer"], run["epoch"]) == wanted]
-                assert sorted(run["seed"] for run in cell) == list("01234")
-                accuracies = [float(run["val_accuracy"]) for run in cell]
-                cells.append(f"{np.mean(accuracies):.3f} ± {np.std(accuracies, ddof=1):.3f}")
+        rows = [found.loc[optimizer, epoch, norm] for epoch in (5, 25) for norm in ("none", "group")]
+        assert {row["size"] for row in rows} == {5}
+        cells = [f"{row['mean']:.3f} ± {row['std']:.3f}" for row in rows]
         assert f"| {optimizer} | {' | '.join(cells)} |" in readme
 
 
-def _table(machine, name):
-    with open(FOLDERS[machine] / "report" / name, newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def _row(machine, name, *wanted):
-    """The row of a dataset and an optimizer in a table of a report."""
-    (found,) = [row for row in _table(machine, name) if (row["dataset"], row["optimizer"]) == wanted]
-    return found
-
-
-def _scores(machine, *wanted):
-    """Validation accuracies by learning rate."""
-    rows = [row for row in _table(machine, "rate_scores.csv") if (row["dataset"], row["optimizer"]) == wanted]
-    return {float(row["learning rate"]): float(row["validation accuracy"]) for row in rows}
-
-
-def _growth(machine, few, many):
-    (found,) = [row for row in _table(machine, "growths.csv") if (row["few"], row["many"]) == (few, many)]
-    return found
+def _row(machine, table, dataset, optimizer):
+    """The row of a dataset and an optimizer."""
+    made = table(FRAMES[machine])
+    return made[(made["dataset"] == dataset) & (made["optimizer"] == optimizer)].iloc[0]

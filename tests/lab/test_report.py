@@ -1,10 +1,9 @@
 """The report as files: one self-contained page, figures and tables, of whatever has been run."""
 
 import base64
-import html.parser
+import html
 import io
 import json
-import pathlib
 import re
 import shutil
 from typing import get_args
@@ -19,32 +18,7 @@ from lab import figures, frames, page, palette, published
 from trainer import optimizers
 from trainer.config import DatasetName, ModelName
 
-VOID = {"meta", "img"}
 ROWS = [(2.0, 0.3, 1.0, 0.9), (0.5, 0.8, 0.4, 0.98)]
-
-
-class Reader(html.parser.HTMLParser):
-    """Checks that elements are closed in order, and collects the text and what the page points to."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.open, self.tags, self.targets, self.alts, self.text = [], [], [], [], []
-        self.feed(text)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        self.targets += [value for name, value in attrs if name in ("src", "href", "srcset", "data", "action")]
-        self.alts += [value for name, value in attrs if name == "alt"]
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.text.append(data)
 
 
 @pytest.fixture(scope="module")
@@ -61,26 +35,26 @@ def partial(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sys.argv", ["report.py", str(root)])
         assert report.main() == 0
-    return root, Reader((root / "report.html").read_text())
+    return root, (root / "report.html").read_text()
 
 
 def test_the_page_needs_nothing_else(partial):
-    root, read = partial
-    assert {target.split(",")[0] for target in read.targets} == {"data:image/png;base64"}
-    assert not {"link", "iframe", "object"} & set(read.tags)
-    assert not re.search(r"url\(|@import|https?:", (root / "report.html").read_text())
+    _, text = partial
+    targets = re.findall(r'\b(?:src|href|srcset|data|action)="([^"]*)"', text)
+    assert {target.split(",")[0] for target in targets} == {"data:image/png;base64"}
+    assert not re.search(r"url\(|@import|https?:|<(link|iframe|object)", text)
 
 
 def test_there_is_a_figure_for_every_dataset_and_model_in_the_page_and_as_a_file(partial):
-    root, read = partial
-    embedded = [base64.b64decode(target.split(",")[1]) for target in read.targets]
+    root, text = partial
+    embedded = [base64.b64decode(content) for content in re.findall(r'src="data:image/png;base64,([^"]*)"', text)]
     files = sorted((root / "report").glob("*.png"))
-    assert len(files) == 11 == len([alt for alt in read.alts if alt])  # the paper's ten, and the digits
+    assert len(files) == 11 == len(re.findall(r'alt="[^"]{20}', text))  # the paper's ten, and the digits
     assert sorted(embedded) == sorted(file.read_bytes() for file in files)
     assert {matplotlib.image.imread(io.BytesIO(picture)).shape[:2] for picture in embedded} == {(700, 1000)}
 
 
-def test_tables_are_there_as_files_and_as_markdown(partial):
+def test_tables_are_files_and_markdown(partial):
     root, _ = partial
     names = {"missing", "published", "study", "distance_mnist", "distance_cifar10"}
     names |= {f"summary_{dataset}" for dataset in ("digits", *published.CLASSES)}
@@ -91,27 +65,26 @@ def test_tables_are_there_as_files_and_as_markdown(partial):
 
 
 def test_the_page_says_what_is_missing_what_the_data_are_and_what_the_20_way_run_does(partial):
-    text = " ".join(partial[1].text)
-    assert "0 of the paper's 30 cells are complete" in text
-    assert "CIFAR-10 (JPEG)" in text
-    assert "2 cores <AMX>" in text  # escaped in the source
-    assert "20 outputs and the others 100" in text
-    assert "published: a 20-way run" in text
+    text = partial[1]
+    for said in ("0 of the paper&#39;s 30 cells are complete", "CIFAR-10 (JPEG)", "2 cores &lt;AMX&gt;"):
+        assert said in text
+    assert "20 outputs and the others 100" in text and "published: a 20-way run" in text
     assert text.count("2 of 100 epochs") == 2 and "not available" in text
 
 
-def test_with_nothing_run_yet_the_page_has_the_published_runs(tmp_path):
-    text = Reader(page.benchmark_page(frames.load(tmp_path)).html()).text
-    assert "0 of the paper's 30 cells are complete" in " ".join(text)
-    assert text.count("published") == 30
-    assert text.count("ours") == 1  # a column of what is missing
+def test_with_nothing_run_and_no_figure_drawn_the_page_has_the_published_runs(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(figures, "draw_cells", lambda *_: 1 / 0)
+    text = page.write_benchmark(frames.load(tmp_path)).read_text()
+    assert "<img" not in text and "was not drawn" in caplog.text
+    assert "0 of the paper&#39;s 30 cells are complete" in text
+    assert text.count("<td>published</td>") == 30 and "<td>ours</td>" not in text
 
 
 def test_no_folder_is_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["report.py", str(tmp_path / "nowhere")])
     assert report.main() == 2
     said = capsys.readouterr().err
-    assert said.startswith("error: RESULTS is ") and said.count("\n") == 1
+    assert re.fullmatch(r"error: RESULTS is .*nowhere, which is not a folder; give the --workdir of .*\n", said)
 
 
 def lines_of(root, dataset, model):
@@ -135,28 +108,19 @@ def test_a_figure_has_ours_and_theirs_in_the_optimizers_colour(partial):
 
 
 def test_every_optimizer_has_a_colour_of_its_own():
-    assert set(optimizers.NAMES) <= set(palette.COLOURS)
     assert len({palette.colour(name) for name in optimizers.NAMES}) == len(optimizers.NAMES)
 
 
 def test_what_tables_say_is_text_and_numbers_are_rounded_when_shown():
     table = page.Table("t", "a <b>", pd.DataFrame({"a|b": ["<b>a & b</b>", "y"], "<i>": [0.123456789, float("nan")]}))
-    read = Reader(page.Page("t", [], [page.Section("s", tables=[table])]).html())
-    assert {"<i>", "<b>a & b</b>", "0.1235", "a <b>"} <= set(read.text) and "b" not in read.tags
+    text = page.Page("t", [], [page.Section("s", tables=[table])]).html()
+    for said in ("<i>", "<b>a & b</b>", "0.1235", "a <b>"):
+        assert f">{html.escape(said)}<" in text
     assert table.markdown() == "| a\\|b | <i> |\n| --- | --- |\n| <b>a & b</b> | 0.1235 |\n| y |  |"
 
 
 @pytest.mark.parametrize(
-    "stray",
-    [
-        "mnist/vgg16/sgd/seed_0_old",
-        "mnist/vgg16/sgd/seed_0 (copy)",
-        "mnist/vgg16/sgd_old/seed_0",
-        "mnist/vgg11_old/sgd/seed_0",
-        "mnist_old/vgg16/sgd/seed_0",
-        "mnist/vgg16/sgd/seed_00",
-        "study/mnist/vgg16/paper_old/seed_0",
-    ],
+    "stray", ["mnist/vgg16/sgd/seed_0 (copy)", "mnist/vgg11_old/sgd/seed_0", "study/mnist/vgg16/paper_old/seed_0"]
 )
 def test_a_copy_beside_the_results_is_left_out_and_named(tmp_path, caplog, stray):
     run = fake_results.write(tmp_path, ("mnist", "vgg16", "sgd"), 0, ROWS, learning_rate=0.1)
@@ -174,10 +138,3 @@ def test_every_cell_that_the_benchmark_can_run_is_reported(tmp_path, caplog):
     found = frames.load(tmp_path)
     assert {*zip(*(found.runs[name] for name in published.CELL), strict=True)} == {*cells} and not caplog.messages
     assert frames.MODEL_NAMES.keys() == {*get_args(ModelName)}
-
-
-def test_a_report_without_its_figures(tmp_path, monkeypatch, caplog):
-    fake_results.write(tmp_path, ("mnist", "vgg16", "sgd"), 0, ROWS, learning_rate=0.1)
-    monkeypatch.setattr(figures, "draw_cells", lambda *_: 1 / 0)
-    text = pathlib.Path(page.write_benchmark(frames.load(tmp_path))).read_text()
-    assert "<img" not in text and "0.98" in text and "was not drawn" in caplog.text

@@ -3,7 +3,7 @@
 import math
 
 from fake_outcomes import only, work_through
-from lab import comparing, search
+from lab import search
 
 
 def peaked_at(rates):
@@ -75,14 +75,13 @@ def test_more_seeds_and_optimizers_extend_what_is_there():
     }
 
 
-def test_what_is_not_known_yet_is_counted():
+def test_final_runs_whose_rate_is_not_known_yet_are_told_apart():
     one = only(optimizers=("gravity", "adam"), search_seeds=2, seeds=3)
-    assert search.unknown(one, {}) == (6, 2 * 2 * 2)
+    assert [(t.optimizer, t.seed) for t in search.undecided(one, {})] == [
+        (name, seed) for seed in (100, 101, 102) for name in ("gravity", "adam")
+    ]
     made, outcomes = work_through(one, peaked_at({"gravity": 0.1, "adam": 2.5e-4}))
-    assert search.unknown(one, outcomes) == (0, 0)
-    assert len(made) == len(search.known(one, outcomes)) == 2 * 5 * 2 + 6
+    assert search.undecided(one, outcomes) == [] and len(made) == len(search.known(one, outcomes)) == 2 * 5 * 2 + 6
     one_more = only(optimizers=("gravity", "adam", "nadam"), search_seeds=2, seeds=3)
-    assert search.unknown(one_more, outcomes) == (3, 2 * 2)
+    assert {t.optimizer for t in search.undecided(one_more, outcomes)} == {"nadam"}
     assert set(made) < set(search.known(one_more, outcomes))
-    listed = comparing.listing([one_more], outcomes)
-    assert "the others" in listed and f"{2 * 5 * 2 + 6} done, {5 * 2 + 3} to do" in listed

@@ -12,16 +12,11 @@ beside the best, for one arm and not for another, and p does not know. So the se
 all rates, where momentum's counterpart of Gravity's l is l (1 - beta).
 """
 
-import math
-import re
-from collections.abc import Iterator
-
 import numpy as np
 import pandas as pd
 from scipy import stats
 
-from lab.evidence import tested
-from lab.inference import CONFIDENCE, equivalence, holm, permutation_test, welch
+from lab.inference import CONFIDENCE, holm, permutation_test, welch
 from lab.options import label_of
 from lab.rules import RULES
 from lab.studies import ARMS
@@ -30,44 +25,71 @@ BASELINE, CHOSEN = "momentum", "m = k rms"
 BETA = 0.9  # Gravity's, in every arm
 CELL = ["dataset", "model", "settings"]
 _ARM_OF = {label_of(text): arm for arm, text in ARMS.items()}
+_FACTORS = [arm for arm in ARMS if arm.startswith("m = ")]
+_ORDER = [*dict.fromkeys((BASELINE, *ARMS)), CHOSEN]
 
 
 def cells(runs: pd.DataFrame) -> pd.DataFrame:
     """A row for each arm of each cell whose final runs are done, momentum's first."""
-    rows = []
-    for _, found in runs.groupby("setup"):
-        arms = dict(_arms(found))
-        if BASELINE not in arms:
-            continue
-        counts = not _failed(_finals(found, arms[BASELINE])).any()
-        of_cell = [_row(found, arm, arms) | {"counts": counts} for arm in arms]
-        corrected = holm([row["p"] for row in of_cell])
-        rows += [row | {"p_holm": p} for row, p in zip(of_cell, corrected, strict=True)]
-    return pd.DataFrame(rows)
+    finals = _finals(runs)
+    if finals.empty:
+        return pd.DataFrame(columns=CELL)
+    table = (
+        finals.groupby(["setup", *CELL, "arm"], sort=False)
+        .agg(
+            entrant=("optimizer", "first"),
+            learning_rate=("learning_rate", "first"),
+            inside=("inside", "first"),
+            seeds=("seed", "size"),
+            loss=("loss", "mean"),
+            loss_sd=("loss", "std"),
+            accuracy=("test_accuracy", "mean"),
+            accuracy_sd=("test_accuracy", "std"),
+            target=("target", "first"),
+            reached=("reached", "count"),
+            steps_to_target=("steps_to_target", lambda steps: steps.mean(skipna=False)),
+            failed=("failed", "sum"),
+        )
+        .reset_index()
+    )
+    intervals = [
+        stats.binomtest(failed, seeds).proportion_ci(CONFIDENCE, method="exact")
+        for failed, seeds in zip(table["failed"], table["seeds"], strict=True)
+    ]
+    table["failed_from"], table["failed_to"] = [i.low for i in intervals], [i.high for i in intervals]
+    accuracies = finals.groupby(["setup", "arm"])["test_accuracy"].apply(np.array)
+    tests: list[dict[str, float]] = []
+    for setup, arm in zip(table["setup"], table["arm"], strict=True):
+        compared = arm != BASELINE
+        tests.append(welch(accuracies[setup, arm], accuracies[setup, BASELINE]) if compared else {})
+    table = table.join(pd.DataFrame(tests, columns=["difference", "from", "to", "p", "p_equivalent"]))
+    table = table.rename(columns={"difference": "minus_momentum"})
+    momentums = table[table["arm"] == BASELINE].set_index("setup")["failed"]
+    table["counts"] = table["setup"].map(momentums) == 0
+    table["p_holm"] = table.groupby("setup")["p"].transform(holm)
+    return table.drop(columns="setup")
 
 
-def pooled(found: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
+def pooled(runs: pd.DataFrame) -> pd.DataFrame:
     """A row for each arm: its test accuracy minus momentum's over all cells that count."""
-    rows = []
-    for arm, there in found[found["counts"]].groupby("arm", sort=False) if len(found) else []:
+    finals, rows = _finals(runs), []
+    for arm in _ORDER[1:]:
         strata = []
-        for setup, of_setup in runs.groupby("setup"):
-            names = dict(_arms(of_setup))
-            if arm != BASELINE and (there[CELL] == of_setup[CELL].iloc[0]).all(axis=1).any():
-                strata.append((tested(runs, setup, names[arm]), tested(runs, setup, names[BASELINE])))
+        for _, found in finals.groupby("setup"):
+            ours, theirs = (found[found["arm"] == name] for name in (arm, BASELINE))
+            if len(ours) and not theirs["failed"].any():
+                strata.append((ours["test_accuracy"].to_numpy(), theirs["test_accuracy"].to_numpy()))
         if strata:
             difference, p = permutation_test(strata)
             count = sum(len(ours) for ours, _ in strata)
             rows.append({"arm": arm, "cells": len(strata), "runs": count, "minus_momentum": difference, "p": p})
-    corrected = holm([row["p"] for row in rows])
-    return pd.DataFrame([row | {"p_holm": p} for row, p in zip(rows, corrected, strict=True)])
+    table = pd.DataFrame(rows)
+    return table.assign(p_holm=holm(table["p"])) if rows else table
 
 
 def rates(runs: pd.DataFrame) -> pd.DataFrame:
     """A row for each arm and learning rate of a cell's search: training loss after the last epoch."""
     search = runs[(runs["part"] == "search") & runs["optimizer"].isin(_ARM_OF)]
-    if search.empty:
-        return pd.DataFrame()
     found = search.groupby(["setup", "entrant", *CELL, "optimizer", "learning_rate"])
     columns = {"seeds": ("loss", "size"), "loss": ("loss", "mean"), "loss_sd": ("loss", "std")}
     table = found.agg(**columns, validation_accuracy=("validation_accuracy", "mean")).reset_index()
@@ -85,56 +107,31 @@ def by_momentums_rate(table: pd.DataFrame) -> pd.DataFrame:
     return wide.rename(columns=lambda rate: f"{rate:.4g}").reset_index()
 
 
-def _failed(found: pd.DataFrame) -> pd.Series:
-    """Whether a run never left the chance level, or its loss was not finite at some time."""
-    return found["at_chance"] | found["diverged"]
-
-
-def _finals(found: pd.DataFrame, name: str) -> pd.DataFrame:
-    return found[found["chosen"] & (found["optimizer"] == name)]
-
-
-def _arms(found: pd.DataFrame) -> Iterator[tuple[str, str]]:
-    """The arms of a setup whose final runs are done, momentum first, and their entrants; one of the `m = k rms`."""
-    counts = found[found["chosen"] & found["optimizer"].isin(_ARM_OF)]["optimizer"].value_counts()
-    done = {_ARM_OF[name]: name for name in counts[counts == counts.max()].index}
-    factors = [arm for arm in ARMS if arm in done and re.fullmatch(r"m = \d+ rms", arm)]
-    if factors:
-        done[CHOSEN] = done[max(factors, key=lambda arm: _search_scores(found, done[arm]).max())]
-    for arm in sorted(done.keys() - {*factors}, key=lambda arm: [BASELINE, *ARMS, CHOSEN].index(arm)):
-        yield arm, done[arm]
-
-
-def _search_scores(found: pd.DataFrame, name: str) -> pd.Series:
-    """Validation accuracy by learning rate, means over the search's seeds."""
-    search = found[(found["part"] == "search") & (found["optimizer"] == name)]
-    return search.groupby("learning_rate")["validation_accuracy"].mean()
-
-
-def _row(found: pd.DataFrame, arm: str, arms: dict[str, str]) -> dict:
-    runs, rates = _finals(found, arms[arm]), _search_scores(found, arms[arm]).index
-    first, lost = runs.iloc[0], int(_failed(runs).sum())
-    steps = math.ceil(first["training_pictures"] / first["batch_size"])
-    interval = stats.binomtest(lost, len(runs)).proportion_ci(CONFIDENCE, method="exact")
-    row = {name: first[name] for name in CELL} | {
-        "arm": arm,
-        "entrant": arms[arm],
-        "learning_rate": first["learning_rate"],
-        "inside": rates[0] < first["learning_rate"] < rates[-1],
-        "seeds": len(runs),
-        "loss": runs["loss"].mean(),
-        "loss_sd": runs["loss"].std(),
-        "accuracy": runs["test_accuracy"].mean(),
-        "accuracy_sd": runs["test_accuracy"].std(),
-        "target": RULES[first["dataset"]].target,
-        "reached": runs["reached"].count(),
-        "steps_to_target": steps * runs["reached"].mean(skipna=False),
-        "failed": lost,
-        "failed_from": interval.low,
-        "failed_to": interval.high,
-    }
-    if arm == BASELINE:
-        return row | dict.fromkeys(("minus_momentum", "from", "to", "p", "p_equivalent"), math.nan)
-    ours, theirs = (np.array(_finals(found, arms[one])["test_accuracy"]) for one in (arm, BASELINE))
-    test = welch(ours, theirs)
-    return row | {"minus_momentum": test.pop("difference")} | test | {"p_equivalent": equivalence(ours, theirs)}
+def _finals(runs: pd.DataFrame) -> pd.DataFrame:
+    """The final runs of the arms that are done, by cell and arm, momentum's first; of the factors only the best."""
+    kept = []
+    for _, found in runs[runs["optimizer"].isin(_ARM_OF)].groupby("setup"):
+        search, finals = found[found["part"] == "search"], found[found["chosen"]]
+        counts = finals["optimizer"].value_counts()
+        arms = {name: _ARM_OF[name] for name in counts[counts == counts.max()].index}
+        if BASELINE not in arms.values():
+            continue
+        tried = search.groupby("optimizer")["learning_rate"].agg(["min", "max"])
+        scores = search.groupby(["optimizer", "learning_rate"])["validation_accuracy"].mean()
+        factors = sorted((name for name in arms if arms[name] in _FACTORS), key=lambda n: _FACTORS.index(arms[n]))
+        if factors:
+            arms[max(factors, key=lambda name: scores[name].max())] = CHOSEN
+        arms = {name: arm for name, arm in arms.items() if arm not in _FACTORS}
+        finals = finals[finals["optimizer"].isin(arms)]
+        lowest, highest = (finals["optimizer"].map(tried[end]) for end in ("min", "max"))
+        rate, first = finals["learning_rate"], finals.iloc[0]
+        steps = np.ceil(first["training_pictures"] / first["batch_size"])
+        finals = finals.assign(
+            arm=finals["optimizer"].map(arms),
+            inside=(lowest < rate) & (rate < highest),
+            target=RULES[first["dataset"]].target,
+            steps_to_target=steps * finals["reached"],
+            failed=finals["at_chance"] | finals["diverged"],
+        )
+        kept.append(finals.sort_values("arm", key=lambda arm: arm.map(_ORDER.index), kind="stable"))
+    return pd.concat(kept) if kept else pd.DataFrame(columns=["setup", "arm"])

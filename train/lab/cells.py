@@ -1,4 +1,4 @@
-"""The cells of the paper's evaluation: how far each is, and a worker that trains them one after another.
+"""The cells of the paper's evaluation: the state of each, and a worker that trains them one after another.
 
 A cell is a run of the trainer in a process of its own: what breaks one cell (divergence, no memory left, a crash inside
 XLA) leaves the others alone, its memory is freed when it ends, and stopping and resuming are the trainer's. The price
@@ -8,7 +8,6 @@ A cell is done when its folder or the store has all its epochs; a cell from anot
 from the store.
 """
 
-import dataclasses
 import json
 import logging
 import math
@@ -16,31 +15,23 @@ import pathlib
 import signal
 import subprocess
 import sys
-from collections.abc import Collection, Mapping, Sequence
-from typing import Literal
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from lab.store import Claim, Store, prepare
-from lab.worker import Alike, Worker, aligned, time_left
-from trainer import command, csv_files
+from lab.worker import State, Worker
+from trainer import csv_files
 from trainer.config import ResolvedConfig, RunAgain, as_recorded, flag, same_run
 from trainer.ownership import is_owned
 
+if TYPE_CHECKING:
+    from lab.store import Claim
+
 log = logging.getLogger("train")
 
-KIND = "benchmark"  # in the store
 _MAIN = pathlib.Path(__file__).parents[1] / "main.py"
 _SECONDS_BETWEEN_LOOKS = 0.5
 _NUMBERS = ("epoch", "loss", "accuracy", "val_loss", "val_accuracy", "seconds", "val_seconds")
 _FILES = ("config.json", "history.csv")  # what the store keeps of a cell's folder
-
-
-@dataclasses.dataclass(frozen=True)
-class State:
-    """How far a cell is."""
-
-    kind: Literal["done", "running", "under way", "to do", "failed", "other run"]
-    epochs: int  # finished
-    text: str  # for people
 
 
 def labels(cell: ResolvedConfig) -> tuple[str, ...]:
@@ -62,122 +53,74 @@ def history(folder: pathlib.Path) -> list[dict[str, str]]:
         return []
 
 
-def state(
-    cell: ResolvedConfig, done: Collection[str] = (), running: Collection[str] = (), failed: Mapping[str, str] = {}
-) -> State:
-    """How far a cell is, by its folder and by what the store has of the cells' names."""
-    folder, name = cell.folder, cell_name(cell)
-    epochs = len(history(folder))
-    progress = f"{epochs} of {cell.epochs} epochs"
-    if differences := _differences(cell, folder):
-        return State(
-            "other run", 0, f"another run is in this folder: {'; '.join(differences)}; choose another --workdir"
-        )
-    if epochs >= cell.epochs or name in done:
-        return State("done", max(epochs, cell.epochs), f"done: {max(epochs, cell.epochs)} epochs")
-    if name in running or is_owned(folder):
-        return State("running", epochs, f"under way: {progress}, running now")
-    if name in failed:
-        return State("failed", epochs, f"failed after {progress}: {failed[name]}")
-    if epochs or (folder / "config.json").exists():
-        return State("under way", epochs, f"under way: {progress}, stopped")
-    return State("to do", 0, f"to do: {cell.epochs} epochs")
-
-
-def states(cells: Sequence[ResolvedConfig], store: Store | None) -> list[State]:
-    """Of all of them, with one look at the store."""
-    known = (store.outcomes(), store.running(), store.failures()) if store else ()
-    return [state(cell, *known) for cell in cells]
-
-
-def listing(cells: Sequence[ResolvedConfig], store: Store | None = None) -> str:
-    """A line per cell, and the totals."""
-    found = states(cells, store)
-    rows = [["dataset", "model", "optimizer", "seed", "state"]]
-    for cell, s in zip(cells, found, strict=True):
-        *names, seed = labels(cell)
-        rows.append([*names, seed.removeprefix("seed_"), s.text])
-    kinds = [s.kind for s in found]
-    counts = ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
-    done, total = epochs_done(cells, found), sum(cell.epochs for cell in cells)
-    left = cells_left(cells, found)
-    return f"{aligned(rows)}\n{len(cells)} cells: {counts}; {done:,} of {total:,} epochs; time left: {left}\n"
-
-
-def epochs_done(cells: Sequence[ResolvedConfig], found: Sequence[State]) -> int:
-    """Of the epochs asked for; a cell may have more."""
-    return sum(min(s.epochs, cell.epochs) for cell, s in zip(cells, found, strict=True))
-
-
-def cells_left(cells: Sequence[ResolvedConfig], found: Sequence[State]) -> str:
-    """The time left, at the pace of the recorded histories, whatever machine they come from."""
-    left, took = [], []
-    for cell, s in zip(cells, found, strict=True):
-        alike: Alike = (labels(cell)[:3], (cell.model,))
-        seconds = [float(row["seconds"]) + float(row["val_seconds"]) for row in history(cell.folder)]
-        if seconds and math.isfinite(sum(seconds)):
-            took.append((alike, sum(seconds), len(seconds)))
-        if s.kind not in ("done", "other run"):
-            left.append((alike, cell.epochs - s.epochs))
-    return time_left(left, took)
-
-
 def command_line(cell: ResolvedConfig) -> list[str]:
     """The command line that trains a cell."""
     words = [sys.executable, str(_MAIN)]
-    for field in dataclasses.fields(cell):
-        value = getattr(cell, field.name)
+    for name, value in vars(cell).items():
         if value is True:
-            words.append(flag(field.name))
+            words.append(flag(name))
         elif value is not None and value is not False:
-            words += [flag(field.name), str(value)]
+            words += [flag(name), str(value)]
     return words
 
 
 class CellWorker(Worker[ResolvedConfig]):
-    """Trains the cells one after another until it is stopped."""
+    """Lists the cells, or trains them."""
 
-    def __init__(self, folder: pathlib.Path, store: Store, cells: Sequence[ResolvedConfig]):
-        super().__init__(folder, store)
+    kind = "benchmark"
+    head = ("dataset", "model", "optimizer", "seed")
+
+    def __init__(self, folder: pathlib.Path, storage: str | None, cells: Sequence[ResolvedConfig], write: bool = True):
+        super().__init__(folder, storage, write)
         self.cells = cells
         self.process: subprocess.Popen | None = None
 
     def name(self, run: ResolvedConfig) -> str:
         return cell_name(run)
 
-    def run(self) -> int:
-        from tqdm.contrib.logging import logging_redirect_tqdm
+    def title(self, run: ResolvedConfig) -> str:
+        return "/".join(labels(run))
 
-        skipped = sum(s.kind in ("done", "other run") for s in self._states())
-        log.info(f"cells: {len(self.cells)}, {skipped} of them skipped; --list shows them all")
-        options = {
-            "total": sum(cell.epochs for cell in self.cells),
-            "unit": "epoch",
-            "bar_format": "{n_fmt}/{total_fmt} epochs |{bar}| {elapsed}{postfix}",
-        }
-        with command.progress_bar(**options) as self.bar, logging_redirect_tqdm([log]):
-            return super().run()
+    def columns(self, run: ResolvedConfig) -> tuple[str, ...]:
+        *names, seed = labels(run)
+        return *names, seed.removeprefix("seed_")
 
-    def _states(self) -> list[State]:
-        outcomes = self.store.outcomes()
+    def alike(self, run: ResolvedConfig) -> tuple[object, ...]:
+        return labels(run)[:3], run.model
+
+    def states(self) -> dict[ResolvedConfig, State]:
+        done, running, failed = {}, set(), {}
+        if self.store:
+            done, running = self.store.outcomes(), self.store.running()
+            failed = self.store.failures(since_start=self.write)
+        found = {}
         for cell in self.cells:
-            if len(history(cell.folder)) < cell.epochs and (outcome := outcomes.get(cell_name(cell))):
-                cell.folder.mkdir(parents=True, exist_ok=True)
-                for file in _FILES:
-                    (cell.folder / file).write_text(outcome[file])
-        self.failed = self.store.failures(since_start=True)
-        return [state(cell, outcomes, self.store.running(), self.failed) for cell in self.cells]
+            name, folder, rows = cell_name(cell), cell.folder, history(cell.folder)
+            if self.write and name in done and len(rows) < cell.epochs:
+                folder.mkdir(parents=True, exist_ok=True)
+                for file, text in done[name].items():
+                    (folder / file).write_text(text)
+                rows = history(folder)
+            epochs = max(len(rows), cell.epochs if name in done else 0)
+            seconds = sum(float(row["seconds"]) + float(row["val_seconds"]) for row in rows)
+            seconds = seconds if len(rows) == epochs else math.nan
+            progress = f"{epochs} of {cell.epochs} epochs"
+            if differences := _differences(cell):
+                text = f"another run is in this folder: {'; '.join(differences)}; choose another --workdir"
+                found[cell] = State("other run", 0, text)
+            elif epochs >= cell.epochs:
+                found[cell] = State("done", epochs, f"done: {epochs} epochs", seconds)
+            elif name in running or is_owned(folder):  # by a trainer whose worker is gone, or that was started by hand
+                found[cell] = State("running", epochs, f"under way: {progress}, running now", seconds)
+            elif name in failed:
+                found[cell] = State("failed", epochs, f"failed after {progress}: {failed[name]}", seconds)
+            elif rows or (folder / "config.json").exists():
+                found[cell] = State("under way", epochs, f"under way: {progress}, stopped", seconds)
+            else:
+                found[cell] = State("to do", 0, f"to do: {cell.epochs} epochs")
+        return found
 
-    def todo(self) -> list[ResolvedConfig]:
-        found = self._states()
-        self.bar.n = epochs_done(self.cells, found)
-        kinds = ("to do", "under way", "running")
-        return [cell for cell, s in zip(self.cells, found, strict=True) if s.kind in kinds]
-
-    def free(self, run: ResolvedConfig) -> bool:
-        return not is_owned(run.folder)  # by a trainer whose worker is gone, or that was started by hand
-
-    def make(self, run: ResolvedConfig, claim: Claim) -> int | None:
+    def make(self, run: ResolvedConfig, claim: "Claim") -> int | None:
         run.folder.mkdir(parents=True, exist_ok=True)
         with open(run.folder / "output.txt", "a") as output:
             # A session of its own: Ctrl-C on the terminal comes here alone and is passed on.
@@ -190,72 +133,43 @@ class CellWorker(Worker[ResolvedConfig]):
             )
             if self.signal:  # it arrived before the process existed
                 self.process.send_signal(self.signal)
-            code = self._watch(run, claim)
+            code = self._watch(run, claim, self.process)
         rows = history(run.folder)
         if code == 0 and len(rows) >= run.epochs:
             outcome = {file: (run.folder / file).read_text() for file in _FILES if (run.folder / file).exists()}
             claim.finish(float(rows[run.epochs - 1]["val_accuracy"]), outcome)
-        elif code == RunAgain.exit_code or self.signal or is_owned(run.folder):
-            claim.release()
-        else:
+        elif code != RunAgain.exit_code and not self.signal:
             why = _last_words(run.folder / "output.txt", code)
             claim.fail(why)
-            log.error(f"{'/'.join(labels(run))} failed: {why}")
+            log.error(f"{self.title(run)} failed: {why}")
         return code if code == RunAgain.exit_code else None
 
-    def _watch(self, run: ResolvedConfig, claim: Claim) -> int:
+    def _watch(self, run: ResolvedConfig, claim: "Claim", process: subprocess.Popen) -> int:
         """Reports each epoch until the process ends; returns its exit code."""
-        assert self.process is not None
         seen, ended = len(history(run.folder)), False
         while not ended:
             try:
-                self.process.wait(_SECONDS_BETWEEN_LOOKS)
+                process.wait(_SECONDS_BETWEEN_LOOKS)
                 ended = True
             except subprocess.TimeoutExpired:
                 pass
-            rows = history(run.folder)
-            for row in rows[seen:]:
-                claim.report(int(row["epoch"]), float(row["val_accuracy"]))
-            if rows[seen:]:
-                self.bar.update(len(rows) - seen)
-                self._tell(run, rows[-1])
-                seen = len(rows)
+            for row in history(run.folder)[seen:]:
+                seen, accuracy = seen + 1, float(row["val_accuracy"])
+                claim.report(seen, accuracy)
+                self.bar.update()
+                self.tell(run, f"epoch {seen} of {run.epochs}, validation accuracy {accuracy:.4f}")
             self.bar.refresh()
-        return self.process.returncode
+        return process.returncode
 
-    def _tell(self, run: ResolvedConfig, row: dict[str, str]) -> None:
-        ahead = [cell for cell in self.cells if cell_name(cell) not in self.failed]
-        left, name = cells_left(ahead, [state(cell) for cell in ahead]), "/".join(labels(run))
-        self.bar.set_postfix_str(f"time left: {left}; {name}", refresh=False)
-        accuracy = float(row["val_accuracy"])
-        log.info(f"{name}: epoch {row['epoch']} of {run.epochs}, validation accuracy {accuracy:.4f}; time left: {left}")
-
-    def end(self) -> int:
-        found = self._states()
-        for cell, s in zip(self.cells, found, strict=True):
-            if s.kind == "other run":
-                log.warning(f"{'/'.join(labels(cell))} is skipped: {s.text}")
-            elif s.kind == "failed":
-                log.error(f"{'/'.join(labels(cell))} failed: {self.failed[cell_name(cell)]}")
-        done = sum(s.kind == "done" for s in found)
-        log.info(f"{done} of {len(self.cells)} cells are done; python train/report.py {self.folder} shows them")
-        return int(any(s.kind == "failed" for s in found))
-
-    def stop(self, number: int, again: bool) -> None:
+    def on_signal(self, number: int, again: bool) -> None:
         if self.process and self.process.returncode is None:
             self.process.send_signal(signal.SIGKILL if again else number)
 
 
-def work(workdir: str, storage: str | None, cells: Sequence[ResolvedConfig]) -> int:
-    """Trains the cells; the exit code. UserError if the folder or the storage cannot be used."""
-    folder = pathlib.Path(workdir)
-    return CellWorker(folder, prepare(folder, storage, KIND), cells).run()
-
-
-def _differences(cell: ResolvedConfig, folder: pathlib.Path) -> list[str]:
-    """Settings in which the run in this folder differs from this cell."""
+def _differences(cell: ResolvedConfig) -> list[str]:
+    """Settings in which the run in the cell's folder differs from it."""
     try:
-        stored = as_recorded(json.loads((folder / "config.json").read_text()))
+        stored = as_recorded(json.loads((cell.folder / "config.json").read_text()))
     except (FileNotFoundError, json.JSONDecodeError):  # none yet, or half written when the machine went down
         return []
     return [

@@ -1,120 +1,134 @@
 """From a comparison's runs to the tables of its report. Pure functions of the frame of `frames.of_comparison`.
 
-NaN stands where there are too few runs for a number.
+Each docstring is the table's title and note on the page. NaN stands where there are too few runs for a number.
 """
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 
-from lab.inference import interval, total
+from lab.inference import welch
 from lab.rules import PLATEAU, RULES
 
 BASELINE = "adam"
 WHO = ["setup", "entrant"]  # in this order
 KEY = ["dataset", "network", "optimizer"]
-AT = ["learning_rate", "point"]  # what was searched; no table shows points where there are none
+AT = ["learning_rate", "point"]  # what was searched; tables without points have no such column
 
 
 def standings(runs: pd.DataFrame) -> pd.DataFrame:
-    """How each entrant does on the test set at its best learning rate, beside Adam."""
+    """Test accuracy at the best learning rate
+
+    Mean over the seeds, standard deviation, difference from Adam's mean, and the 95% interval of that difference by
+    Welch. The test set was used once, after the last epoch.
+    """
+    finals = runs[runs["chosen"]].groupby([*WHO, "dataset", "network", "classes", "optimizer", *AT])["test_accuracy"]
+    table = finals.agg(seeds="size", test_accuracy="mean", deviation="std").reset_index()
+    differences: list[dict[str, float]] = []
+    for setup, optimizer in zip(table["setup"], table["optimizer"], strict=True):
+        ours, base = tested(runs, setup, optimizer), tested(runs, setup, BASELINE)
+        compared = optimizer != BASELINE and len(base)
+        differences.append(_difference("minus_adam", ours, base) if compared else {})
+    table = table.join(pd.DataFrame(differences, columns=["minus_adam", "from", "to"]))
+    return _titled(table.drop(columns=WHO))
+
+
+def leads(runs: pd.DataFrame) -> pd.DataFrame:
+    """Gravity's lead, by the number of classes
+
+    Test accuracy of Gravity minus the other's, and its 95% interval by Welch.
+    """
     rows = []
-    for setup, found in _finals(runs):
-        values, base = found["test_accuracy"], tested(runs, setup, BASELINE)
-        row = _start(found, "dataset", "network", "classes", "optimizer", *AT)
-        row |= {"seeds": len(found), "test_accuracy": values.mean(), "deviation": values.std()}
-        if row["optimizer"] != BASELINE and len(base):
-            row |= _difference("minus_adam", [(1, values.to_numpy()), (-1, base)])
-        else:
-            row |= dict.fromkeys(("minus_adam", "from", "to"), math.nan)
-        rows.append(row)
-    return _titled(rows)
+    others = runs[runs["chosen"] & (runs["optimizer"] != "gravity")]
+    for (setup, _, *key), found in others.groupby([*WHO, "classes", *KEY]):
+        if len(ours := tested(runs, setup, "gravity")):
+            named = dict(zip(("classes", "dataset", "network", "over"), key, strict=True))
+            rows.append(named | _difference("lead", ours, found["test_accuracy"].to_numpy()))
+    return _titled(pd.DataFrame(rows))
 
 
-def rate_scores(runs: pd.DataFrame) -> pd.DataFrame:
-    """What the search found at each learning rate or point: mean validation accuracy, and the runs at chance."""
-    search = runs[runs["part"] == "search"]
-    found = search.groupby([*WHO, *KEY, *AT])
-    scores = found["validation_accuracy"].agg(seeds="size", validation_accuracy="mean", deviation="std")
-    scores = scores.assign(at_chance=found["at_chance"].sum()).reset_index().drop(columns=WHO)
-    return _titled(scores)
+def growths(runs: pd.DataFrame, over: str = BASELINE) -> pd.DataFrame:
+    """Does Gravity's lead over Adam grow with the number of classes?
+
+    The lead on the second dataset minus the lead on the first, and its 95% interval by Welch.
+    """
+    rows = []
+    for (few, a), (many, b) in itertools.combinations(runs.groupby("setup").first().iterrows(), 2):
+        values = [tested(runs, setup, name) for setup in (many, few) for name in ("gravity", over)]
+        if _alike(a, b) and a["classes"] < b["classes"] and all(map(len, values)):
+            row = {"few": a["dataset"], "many": b["dataset"]}
+            row["network"] = " and ".join(dict.fromkeys((a["network"], b["network"])))
+            row |= {"over": over} | _difference("change", *values, signs=(1, -1, -1, 1))
+            rows.append(row | {"answer": answer(row["from"], row["to"])})
+    return _titled(pd.DataFrame(rows))
 
 
 def plateaus(runs: pd.DataFrame) -> pd.DataFrame:
-    """How wide the range of good learning rates is: those without a gap around the best that reach 90% of it.
+    """How wide is the range of good learning rates?
 
-    The end is open, below or above, where the plateau reaches the edge of what was tried. Points have no order.
+    The learning rates around the best with at least 90% of its validation accuracy. Open end: the search did not find
+    the edge of the plateau on that side.
     """
     rows = []
     for _, found in runs[runs["point"] == ""].groupby(WHO):
         scores = found[found["part"] == "search"].groupby("learning_rate")["validation_accuracy"].mean()
         if scores.empty:
             continue
-        final = found[found["chosen"]]
-        rates = [*scores.index]
-        top = rates.index(final["learning_rate"].iloc[0]) if len(final) else int(np.argmax(scores))
-        good = [accuracy >= PLATEAU * scores.iloc[top] for accuracy in scores]
-        low = top - len(list(itertools.takewhile(bool, good[top::-1]))) + 1
-        high = top + len(list(itertools.takewhile(bool, good[top:]))) - 1
-        row = _start(found, *KEY) | {"rates_tried": len(rates), "best_rate": rates[top]}
-        row |= {"validation_accuracy": scores.iloc[top], "from": rates[low], "to": rates[high]}
-        row["decades"] = round(math.log10(rates[high] / rates[low]), 2)
-        ends = [("below", low == 0), ("above", high == len(rates) - 1)]
-        rows.append(row | {"open_end": " and ".join(side for side, open_ in ends if open_)})
-    return _titled(rows)
+        final = found["learning_rate"][found["chosen"]]
+        best = final.iloc[0] if len(final) else scores.idxmax()
+        reaching = scores >= PLATEAU * scores[best]
+        gaps = (~reaching).cumsum()
+        good = scores.index[reaching & (gaps == gaps[best])]
+        row = {column: found[column].iloc[0] for column in KEY} | {"rates_tried": len(scores), "best_rate": best}
+        row |= {"validation_accuracy": scores[best], "from": good[0], "to": good[-1]}
+        row["decades"] = round(math.log10(good[-1] / good[0]), 2)
+        ends = {"below": good[0] == scores.index[0], "above": good[-1] == scores.index[-1]}
+        rows.append(row | {"open_end": " and ".join(side for side, is_open in ends.items() if is_open)})
+    return _titled(pd.DataFrame(rows))
+
+
+def rate_scores(runs: pd.DataFrame) -> pd.DataFrame:
+    """What the search found
+
+    Accuracy on the validation part after the last epoch, mean over the search's seeds.
+    """
+    found = runs[runs["part"] == "search"].groupby([*WHO, *KEY, *AT])
+    scores = found["validation_accuracy"].agg(seeds="size", validation_accuracy="mean", deviation="std")
+    return _titled(scores.assign(at_chance=found["at_chance"].sum()).reset_index().drop(columns=WHO))
 
 
 def to_target(runs: pd.DataFrame) -> pd.DataFrame:
-    """After how many epochs the runs at the best learning rate first reach the target, if all of them do."""
-    rows = []
-    for _, found in _finals(runs):
-        row = _start(found, *KEY) | {"target": RULES[found["dataset"].iloc[0]].target, "seeds": len(found)}
-        rows.append(row | {"reached": found["reached"].count(), "epochs": found["reached"].mean(skipna=False)})
-    return _titled(rows)
+    """Epochs to a target
+
+    The epoch after which the final runs first reach the target on the validation part, mean over the seeds; the targets
+    were fixed before the runs.
+    """
+    finals = runs[runs["chosen"]].groupby([*WHO, *KEY])["reached"]
+    table = finals.agg(seeds="size", reached="count", epochs=lambda epochs: epochs.mean(skipna=False)).reset_index()
+    targets = table["dataset"].map(lambda dataset: RULES[dataset].target)
+    table.insert(table.columns.get_loc("seeds"), "target", targets)
+    return _titled(table.drop(columns=WHO))
 
 
 def failures(runs: pd.DataFrame) -> pd.DataFrame:
-    """Runs that were not above the chance level after any epoch, and those whose loss was not finite at some time."""
-    rows = []
-    for _, found in runs.groupby(WHO):
-        row = _start(found, *KEY)
-        for part in ("search", "final"):
-            there = found[found["part"] == part]
-            row |= {f"{part}_runs": len(there), f"{part}_at_chance": there["at_chance"].sum()}
-            row[f"{part}_diverged"] = there["diverged"].sum()
-        rows.append(row)
-    return _titled(rows)
+    """Runs that never left the chance level, or diverged
 
-
-def leads(runs: pd.DataFrame) -> pd.DataFrame:
-    """Gravity's test accuracy minus another optimizer's, by the number of classes."""
-    rows = []
-    for setup, found in _finals(runs):
-        ours, other = tested(runs, setup, "gravity"), found["optimizer"].iloc[0]
-        if other != "gravity" and len(ours):
-            row = _start(found, "classes", "dataset", "network") | {"over": other}
-            rows.append(row | _difference("lead", [(1, ours), (-1, found["test_accuracy"].to_numpy())]))
-    return _titled(rows)
-
-
-def growths(runs: pd.DataFrame, over: str = BASELINE) -> pd.DataFrame:
-    """Does Gravity's lead grow from a dataset to one with more classes?
-
-    Where the same network was trained on both, in the same way, or each for as long as the rule has it.
+    At chance: not more than three standard errors above an equal share after any epoch. Diverged: the loss was not
+    finite.
     """
-    rows = []
-    first = runs.groupby("setup").first()
-    for (few, a), (many, b) in itertools.combinations(first.iterrows(), 2):
-        values = [tested(runs, setup, name) for setup in (many, few) for name in ("gravity", over)]
-        if _alike(a, b) and a["classes"] < b["classes"] and all(map(len, values)):
-            row = {"few": a["dataset"], "many": b["dataset"]}
-            row["network"] = " and ".join(dict.fromkeys((a["network"], b["network"])))
-            row |= {"over": over} | _difference("change", list(zip((1, -1, -1, 1), values, strict=True)))
-            rows.append(row | {"answer": answer(row["from"], row["to"])})
-    return _titled(rows)
+    counted: dict[str, pd.Series] = {}
+    for part in ("search", "final"):
+        here = runs["part"] == part
+        counted |= {f"{part}_runs": here, f"{part}_at_chance": here & runs["at_chance"]}
+        counted[f"{part}_diverged"] = here & runs["diverged"]
+    table = runs.assign(**counted).groupby([*WHO, *KEY])[[*counted]].sum()
+    return _titled(table.reset_index().drop(columns=WHO))
+
+
+TABLES = (standings, leads, growths, plateaus, rate_scores, to_target, failures)  # in the page's order
 
 
 def answer(low: float, high: float) -> str:
@@ -126,27 +140,18 @@ def answer(low: float, high: float) -> str:
 
 def tested(runs: pd.DataFrame, setup: int, optimizer: str) -> np.ndarray:
     """Test accuracies of an entrant's final runs (seeds,)."""
-    return runs[(runs["setup"] == setup) & (runs["optimizer"] == optimizer) & runs["chosen"]][
-        "test_accuracy"
-    ].to_numpy()
+    wanted = runs["chosen"] & (runs["setup"] == setup) & (runs["optimizer"] == optimizer)
+    return runs["test_accuracy"][wanted].to_numpy()
 
 
-def _finals(runs: pd.DataFrame) -> Iterator[tuple[int, pd.DataFrame]]:
-    """The final runs of each entrant, with the number of the setup."""
-    for (setup, _), found in runs[runs["chosen"]].groupby(WHO):
-        yield setup, found
+def _difference(name: str, *groups: np.ndarray, signs: Sequence[int] = (1, -1)) -> dict[str, float]:
+    """The sum of the groups' means with these signs, and its interval, to the six decimals that files have."""
+    found = welch(*groups, signs=signs)
+    return {name: round(found["difference"], 6), "from": round(found["from"], 6), "to": round(found["to"], 6)}
 
 
-def _start(found: pd.DataFrame, *columns: str) -> dict:
-    return {column: found[column].iloc[0] for column in columns}
-
-
-def _difference(name: str, terms: list[tuple[int, np.ndarray]]) -> dict[str, float]:
-    return {name: total(terms)} | dict(zip(("from", "to"), interval(terms), strict=True))
-
-
-def _titled(rows: pd.DataFrame | list[dict]) -> pd.DataFrame:
-    table = pd.DataFrame(rows).rename(columns=lambda name: name.replace("_", " "))
+def _titled(table: pd.DataFrame) -> pd.DataFrame:
+    table = table.rename(columns=lambda name: name.replace("_", " "))
     return table if "point" not in table or table["point"].any() else table.drop(columns="point")
 
 

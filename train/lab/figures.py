@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from lab import palette, published, tables
-from lab.evidence import AT, WHO
+from lab.evidence import AT
 from lab.frames import DATASET_NAMES, MODEL_NAMES, Results
 from lab.rules import RULES
 
@@ -85,7 +85,7 @@ def draw_comparison(runs: pd.DataFrame, epochs: pd.DataFrame) -> Any:
     for (setup, found), (rates, curves, test) in zip(setups, panels, strict=True):
         first = found.iloc[0]
         _draw_rates(rates, found)
-        _draw_epochs(curves, found, epochs[(epochs["setup"] == setup) & epochs["chosen"]])
+        _draw_epochs(curves, epochs[(epochs["setup"] == setup) & epochs["chosen"]])
         _draw_test(test, found[found["chosen"]])
         curves.axhline(RULES[first["dataset"]].target, color="gray", linewidth=1, linestyle=":")
         rates.set_title(f"{DATASET_NAMES[first['dataset']]}\n{first['network']}", fontsize="medium", loc="left")
@@ -111,11 +111,10 @@ def _draw_rates(axes: Any, found: pd.DataFrame) -> None:
     axes.grid(alpha=0.3)
 
 
-def _draw_epochs(axes: Any, found: pd.DataFrame, epochs: pd.DataFrame) -> None:
-    names = found.groupby("entrant")["optimizer"].first()
-    for (_, entrant), curves in epochs.groupby(WHO):
+def _draw_epochs(axes: Any, epochs: pd.DataFrame) -> None:
+    for name, curves in epochs.groupby("optimizer", sort=False):
         mean = curves.groupby("epoch")["val_accuracy"].mean()
-        axes.plot(mean.index, mean, label=names[entrant], **_style(names[entrant]))
+        axes.plot(mean.index, mean, label=name, **_style(name))
     axes.set(xlabel="epoch (dotted: the target)", ylabel="validation accuracy, mean")
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(alpha=0.3)

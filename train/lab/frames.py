@@ -14,8 +14,7 @@
     loss, accuracy             training, running means over the epoch
     val_loss, val_accuracy     on the test set, after it
     seconds, val_seconds       training and validation; NaN where that was not recorded
-
-and `Results.runs` those up to comparable, `epochs` (how many) and `machine`.
+    machine                    devices, jax version and precision
 
 **Of a comparison**, `of_comparison` gives a frame of runs with the columns of runs.csv but for the two `_by_epoch`, and
 
@@ -26,7 +25,7 @@ and `Results.runs` those up to comparable, `epochs` (how many) and `machine`.
     reached                    the first epoch at whose end the target was reached; NaN if none
     chosen                     of the final runs at the best rate or point, the last one if that ever changed
 
-and a frame of epochs: setup, entrant, chosen, epoch, loss, val_accuracy.
+and a frame of epochs: setup, entrant, optimizer, chosen, epoch, loss, val_accuracy.
 
 Files: RESULTS/<dataset>/<model>/<optimizer>/seed_<n>/ holds a run of the trainer (config.json, history.csv), and
 RESULTS/study/<dataset>/<model>/<variant>/seed_<n>/ one of the tuning study. RESULTS/about.json is optional and written
@@ -39,6 +38,7 @@ import logging
 import math
 import pathlib
 import re
+from collections.abc import Iterator
 from typing import Any, get_args
 
 import pandas as pd
@@ -68,7 +68,7 @@ _PROTOCOL = {"width": 1.0, "batch_size": 128, "limit": None, "precision": "float
 _GRAVITY = {"alpha": 0.01, "beta": 0.9, "first_step": 0, "max_step_grad": "inverse_max_abs", "velocity": "normal"}
 _TRAIN_EXAMPLES = {"mnist": 60_000, "fashion_mnist": 60_000}  # else 50,000
 _SIZES = ("limit", "train_examples", "test_examples", "precision")  # what a variant of the tuning study does not set
-_RUN = ["run", "whose", "study", *published.CELL, "seed", "departures", "sizes", "comparable"]
+_NUMBERS = ["epoch", *published.METRICS, "seconds", "val_seconds"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,9 +76,13 @@ class Results:
     """Everything in a results folder."""
 
     path: pathlib.Path
-    runs: pd.DataFrame
     epochs: pd.DataFrame
     about: dict[str, Any]
+
+    @property
+    def runs(self) -> pd.DataFrame:
+        """The last epoch of each run."""
+        return self.epochs.drop_duplicates("run", keep="last")
 
     def dataset_name(self, dataset: str) -> str:
         return self.about.get("dataset_names", {}).get(dataset, DATASET_NAMES.get(dataset, dataset))
@@ -91,15 +95,16 @@ def load(path: str | pathlib.Path) -> Results:
         raise UserError(f"RESULTS is {path}, which is not a folder; give the --workdir of train/benchmark.py.")
     about = _json(path / "about.json") if (path / "about.json").exists() else {}
     found = [*_runs(path, study=False), *_runs(path / "study", study=True)]
-    runs = pd.DataFrame([run for run, _ in found], columns=[*_RUN, "epochs", "machine"])
-    empty = pd.DataFrame(columns=[*_RUN, "epoch", *published.METRICS, "seconds", "val_seconds"])
-    epochs = pd.concat([rows.assign(**{key: run[key] for key in _RUN}) for run, rows in found]) if found else empty
-    return Results(path, runs, epochs.reset_index(drop=True).astype({"study": bool, "comparable": bool}), about)
+    if not found:
+        return Results(path, published.epochs().iloc[:0].assign(machine="", seconds=0.0, val_seconds=0.0), about)
+    order = lambda column: column.map([*DATASET_NAMES].index) if column.name == "dataset" else column
+    epochs = pd.concat(found).sort_values(["study", "dataset", "model", "seed"], key=order, kind="stable")
+    return Results(path, epochs.reset_index(drop=True), about)
 
 
-def _runs(path: pathlib.Path, study: bool) -> list[tuple[dict[str, Any], pd.DataFrame]]:
-    """Each run and its epochs, by dataset, model and seed; what is no folder of the benchmark's is named."""
-    runs, strays = [], []
+def _runs(path: pathlib.Path, study: bool) -> Iterator[pd.DataFrame]:
+    """The epochs of each run; what is no folder of the benchmark's is named."""
+    strays = []
     for file in sorted(path.glob("*/*/*/seed_*/history.csv")):
         dataset, model, optimizer, seed = file.parts[-5:-1]
         if not _is_cell(dataset, model, optimizer, seed):
@@ -107,20 +112,30 @@ def _runs(path: pathlib.Path, study: bool) -> list[tuple[dict[str, Any], pd.Data
         elif rows := history(file.parent):
             config = _json(file.with_name("config.json"))
             departures = _departures((dataset, model, optimizer), config)
-            sizes = {name: value for name, value in departures.items() if name in _SIZES}
-            cell = (str(file.parent), "ours", study, dataset, model, optimizer, int(seed.removeprefix("seed_")))
-            run = dict(
-                zip(_RUN, (*cell, _text(departures), _text(sizes), departures.keys() <= {"precision"}), strict=True)
+            yield (
+                pd.DataFrame(rows)[_NUMBERS]
+                .astype(float)
+                .astype({"epoch": int})
+                .assign(
+                    run=str(file.parent),
+                    whose="ours",
+                    study=study,
+                    dataset=dataset,
+                    model=model,
+                    optimizer=optimizer,
+                    seed=int(seed.removeprefix("seed_")),
+                    departures=_text(departures),
+                    sizes=_text({name: value for name, value in departures.items() if name in _SIZES}),
+                    comparable=departures.keys() <= {"precision"},
+                    machine=_machine(config),
+                )
             )
-            runs.append((run | {"epochs": len(rows), "machine": _machine(config)}, _numbers(file, rows)))
     if strays:
         log.warning(f"left out, as no folders of train/benchmark.py: {', '.join(strays)} in {path}")
-    order = [*DATASET_NAMES]
-    return sorted(runs, key=lambda run: (order.index(run[0]["dataset"]), run[0]["model"], run[0]["seed"]))
 
 
 def _is_cell(dataset: str, model: str, optimizer: str, seed: str) -> bool:
-    """Whether the benchmark gives a folder these names; it gives none to a copy that somebody keeps beside it."""
+    """Whether the benchmark gives a folder these names; a copy kept beside the original has another name."""
     known = {*get_args(OptimizerName), *(variant.name for variant in VARIANTS)}
     named = dataset in DATASET_NAMES and model in MODEL_NAMES and optimizer in known
     return named and bool(re.fullmatch("seed_(0|[1-9][0-9]*)", seed))
@@ -153,13 +168,6 @@ def _machine(config: dict[str, Any]) -> str:
     return f"{kinds} with jax {jax}, {config.get('precision', 'unknown precision')}"
 
 
-def _numbers(file: pathlib.Path, rows: list[dict[str, str]]) -> pd.DataFrame:
-    try:
-        return pd.DataFrame(rows).astype(float).astype({"epoch": int})
-    except ValueError as error:
-        raise UserError(f"{file} cannot be read ({error}); repair it or move the run away.") from error
-
-
 def _json(file: pathlib.Path) -> dict[str, Any]:
     try:
         return json.loads(file.read_text())
@@ -179,29 +187,30 @@ def network(setup: Trial) -> str:
 def of_comparison(outcomes: Outcomes) -> tuple[pd.DataFrame, pd.DataFrame]:
     """A frame of runs and one of epochs: by the number of classes, then in file order."""
     classes = {trial.setup: outcome.classes for trial, outcome in outcomes.items()}
-    order = [*RULES]
-    setups = sorted(classes, key=lambda setup: (classes[setup], order.index(setup.dataset)))
+    setups = sorted(classes, key=lambda setup: (classes[setup], [*RULES].index(setup.dataset)))
     entrants = {setup: [*dict.fromkeys(t.optimizer for t in outcomes if t.setup == setup)] for setup in setups}
     best = {(t.setup, t.optimizer): (t.learning_rate, t.point) for t in outcomes if t.part == "final"}
     runs, epochs = [], []
     for trial, outcome in outcomes.items():
         target, accuracies, losses = RULES[trial.dataset].target, outcome.accuracy_by_epoch, outcome.loss_by_epoch
-        who = {"setup": setups.index(trial.setup), "entrant": entrants[trial.setup].index(trial.optimizer)}
-        at = trial.learning_rate, trial.point
-        chosen = trial.part == "final" and at == best[trial.setup, trial.optimizer]
+        at = best.get((trial.setup, trial.optimizer))
+        who = {
+            "setup": setups.index(trial.setup),
+            "entrant": entrants[trial.setup].index(trial.optimizer),
+            "optimizer": trial.optimizer,
+            "chosen": trial.part == "final" and at == (trial.learning_rate, trial.point),
+        }
         how = {
+            "limit": trial.limit or 0,
             "network": network(trial.setup),
             "validation_accuracy": outcome.validation_accuracy,
             "loss": losses[-1],
             "at_chance": max(accuracies) <= chance_level(outcome.classes, outcome.validation_pictures),
             "diverged": not all(map(math.isfinite, losses)),
             "reached": next((i for i, accuracy in enumerate(accuracies, 1) if accuracy >= target), math.nan),
-            "chosen": chosen,
         }
-        runs.append(trial._asdict() | {"limit": trial.limit or 0} | vars(outcome) | who | how)
-        curves = zip(losses, accuracies, strict=True)
-        epochs += [
-            who | {"chosen": chosen, "epoch": i, "loss": x, "val_accuracy": y} for i, (x, y) in enumerate(curves, 1)
-        ]
+        runs.append(trial._asdict() | vars(outcome) | who | how)
+        curves = enumerate(zip(losses, accuracies, strict=True), 1)
+        epochs += [who | {"epoch": i, "loss": loss, "val_accuracy": accuracy} for i, (loss, accuracy) in curves]
     frame = pd.DataFrame(runs).drop(columns=["loss_by_epoch", "accuracy_by_epoch"])
     return frame.sort_values(["setup", "entrant"], kind="stable", ignore_index=True), pd.DataFrame(epochs)

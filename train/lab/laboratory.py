@@ -24,8 +24,8 @@ from lab.spaces import settings_of
 from trainer import augment, data, devices, networks, optimizers, steps
 from trainer.config import ResolvedConfig
 
-# How many steps a device is handed at once. The batches of an epoch need not divide by it: only those that are there
-# are trained on; in an evaluation, the others are computed and not counted.
+# How many steps a device is handed at once. The batches of an epoch need not divide by it: the missing ones
+# are not trained on; in an evaluation they are computed and not counted.
 _STEPS, _EVALUATION_STEPS = 64, 8
 
 
@@ -33,7 +33,7 @@ Varied = Mapping[str, Any]  # what is searched: fields of the configuration, or 
 
 
 class Stopped(Exception):
-    """Somebody asked to stop; the run was left."""
+    """The run was stopped on request."""
 
 
 def split(size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -159,7 +159,7 @@ class Laboratory:
         return program
 
     def _chunks(self, rows: np.ndarray, length: int) -> list[tuple[int, np.ndarray]]:
-        """The batches of these row numbers, `length` at a time as a program takes them, and how many are there."""
+        """The batches of these row numbers, `length` at a time as a program takes them, and how many of them exist."""
         size = self.comparison.config.batch_size
         count = -(-len(rows) // size)
         batches = steps.in_batches(rows, -(-count // length) * length, size).reshape(-1, length, size)

@@ -14,7 +14,18 @@ import tyro
 
 from lab.rules import RULES
 from lab.spaces import SPACES
-from trainer.config import SAME_RUN, Config, DatasetName, ModelName, ResolvedConfig, UsageError, flag, resolve
+from trainer import flags
+from trainer.config import (
+    SAME_RUN,
+    Config,
+    DatasetName,
+    ModelName,
+    OptimizerName,
+    ResolvedConfig,
+    UsageError,
+    flag,
+    resolve,
+)
 
 # What an entrant or --settings may set: what makes a run what it is, without what has a flag here or is searched.
 SETTABLE = tuple(
@@ -26,7 +37,23 @@ MOST_RATES, MOST_TRIALS, TRIALS = 21, 1000, 20
 
 
 @dataclasses.dataclass(frozen=True)
-class CompareOptions:
+class SharedOptions:
+    """The flags of both `train/compare.py` and `train/benchmark.py`."""
+
+    workdir: str
+    """Folder for the results, which are written as each run ends."""
+    limit: int | None = None
+    """Use only the first N training and the first N test examples."""
+    data_dir: str | None = None
+    """Folder of the prepared datasets. Default: tensorflow-datasets' own (~/tensorflow_datasets)."""
+    storage: str | None = None
+    """A database that workers on several machines share: postgresql+psycopg://HOST/NAME. Default: a file in WORKDIR."""
+    list_only: Annotated[bool, tyro.conf.arg(name="list")] = False
+    """Only print the runs, with what is done and to do, and the time left."""
+
+
+@dataclasses.dataclass(frozen=True)
+class CompareOptions(SharedOptions):
     """Compares optimizers, each at its best learning rate, found with the same budget. Without more: the digits.
 
     A search over learning rates half a decade apart, centred on the trainer's, on training pictures that are held out;
@@ -35,8 +62,6 @@ class CompareOptions:
     seeds extends it.
     """
 
-    workdir: str
-    """Folder of the results: runs.csv, a line per run as it ends, and the report."""
     datasets: tuple[DatasetName, ...] = ("digits",)
     """What to train on, one after another."""
     optimizers: tuple[str, ...] = ("gravity", "adam", "rmsprop", "momentum")
@@ -54,7 +79,7 @@ class CompareOptions:
     rates: int = 5
     """Learning rates that each optimizer is searched over at first, an odd number: the trainer's is in the middle."""
     widen: int = 2
-    """At most so many more, one at a time, while the best of them is the lowest or the highest."""
+    """Up to this many more, one at a time, while the best rate is the lowest or the highest tried."""
     sampler: Literal["grid", "qmc"] = "grid"
     """grid: learning rates, as above. qmc: quasi-random points of each optimizer's space in train/lab/spaces.py, of
     learning rate, 1 - beta, weight decay and warm-up."""
@@ -64,16 +89,8 @@ class CompareOptions:
     """Runs per learning rate or point in the search, with seeds 0, 1, ... Default: the rule's."""
     seeds: int | None = None
     """Runs at the best of them, with seeds 100, 101, ... Default: the rule's."""
-    limit: int | None = None
-    """Use only the first N training and the first N test examples."""
     study: Literal["ablation", "width", "baselines"] | None = None
-    """Comparisons that belong together, on --datasets, as train/lab/studies.py has them."""
-    data_dir: str | None = None
-    """Folder of the prepared datasets. Default: tensorflow-datasets' own (~/tensorflow_datasets)."""
-    storage: str | None = None
-    """A database that workers on several machines share: postgresql+psycopg://HOST/NAME. Default: a file in WORKDIR."""
-    list_only: Annotated[bool, tyro.conf.arg(name="list")] = False
-    """Only print the runs, with what is done and to do, and the time left."""
+    """Comparisons that belong together (train/lab/studies.py), on --datasets."""
     report_only: Annotated[bool, tyro.conf.arg(name="report")] = False
     """Only write the report of everything in WORKDIR/runs.csv; the other flags count for nothing."""
 
@@ -85,9 +102,7 @@ FIRST_FINAL_SEED = 100
 class Comparison:
     """One dataset and network, and who is compared on it."""
 
-    entrants: dict[
-        str, ResolvedConfig
-    ]  # by name; resolved, each with the trainer's learning rate, in the middle of its search
+    entrants: dict[str, ResolvedConfig]  # by name, each with the learning rate in the middle of its search
     settings: str  # of all entrants, "NAME=VALUE NAME=VALUE"; with "sampler=qmc" where points are searched
     sampler: Literal["grid", "qmc"]
     candidates: int  # learning rates at first, or points
@@ -109,15 +124,9 @@ def comparisons(options: CompareOptions) -> list[Comparison]:
 
 def _comparison(options: CompareOptions, dataset: DatasetName) -> Comparison:
     rule = RULES[dataset]
-    shared: dict[str, Any] = {
-        "dataset": dataset,
-        "model": options.model,
-        "width": rule.width if options.width is None else options.width,
-        "epochs": rule.epochs if options.epochs is None else options.epochs,
-        "batch_size": rule.batch_size if options.batch_size is None else options.batch_size,
-        "limit": options.limit,
-        "data_dir": options.data_dir,
-    }
+    given = lambda name: getattr(rule if getattr(options, name) is None else options, name)
+    shared = {name: given(name) for name in ("width", "epochs", "batch_size")} | {"model": options.model}
+    shared |= {"dataset": dataset, "limit": options.limit, "data_dir": options.data_dir}
     settings = _settings("--settings", options.settings)
     entrants: dict[str, ResolvedConfig] = {}
     for text in options.optimizers:
@@ -128,7 +137,6 @@ def _comparison(options: CompareOptions, dataset: DatasetName) -> Comparison:
             _check_space(name, text, {**settings, **chosen})
         fields: dict[str, Any] = {"optimizer": name, **shared, **settings, **chosen}
         entrants[label(name, chosen)] = resolve(Config(**fields))
-    seeds = rule.seeds if options.seeds is None else options.seeds
     qmc = options.sampler == "qmc"
     described = settings | {"sampler": "qmc"} if qmc else settings
     return Comparison(
@@ -137,8 +145,8 @@ def _comparison(options: CompareOptions, dataset: DatasetName) -> Comparison:
         options.sampler,
         (options.trials or TRIALS) if qmc else options.rates,
         0 if qmc else options.widen,
-        tuple(range(rule.search_seeds if options.search_seeds is None else options.search_seeds)),
-        tuple(range(FIRST_FINAL_SEED, FIRST_FINAL_SEED + seeds)),
+        tuple(range(given("search_seeds"))),
+        tuple(range(FIRST_FINAL_SEED, FIRST_FINAL_SEED + given("seeds"))),
     )
 
 
@@ -155,9 +163,26 @@ def label_of(text: str) -> str:
 def _entrant(text: str) -> tuple[str, dict[str, Any]]:
     """The optimizer and its own settings."""
     name, _, own = text.partition(":")
-    if name not in (known := _choices("optimizer")):
+    if name not in (known := typing.get_args(OptimizerName)):
         raise UsageError(f"--optimizers has {text!r}, and {name!r} is none of {', '.join(known)}.")
     return name, _settings(f"--optimizers {text}", own.split(",") if own else ())
+
+
+def _settings(where: str, texts: Iterable[str]) -> dict[str, Any]:
+    """NAME=VALUE texts as fields of the trainer's Config."""
+    settings: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = text.strip().partition("=")
+        name = name.removeprefix("--").replace("-", "_")
+        if name not in SETTABLE or not equals:
+            raise UsageError(f"{where}: {text!r} is not NAME=VALUE with a name of {', '.join(SETTABLE)}.")
+        if name in settings:
+            raise UsageError(f"{where}: {name} is given twice.")
+        try:
+            settings[name] = flags.value(name, value)
+        except UsageError as error:
+            raise UsageError(f"{where}: {error}") from error
+    return settings
 
 
 def _check(options: CompareOptions) -> None:
@@ -184,43 +209,3 @@ def _check_space(name: str, text: str, settings: dict[str, Any]) -> None:
     for key in (SPACES[name].beta, "weight_decay", "warmup_epochs"):
         if key in settings:
             raise UsageError(f"{key} is {settings[key]}, but --sampler qmc searches it: leave {key} out.")
-
-
-def _settings(where: str, texts: Iterable[str]) -> dict[str, Any]:
-    """NAME=VALUE texts as fields of the trainer's Config."""
-    settings: dict[str, Any] = {}
-    for text in texts:
-        name, equals, value = text.strip().partition("=")
-        name = name.removeprefix("--").replace("-", "_")
-        if name not in SETTABLE or not equals:
-            raise UsageError(f"{where}: {text!r} is no NAME=VALUE with a name of {', '.join(SETTABLE)}.")
-        if name in settings:
-            raise UsageError(f"{where}: {name} is there twice.")
-        settings[name] = _value(where, name, value)
-    return settings
-
-
-def _value(where: str, name: str, text: str) -> Any:
-    """The text as the type of that field."""
-    if choices := _choices(name):
-        if text not in choices:
-            raise UsageError(f"{where}: {name} is {text!r}; it must be one of {', '.join(choices)}.")
-        return text
-    kind = _kinds(name)[0]
-    try:
-        return kind(text)
-    except ValueError:
-        wanted = "a number" if kind is float else "a whole number"
-        raise UsageError(f"{where}: {name} is {text!r}; it must be {wanted}.") from None
-
-
-def _kinds(name: str) -> tuple[Any, ...]:
-    """The types that a field of Config may have, None aside."""
-    hint = typing.get_type_hints(Config)[name]
-    union = typing.get_origin(hint) not in (None, typing.Literal)
-    return tuple(kind for kind in (typing.get_args(hint) if union else (hint,)) if kind is not type(None))
-
-
-def _choices(name: str) -> tuple[str, ...]:
-    kind = _kinds(name)[0]
-    return typing.get_args(kind) if typing.get_origin(kind) is typing.Literal else ()

@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import math
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jinja2
@@ -17,53 +17,8 @@ import pandas as pd
 from lab import ablation, evidence, figures, frames, published, tables
 from lab.figures import OPTIMIZER_NAMES
 from lab.frames import DATASET_NAMES, MODEL_NAMES, Results
-from lab.rules import PLATEAU
 from lab.runs import Outcomes
 from trainer import pictures
-
-_SOURCES = {
-    "digits": "The digits are scikit-learn's (UCI, Alpaydin and Kaynak 1998).",
-    "mnist": "MNIST is by LeCun, Cortes and Burges.",
-    "fashion_mnist": "Fashion-MNIST is by Zalando SE (Xiao, Rasul and Vollgraf 2017), MIT license.",
-    "cifar10": "CIFAR-10 and CIFAR-100 are by Krizhevsky (2009).",
-    "cifar100_coarse": "CIFAR-10 and CIFAR-100 are by Krizhevsky (2009).",
-    "cifar100_fine": "CIFAR-10 and CIFAR-100 are by Krizhevsky (2009).",
-}
-# The tables of a comparison: the function of `evidence`, its title, and what it means.
-_COMPARISON: dict[str, tuple[str, str]] = {
-    "standings": (
-        "Test accuracy at the best learning rate",
-        "Mean over the seeds, standard deviation, difference from Adam's mean, and the 95% interval of that difference"
-        " by Welch. The test set was looked at once, after the last epoch.",
-    ),
-    "leads": (
-        "Gravity's lead, by the number of classes",
-        "Test accuracy of Gravity minus the other's, and its 95% interval by Welch.",
-    ),
-    "growths": (
-        "Does Gravity's lead over Adam grow with the number of classes?",
-        "The lead on the second dataset minus the lead on the first, and its 95% interval by Welch.",
-    ),
-    "plateaus": (
-        "How wide is the range of good learning rates?",
-        f"The learning rates around the best with at least {PLATEAU:.0%} of its validation accuracy. Open end: the"
-        " search did not find the edge of the plateau on that side.",
-    ),
-    "rate_scores": (
-        "What the search found",
-        "Accuracy on the validation part after the last epoch, mean over the search's seeds.",
-    ),
-    "to_target": (
-        "Epochs to a target",
-        "The epoch after which the final runs first reach the target on the validation part, mean over the seeds; the"
-        " targets were fixed before the runs.",
-    ),
-    "failures": (
-        "Runs that never left the chance level, or diverged",
-        "At chance: not more than three standard errors above an equal share after any epoch. Diverged: the loss was"
-        " not finite.",
-    ),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,25 +31,23 @@ class Table:
     blank: str = ""  # what is shown for NaN
     folded: bool = False
 
-    def rows(self) -> Iterator[list[tuple[bool, str]]]:
-        """The cells: whether it is a number, and its text."""
-        for row in self.frame.itertuples(index=False):
-            yield [(isinstance(x, int | float) and x == x, shown(x, self.blank)) for x in map(_plain, row)]
+    @property
+    def rows(self) -> list[list[str]]:
+        number = lambda x: self.blank if math.isnan(x) else f"{x:.4g}"
+        return self.frame.map(lambda x: number(x) if isinstance(x, float) else str(x)).to_numpy().tolist()
 
     def markdown(self) -> str:
         columns = [*map(str, self.frame.columns)]
-        lines = [columns, ["---"] * len(columns), *([text for _, text in row] for row in self.rows())]
+        lines = [columns, ["---"] * len(columns), *self.rows]
         return "\n".join("| " + " | ".join(text.replace("|", "\\|") for text in line) + " |" for line in lines)
 
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
-    """A figure as a PNG file of that name, and what its curves show, of `figures.points`."""
-
-    name: str
+    name: str  # of its file
     alt: str
     content: bytes
-    curves: list[dict[str, Any]]
+    curves: list[dict[str, Any]]  # as of `figures.points`
 
     @property
     def base64(self) -> str:
@@ -112,8 +65,9 @@ class Section:
 @dataclasses.dataclass(frozen=True)
 class Page:
     title: str
-    introduction: list[tuple[str, str]]  # paragraphs: "", "note" or "warning", and the text
+    introduction: list[str]  # paragraphs
     sections: list[Section]
+    warning: str = ""
 
     def html(self) -> str:
         """The page, which needs nothing else."""
@@ -123,12 +77,11 @@ class Page:
 
     def markdown(self) -> str:
         """The page, with its figures in report/."""
-        parts = [f"# {self.title}", *(text for _, text in self.introduction)]
+        parts = [f"# {self.title}", *self.introduction, *filter(None, [self.warning])]
         for section in self.sections:
             parts += [f"## {section.title}", *section.notes]
             parts += [f"![{picture.alt}](report/{picture.name})" for picture in section.figures]
-            for table in section.tables:
-                parts += [f"**{table.caption}**", table.markdown()]
+            parts += [f"**{table.caption}**\n\n{table.markdown()}" for table in section.tables]
         return "\n\n".join(parts) + "\n"
 
     def write(self, folder: pathlib.Path) -> pathlib.Path:
@@ -137,25 +90,11 @@ class Page:
         for section in self.sections:
             for picture in section.figures:
                 (folder / "report" / picture.name).write_bytes(picture.content)
-            for table in section.tables:
-                if table.name:
-                    text = table.frame.map(lambda x: f"{x:.6g}" if isinstance(x, float) else x)
-                    text.replace("nan", "").to_csv(folder / "report" / f"{table.name}.csv", index=False)
+            for table in filter(lambda table: table.name, section.tables):
+                table.frame.to_csv(folder / "report" / f"{table.name}.csv", index=False, float_format="%.6g")
         (folder / "report.md").write_text(self.markdown())
         (folder / "report.html").write_text(self.html())
         return folder / "report.html"
-
-
-def shown(value: Any, blank: str = "") -> str:
-    """A table value as text."""
-    if isinstance(value, float):
-        return blank if math.isnan(value) else f"{value:.4g}"
-    return str(value)
-
-
-def _plain(value: Any) -> Any:
-    """A number of NumPy as Python's."""
-    return value.item() if hasattr(value, "item") else value
 
 
 def _picture(name: str, alt: str, draw: Callable[[], Any], dpi: int = 100) -> list[Picture]:
@@ -175,33 +114,36 @@ def _picture(name: str, alt: str, draw: Callable[[], Any], dpi: int = 100) -> li
 
 def write_benchmark(found: Results) -> pathlib.Path:
     """The report of `benchmark.py`: our runs beside the published ones, and what has not been run yet."""
-    return benchmark_page(found).write(found.path)
-
-
-def benchmark_page(found: Results) -> Page:
-    """The page of a results folder."""
-    missing = tables.missing(found.epochs)
+    missing, study = tables.missing(found.epochs), tables.study(found.epochs)
     caption = "Validation accuracy after 100 epochs, and its standard deviation over the last 50 (swing)"
-    ends = _theirs("published", caption, tables.published_ends())
-    sections = [Section("What was published", tables=[ends])]
-    sections += [_dataset(found, dataset, models) for dataset, models in _models(found).items()]
-    study = tables.study(found.epochs)
+    sections = [Section("What was published", tables=[_theirs("published", caption, tables.published_ends())])]
+    runs = pd.concat([published.epochs(), found.epochs[~found.epochs["study"]]])
+    for dataset in DATASET_NAMES:
+        if models := sorted(runs["model"][runs["dataset"] == dataset].unique()):
+            sections.append(_dataset(found, dataset, models))
     tuned = [_theirs("study", "Ours beside theirs", study)] if len(study) else []
     sections.append(Section("The authors' tuning study", [] if tuned else ["Not run."], tables=tuned))
     lacking = _theirs("missing", "Cells without a complete run of ours", missing)
     sections.append(Section("What is missing", [] if len(missing) else ["Nothing."], tables=[lacking]))
-    return Page("Gravity: the paper's evaluation, run again", _introduction(found, len(missing)), sections)
+    cells = len(published.ends())
+    introduction = [
+        "The evaluation of Gravity Optimizer: a Kinematic Approach on Optimization in Deep Learning (Bahrami and"
+        " Pouriyan Zadeh, arXiv 2101.09192), beside the runs that its authors published.",
+        f"{cells - len(missing)} of the paper's {cells} cells are complete; a cell is one dataset, model and optimizer."
+        f"{' The last section lists what is missing.' if len(missing) else ''}",
+        "Ours: solid lines, the mean over seeds, with a band of one standard deviation (n - 1) on either side where"
+        " there are at least two seeds. Published: dashed lines, one run each. Spread: the standard deviation of our"
+        " own runs; with one seed it is not available. Loss: of training, a running mean over the epoch.",
+    ]
+    if len(found.runs):
+        machines = "; ".join(sorted(found.runs["machine"].unique()))
+        introduction += [agreement(found.epochs), f"Run on: {machines}."]
+    introduction += [found.about[key] for key in ("machine", "notes") if key in found.about]
+    warning = f"{claim()} That 20-way run is dotted here and compared with nothing."
+    return Page("Gravity: the paper's evaluation, run again", introduction, sections, warning).write(found.path)
 
 
 _theirs = functools.partial(Table, blank="not available")
-
-
-def _models(found: Results) -> dict[str, list[str]]:
-    """The models by dataset: the paper's, and others that were run."""
-    runs = found.runs[~found.runs["study"].astype(bool)]
-    pairs = {cell[:2] for cell in published.ends().index} | {*zip(runs["dataset"], runs["model"], strict=True)}
-    models = {dataset: sorted(model for of, model in pairs if of == dataset) for dataset in DATASET_NAMES}
-    return {dataset: names for dataset, names in models.items() if names}
 
 
 def _dataset(found: Results, dataset: str, models: list[str]) -> Section:
@@ -214,39 +156,12 @@ def _dataset(found: Results, dataset: str, models: list[str]) -> Section:
     caption = "Our runs so far, and the published ones at their end"
     shown = [_theirs(f"summary_{dataset}", caption, tables.summary(dataset, found.epochs))]
     distance = tables.distance(found.epochs[found.epochs["dataset"] == dataset])
-    notes = ["No run of ours can be compared with a published one."]
     if len(distance):
-        notes, caption = [], "Distance from the published runs, at the last epoch that both have"
+        caption = "Distance from the published runs, at the last epoch that both have"
         shown.append(_theirs("", caption, tables.at_the_end(distance)))
         shown.append(_theirs(f"distance_{dataset}", "At all matched epochs", distance, folded=True))
+    notes = [] if len(distance) else ["None of our runs can be compared with a published one."]
     return Section(found.dataset_name(dataset), notes, drawn, shown)
-
-
-def _introduction(found: Results, missing: int) -> list[tuple[str, str]]:
-    cells = len(published.ends())
-    parts = [
-        (
-            "",
-            "The evaluation of Gravity Optimizer: a Kinematic Approach on Optimization in Deep Learning (Bahrami and"
-            " Pouriyan Zadeh, arXiv 2101.09192), beside the runs that its authors published.",
-        ),
-        (
-            "",
-            f"{cells - missing} of the paper's {cells} cells are complete; a cell is one dataset, model and"
-            f" optimizer.{' The last section lists what is missing.' if missing else ''}",
-        ),
-        ("warning", f"{claim()} That 20-way run is dotted here and compared with nothing."),
-        (
-            "note",
-            "Ours: solid lines, the mean over seeds, with a band of one standard deviation (n - 1) on either side where"
-            " there are at least two seeds. Published: dashed lines, one run each. Spread: the standard deviation"
-            " of our own runs; with one seed it is not available. Loss: of training, a running mean over the epoch.",
-        ),
-    ]
-    if len(found.runs):
-        parts.append(("note", agreement(found.epochs)))
-        parts.append(("note", f"Run on: {'; '.join(sorted(found.runs['machine'].unique()))}."))
-    return parts + [("note", found.about[key]) for key in ("machine", "notes") if key in found.about]
 
 
 def claim() -> str:
@@ -293,7 +208,7 @@ def write_comparison(folder: pathlib.Path, outcomes: Outcomes) -> pathlib.Path:
         lines.append(
             f"{DATASET_NAMES[first['dataset']]}: {first['network']}; {first['training_pictures']:,} pictures to train"
             f" on, {first['validation_pictures']:,} to choose by, {first['test_pictures']:,} to test on;"
-            f" {parts.get('search', 0)} runs to search, {parts.get('final', 0)} final ones."
+            f" {parts.get('search', 0)} search runs, {parts.get('final', 0)} final runs."
         )
     rates = "learning rates half a decade apart, around the trainer's"
     points = "quasi-random points of the space in train/lab/spaces.py (sampler=qmc)"
@@ -306,37 +221,34 @@ def write_comparison(folder: pathlib.Path, outcomes: Outcomes) -> pathlib.Path:
     alt = "Accuracy over learning rate, over epochs, and on the test set"
     drawn = _picture("comparison.png", alt, lambda: figures.draw_comparison(runs, epochs), dpi=80)
     sections = [Section("What was compared", lines, drawn)]
-    for name, (title, note) in _COMPARISON.items():
-        if len(frame := getattr(evidence, name)(runs)):
-            sections.append(Section(title, [note], tables=[Table(name, title, frame)]))
-    sources = dict.fromkeys(_SOURCES[dataset] for dataset in runs["dataset"])
-    sections.append(Section("The data", [*sources]))
-    title = "Optimizers, each at its best learning rate"
-    return Page(title, [("", introduction)], sections).write(folder)
+    for table in evidence.TABLES:
+        title, _, note = (table.__doc__ or "").partition("\n\n")
+        if len(frame := table(runs)):
+            sections.append(Section(title, [" ".join(note.split())], tables=[Table(table.__name__, title, frame)]))
+    return Page("Optimizers, each at its best learning rate", [introduction], sections).write(folder)
 
 
 def write_ablation(folder: pathlib.Path, outcomes: Outcomes) -> pathlib.Path:
     """The report of `compare.py --study ablation`, from its runs."""
     runs, _ = frames.of_comparison(outcomes)
     arms, rates = ablation.cells(runs), ablation.rates(runs)
-    named = {"arms": arms, "pooled": ablation.pooled(arms, runs), "rates": rates}
     sections = []
-    for key, found in arms.groupby(ablation.CELL, sort=False) if len(arms) else []:
+    for key, found in arms.groupby(ablation.CELL, sort=False):
         note = "" if found["counts"].all() else " (momentum fails with some seed: this cell does not count)"
         frame = found.drop(columns=ablation.CELL)
         sections.append(Section(_cell(key) + note, tables=[Table("", "Each arm beside momentum", frame)]))
-    sections.append(
-        Section("All cells that count", tables=[Table("pooled", "Each arm over all cells", named["pooled"])])
-    )
+    pooled = Table("pooled", "Each arm over all cells", ablation.pooled(runs))
     losses = "Training loss after the last epoch, by momentum's rate or its counterpart (seeds 0, 1, 2)"
-    by_rate = []
-    for key, found in rates.groupby(ablation.CELL, sort=False) if len(rates) else []:
-        by_rate.append(Table("", _cell(key), ablation.by_momentums_rate(found)))
-    sections.append(Section(losses, tables=by_rate))
-    whole = [Table(name, f"All of {name}.csv", named[name], folded=True) for name in ("arms", "rates")]
+    by_rate = rates.groupby(ablation.CELL, sort=False)
+    curves = [Table("", _cell(key), ablation.by_momentums_rate(found)) for key, found in by_rate]
+    whole = [
+        Table("arms", "All of arms.csv", arms, folded=True),
+        Table("rates", "All of rates.csv", rates, folded=True),
+    ]
+    sections.append(Section("All cells that count", tables=[pooled]))
+    sections.append(Section(losses, tables=curves))
     sections.append(Section("The same as files", tables=whole))
-    paragraphs = (ablation.__doc__ or "").split("\n\n")[1:]
-    introduction = [("", " ".join(text.split())) for text in paragraphs]
+    introduction = [" ".join(text.split()) for text in (ablation.__doc__ or "").split("\n\n")[1:]]
     return Page("Which parts of Gravity matter?", introduction, sections).write(folder)
 
 

@@ -13,8 +13,8 @@ epochs and more time for each; in batches of 32 SGD with momentum did not learn 
 at three times that. On CIFAR-100 (fine), in batches of 64, Gravity leaves the chance level late in the third epoch, and
 SGD with momentum did not in three.
 
-The rule: batches of 64, and one and a half times the epochs that the slowest takes to leave, of those that do, for all
-optimizers alike. That is 3 with ten classes and 5 on CIFAR-100. Nobody is trained longer, whatever the curves say.
+The rule: batches of 64, and one and a half times the epochs of the slowest optimizer that leaves the chance level, for
+all optimizers alike. That is 3 with ten classes and 5 on CIFAR-100. No run is longer, whatever the curves say.
 
 The digits have eight epochs of VGG11 at an eighth of its width.
 

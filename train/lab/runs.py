@@ -80,14 +80,12 @@ def read(path: pathlib.Path) -> Outcomes:
         rows = csv_files.read(path, [name for name in COLUMNS if name not in ("point", "seconds")])
     except FileNotFoundError:
         return {}
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error}).") from error
     outcomes: Outcomes = {}
     for number, row in rows:
         try:
             trial, outcome = parsed(row)
         except (TypeError, ValueError) as error:
-            raise UserError(f"{path}, line {number} is no run ({error!r}); correct it or take it out.") from error
+            raise UserError(f"{path}, line {number} is not a run ({error!r}); correct or remove it.") from error
         outcomes[trial] = outcome
     return outcomes
 
@@ -120,8 +118,9 @@ def name(trial: Trial) -> str:
 
 
 def at(trial: Trial) -> str:
-    """Where in the search it is, for people: `0.1`, or `0.1 beta=0.9 ...`."""
-    return f"{trial.learning_rate:g} {trial.point}".rstrip()
+    """Where in the search it is, for people: `0.1`, or `0.1 beta=0.9 ...`, or `the best`."""
+    rate = f"{trial.learning_rate:g} " if trial.learning_rate else ""
+    return f"{rate}{trial.point}".rstrip()
 
 
 def parsed(row: dict[str, str]) -> tuple[Trial, Outcome]:
@@ -136,7 +135,7 @@ def parsed(row: dict[str, str]) -> tuple[Trial, Outcome]:
 
 
 def _exact(value: Any) -> str:
-    """What a run is told by: not rounded."""
+    """Unrounded, since it identifies a run."""
     text = _text(value)
     return repr(value) if isinstance(value, float) and float(text) != value else text
 

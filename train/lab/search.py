@@ -1,24 +1,23 @@
 """Which runs a comparison consists of: what is searched, the best of it, what is to do.
 
-Pure functions of the runs that are there. A candidate of a search is a number: a learning rate by its half decades from
+Pure functions of the finished runs. A candidate of a search is a number: a learning rate by its half decades from
 the trainer's, a point of a space by its place in the sequence. Nothing heavy is imported here.
 """
 
-import dataclasses
 import statistics
 from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from lab import spaces
 from lab.options import Comparison
 from lab.runs import Outcomes, Part, Trial
 
 
-@dataclasses.dataclass(frozen=True)
-class Search:
-    """How far the search of an entrant is."""
+class Search(NamedTuple):
+    """The state of an entrant's search."""
 
-    steps: list[int]  # all that are known to be tried
-    scores: dict[int, float]  # of those that are done: validation accuracy, mean over the search's seeds
+    steps: list[int]  # all that are to be tried, as far as known
+    scores: dict[int, float]  # of the finished ones: validation accuracy, mean over the search's seeds
     chosen: int | None  # None while it is not finished
 
 
@@ -48,30 +47,21 @@ def wider(scores: Mapping[int, float], count: int, widen: int) -> int | None:
     return top - 1 if top == min(scores) else top + 1
 
 
-def trial(comparison: Comparison, entrant: str, step: int, seed: int, part: Part) -> Trial:
-    """One run of an entrant."""
+def trial(comparison: Comparison, entrant: str, step: int | None, seed: int, part: Part) -> Trial:
+    """One run of an entrant; without a step, "the best", which is not known yet."""
     config = comparison.entrants[entrant]
-    rate, point = learning_rate(config.learning_rate, step), ""
-    if comparison.sampler == "qmc":
+    rate, point = 0.0, "the best"
+    if step is not None and comparison.sampler == "qmc":
         rate, point = spaces.point(config.optimizer, config.learning_rate, config.epochs, step)
-    return Trial(
-        dataset=config.dataset,
-        model=config.model,
-        optimizer=entrant,
-        learning_rate=rate,
-        seed=seed,
-        part=part,
-        epochs=config.epochs,
-        width=config.width,
-        batch_size=config.batch_size,
-        limit=config.limit,
-        settings=comparison.settings,
-        point=point,
-    )
+    elif step is not None:
+        rate, point = learning_rate(config.learning_rate, step), ""
+    shared: dict[str, Any] = {name: getattr(config, name) for name in ("dataset", "model", "epochs", "width")}
+    shared |= {"batch_size": config.batch_size, "limit": config.limit, "settings": comparison.settings}
+    return Trial(optimizer=entrant, learning_rate=rate, seed=seed, part=part, point=point, **shared)
 
 
 def search(comparison: Comparison, entrant: str, outcomes: Outcomes) -> Search:
-    """How far the search of an entrant is."""
+    """The state of an entrant's search."""
     count = comparison.candidates
     steps, scores = grid(count) if comparison.sampler == "grid" else [*range(count)], {}
     for step in steps:  # it grows
@@ -97,15 +87,15 @@ def known(comparison: Comparison, outcomes: Outcomes) -> list[Trial]:
         for entrant, found in searches.items()
         if i < len(found.steps)
     ]
-    chosen = {entrant: found.chosen for entrant, found in searches.items() if found.chosen is not None}
-    return trials + [
-        trial(comparison, entrant, step, seed, "final") for seed in comparison.seeds for entrant, step in chosen.items()
-    ]
+    chosen = {name: found.chosen for name, found in searches.items() if found.chosen is not None}
+    return trials + _finals(comparison, chosen)
 
 
-def unknown(comparison: Comparison, outcomes: Outcomes) -> tuple[int, int]:
-    """How many runs `known` lacks: those at rates not chosen yet, and the most that widening may still add."""
-    searches = [search(comparison, entrant, outcomes) for entrant in comparison.entrants]
-    going_on = [found for found in searches if found.chosen is None]
-    spare = sum(comparison.candidates + comparison.widen - len(found.steps) for found in going_on)
-    return len(going_on) * len(comparison.seeds), spare * len(comparison.search_seeds)
+def undecided(comparison: Comparison, outcomes: Outcomes) -> list[Trial]:
+    """The final runs that `known` lacks, at the best rate or point, which is not known yet."""
+    unfinished = [name for name in comparison.entrants if search(comparison, name, outcomes).chosen is None]
+    return _finals(comparison, dict.fromkeys(unfinished))
+
+
+def _finals(comparison: Comparison, chosen: Mapping[str, int | None]) -> list[Trial]:
+    return [trial(comparison, name, step, seed, "final") for seed in comparison.seeds for name, step in chosen.items()]

@@ -7,7 +7,7 @@ cosine and three runs of VGG11: the order, so that VGG11 at a constant rate came
 **ablation: which parts of Gravity matter?** Each arm takes one away or gives it to SGD with momentum. In all, V_0 adds
 normal noise of 2.83 alpha to each weight (beta 0.9, first_step 1, a constant learning rate), so momentum with its noise
 starts from weights with N(0, 0.0283^2) added. A warm-up takes most of V_0 away, as its first steps are small: with half
-an epoch of the digits' 41 steps 0.6 alpha remain. So the arms without V_0 are told apart at the constant rate. AdamW
+an epoch of the digits' 41 steps 0.6 alpha remain. So the arms without V_0 are distinguished at the constant rate. AdamW
 has PyTorch's weight decay. With group norm the weights are Glorot's. Softmax regression has no hidden layer, and one
 setting. Accuracies to count epochs to are the datasets' (`rules.py`).
 

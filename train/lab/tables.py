@@ -60,7 +60,7 @@ def _ends(found: pd.DataFrame) -> dict:
 
 
 def _to_target(found: pd.DataFrame, target: float) -> tuple[float | str, float | str]:
-    """Mean epochs, and seconds of training and validation without compilation, until the accuracy is there."""
+    """Mean epochs, and seconds of training and validation without compilation, until the target is reached."""
     there = _furthest(found)
     first = there[there["val_accuracy"] >= target].groupby("run")["epoch"].min()
     if len(first) < (seeds := there["run"].nunique()):
@@ -100,7 +100,7 @@ def at_the_end(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def beyond(rows: pd.DataFrame, spreads: float) -> pd.DataFrame:
-    """The rows of `distance` that lie further than so many of our own spreads from the published value."""
+    """The rows of `distance` that lie more than `spreads` of our own spreads from the published value."""
     return rows[rows["in spreads"].abs() > spreads]
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import difflib
 import io
+import re
 import typing
 
 import tyro
@@ -10,7 +11,7 @@ import tyro
 from trainer.config import Config, UsageError, flag
 
 Flags = typing.TypeVar("Flags")
-_BOX = dict.fromkeys(map(ord, "╭╮╰╯│─"), " ")
+_BOX = re.compile("[╭╮╰╯│─]|-{4,}")
 
 
 def parse(arguments: list[str]) -> Config:
@@ -35,7 +36,15 @@ def parse_command(kind: type[Flags], program: str, arguments: list[str]) -> Flag
         if not leaving.code:
             raise
         words = complaint.getvalue().partition("For full helptext")[0].split("\n", 1)[-1]  # a box, without its title
-        raise UsageError(f"{' '.join(words.translate(_BOX).split())} --help says more.") from None
+        raise UsageError(f"{' '.join(_BOX.sub(' ', words).split())} --help says more.") from None
+
+
+def value(field: str, text: str) -> typing.Any:
+    """The text as a value of that field of Config; UsageError says what it must be."""
+    kind = _kind(typing.get_type_hints(Config)[field])
+    if not _readable(text, kind):
+        raise UsageError(f"{field} is {text!r}; it must be {_wanted(kind)}.")
+    return text if _choices(kind) else kind(text)
 
 
 def _explain(arguments: list[str]) -> str | None:
