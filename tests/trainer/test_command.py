@@ -131,22 +131,14 @@ def test_a_folder_that_cannot_be_written_is_one_line(monkeypatch, capsys, tmp_pa
 # Paths: empty, in a bucket, in the home folder
 
 
+EMPTY = {
+    benchmark: ("--workdir {}", "--workdir R --data-dir {}"),
+    compare: ("--workdir {}", "--workdir {} --report", "--workdir R --data-dir {}"),
+    report: ("{}",),
+    evaluate: ("{}", "R --data-dir {}", "R --predictions {}", "R --export {}"),
+}
 PATHS = [
-    *(
-        (module, words, "", " is empty")
-        for module, words in (
-            (benchmark, "--workdir {}"),
-            (benchmark, "--workdir R --data-dir {}"),
-            (compare, "--workdir {}"),
-            (compare, "--workdir {} --report"),
-            (compare, "--workdir R --data-dir {}"),
-            (report, "{}"),
-            (evaluate, "{}"),
-            (evaluate, "R --data-dir {}"),
-            (evaluate, "R --predictions {}"),
-            (evaluate, "R --export {}"),
-        )
-    ),
+    *((module, words, "", " is empty") for module, every in EMPTY.items() for words in every),
     (benchmark, "--workdir {}", "gs://bucket/results", "local folder"),
     (compare, "--workdir {}", "gs://bucket/results", "local folder"),
     (report, "{}", "gs://bucket/results", "local folder"),
