@@ -32,10 +32,12 @@ def on_one_device(function, *arguments):
 
 
 def test_padding_counts_in_no_sum():
-    full = steps.batch_sums(linear, PARAMS, PICTURES, jnp.array([1, 4, 7]))
-    padded = steps.batch_sums(linear, PARAMS, PICTURES, jnp.array([-1, 1, 4, -1, 7, -1]))
+    hits = jnp.argmax(linear({"params": PARAMS}, PICTURES.images), -1).astype(jnp.int32)
+    pictures = PICTURES._replace(labels=hits.at[4].add(1))
+    full = steps.batch_sums(linear, PARAMS, pictures, jnp.array([1, 4, 7]))
+    padded = steps.batch_sums(linear, PARAMS, pictures, jnp.array([-1, 1, 4, -1, 7, -1]))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), full, padded)
-    assert padded.count == 3
+    assert padded.count == 3 and padded.correct == 2
 
 
 def test_pictures_that_lie_flat_are_seen_in_their_shape():
