@@ -1,4 +1,4 @@
-"""What the READMEs say is so: their commands run, their examples end as they say, their flags, paths and links exist.
+"""What the READMEs say is true: their commands run, their examples end as they say, their flags, paths and links exist.
 
 A command that is in no README yet must be added to one of the groups below, or `test_every_command_is_run` fails.
 """

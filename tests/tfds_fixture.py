@@ -67,7 +67,7 @@ def tiny(genuine):
         def _split_generators(self, dl_manager):
             for key in sorted({"label", "coarse_label"} & {*self.info.features}):
                 label = self.info.features[key]
-                if self.name.startswith("cifar"):  # which has its names from a file
+                if self.name.startswith("cifar"):  # whose class names come from a file
                     stem = {10: "class", 20: "coarse", 100: "fine"}[label.num_classes]
                     label.names = [f"{stem}{i}" for i in range(label.num_classes)]
             return {split: self._generate_examples(split) for split in SIZES}

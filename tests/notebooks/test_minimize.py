@@ -56,7 +56,7 @@ def test_it_stops_where_the_gradient_first_falls_below_the_tolerance():
 @pytest.mark.parametrize(
     ("start", "tx", "steps", "tolerance", "converged", "taken"),
     [
-        (0.001, optax.sgd(0.1, momentum=0.9), 5, 1.0, True, 0),  # which momentum must not carry on
+        (0.001, optax.sgd(0.1, momentum=0.9), 5, 1.0, True, 0),  # where momentum must not go on
         (1.0, optax.sgd(0.5), 1, 1e-3, True, 1),  # the last point counts too
         (1.0, optax.sgd(10.0), 100, 0.01, False, 100),  # diverges
         (1.0, optax.sgd(0.1), 3, 0.01, False, 3),  # too few steps
@@ -95,7 +95,7 @@ def test_vmap_over_starts_is_a_path_for_each():
     for i, start in enumerate(starts):
         alone = minimize(parabola, start, GRAVITY, steps=30, tolerance=0.3)
         jax.tree.map(lambda a, b, i=i: np.testing.assert_allclose(a[i], b, rtol=1e-5, atol=1e-6), paths, alone)
-    assert len(set(paths.steps_taken.tolist())) == 3  # each stops for itself
+    assert len(set(paths.steps_taken.tolist())) == 3  # each stops on its own
 
 
 def test_the_same_function_and_optimizer_are_compiled_once():

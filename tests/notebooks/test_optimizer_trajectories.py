@@ -56,7 +56,7 @@ def test_a_chain_agrees_with_what_the_teaching_notebook_printed(name, rows, wors
     points = SECTION_3["printed"][name]
     path = minimize(functions.TILTED, jnp.zeros(2), CHAINS[name], steps=len(points))
     errors = np.max(np.abs(path.positions[1:] - points), axis=1)
-    assert np.argmin(np.append(errors < FOUR_DECIMALS, False)) == rows  # so many agree to four decimals
+    assert np.argmin(np.append(errors < FOUR_DECIMALS, False)) == rows  # that agree to four decimals
     assert 0.9 * worst <= errors.max() <= worst
 
 

@@ -4,10 +4,10 @@
 
 **start**: seconds of processes of their own, from start to end: `--help`; `main.py` up to the moment in which the sums
 of its first chunk of steps are back, with JAX's persistent compilation cache off, empty and filled; and the reading of
-MNIST from DATA, where it must lie prepared.
+MNIST from DATA, where it must be prepared.
 
 **steps**, of the default run: milliseconds per step of whole epochs. "loop" is what history.csv counts as training
-(batches, chunks, sums, progress); "bare" is the same compiled chunks one after another on batches that lie ready.
+(batches, chunks, sums, progress); "bare" is the same compiled chunks one after another on prepared batches.
 
 **memory**: the largest resident size of a run of VGG16 on CIFAR-10 from DATA: 2 epochs of 1,280 pictures with
 checkpoints, beside dataset + 4 x parameters + 1 GiB.

@@ -28,7 +28,7 @@ MEMORY = {"v4": 32e9, "v5e": 16e9}  # bytes of HBM on a chip; v4 has 32 GiB, v5e
 
 
 def devices(chip: str, grid: tuple[int, ...]) -> list:
-    """The chips of a slice that is not there, all on one host. On v4 both cores of a chip are one device."""
+    """The chips of a slice, all on one host; none need be present. On v4 both cores of a chip are one device."""
     options = {"chip_config_name": "megacore"} if chip == "v4" else {}
     topology = topologies.get_topology_desc(
         platform="tpu",

@@ -14,7 +14,7 @@ NOT_NEEDED = ("tensorflow_datasets", "tyro", "sklearn", "tqdm", "orbax.checkpoin
 
 @pytest.mark.slow
 def test_a_tiny_run_measures_every_part(tmp_path):
-    # torch too is left out, whose first steps take long; with it the script was tried by hand.
+    # PyTorch is left out too: its first steps take long. With it the script was tried by hand.
     blocked = "".join(f"sys.modules[{name!r}] = None; " for name in (*NOT_NEEDED, "torch"))
     code = f"import sys, runpy; {blocked}sys.argv = {[str(SCRIPT), '--tiny', '--out', str(tmp_path / 'out')]!r}; "
     code += f"sys.path.insert(0, {str(SCRIPT.parent)!r}); runpy.run_path({str(SCRIPT)!r}, run_name='__main__')"

@@ -1,4 +1,4 @@
-"""`--augment crop-flip`: what is drawn, what decides it, and that evaluation sees the pictures as they are."""
+"""`--augment crop-flip`: what is drawn, what it depends on, and evaluation on unchanged pictures."""
 
 import dataclasses
 import itertools
@@ -22,7 +22,7 @@ def seen(epoch, rows, **flags):
 
 
 def windows(image):
-    """The 162 pictures that may come of one."""
+    """The 162 pictures that one can become."""
     padded = np.pad(image, ((4, 4), (4, 4), (0, 0)), "reflect")
     height, width, _ = image.shape
     for top, left in itertools.product(range(9), range(9)):

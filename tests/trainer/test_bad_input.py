@@ -57,7 +57,7 @@ USAGE = {
 
 @pytest.fixture
 def command(monkeypatch, capfd):
-    """`command(flags)`: main.main() in this process; (exit code, the one line that it says)."""
+    """`command(flags)`: main.main() in this process; (exit code, the one line that it prints)."""
 
     def command(*flags):
         monkeypatch.setattr("sys.argv", ["main.py", *map(str, flags)])
@@ -86,7 +86,7 @@ def test_an_invalid_flag(command, monkeypatch, tmp_path, flags, fix):
 @pytest.mark.parametrize("name", ["--workdir", "--data-dir", "--coordinator"])
 @pytest.mark.parametrize("value", ["", " ", os.fsdecode(b"/tmp/\xff")], ids=["empty", "blank", "not UTF-8"])
 def test_a_path_that_is_empty_or_not_utf8(command, monkeypatch, tmp_path, name, value):
-    """As an unset variable leaves it; with it, --resume would start again in a new folder each time."""
+    """As with an unset variable; --resume would then start again in a new folder each time."""
     monkeypatch.chdir(tmp_path)
     together = ("--num-processes", 2, "--process-id", 0) if name == "--coordinator" else ("--resume",)
     code, line = command(f"{name}={value}", *together)

@@ -118,7 +118,7 @@ def test_progress_is_shown_in_a_notebook_and_not_in_a_pipe(monkeypatch):
     ids=lambda value: getattr(value, "__name__", ""),
 )
 def test_a_folder_that_cannot_be_written_is_one_line(monkeypatch, capsys, tmp_path, module, words):
-    """A file stands where the folder should be: that stops root too."""
+    """A file is where the folder should be, which stops root too."""
     (tmp_path / "digits").write_text("")
     (tmp_path / "report").write_text("")
     monkeypatch.setattr("sys.argv", ["command", *(word.format(tmp_path) for word in words)])

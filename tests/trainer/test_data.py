@@ -27,7 +27,7 @@ TRAIN_FILE = "mnist-train.array_record-00000-of-00001"
 
 
 def counted(images, labels):
-    """How often every labelled picture occurs, whatever their order."""
+    """How often every labelled picture occurs, in any order."""
     return collections.Counter((image.tobytes(), int(label)) for image, label in zip(images, labels, strict=True))
 
 
@@ -76,7 +76,7 @@ def digits():
     return data.load("digits")
 
 
-def test_digits_are_scikit_learns_scaled_to_255_and_always_parted_alike(digits):
+def test_digits_are_scikit_learns_scaled_to_255_and_always_split_alike(digits):
     assert digits.train_images.shape == (1437, 8, 8, 1) and digits.test_images.shape == (360, 8, 8, 1)
     assert digits.train_images.dtype == digits.test_images.dtype == np.uint8
     assert digits.train_labels.dtype == digits.test_labels.dtype == np.int32

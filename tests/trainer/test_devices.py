@@ -1,4 +1,4 @@
-"""How batches are split, where arrays lie, and how programs are compiled."""
+"""How batches are split, where arrays are placed, and how programs are compiled."""
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +34,7 @@ def test_what_is_replicated_is_not_copied_again_when_a_program_is_called():
 
 
 class FakeLowered:
-    """What a compiler makes that knows no options, and fails where it is `broken`."""
+    """The input of a compiler that knows no options, and that fails if it is `broken`."""
 
     broken = False
 

@@ -113,7 +113,7 @@ def test_what_cannot_be_done_is_one_line(run, tmp_path, damage, options, message
 
 
 def test_in_a_folder_that_cannot_be_written_the_numbers_come_without_a_picture(run, tmp_path):
-    """A folder stands where the picture should be: that stops root too."""
+    """A folder is where the picture should be, which stops root too."""
     workdir = tmp_path / "copy"
     shutil.copytree(run[0], workdir, ignore=shutil.ignore_patterns("confusion.png"))
     (workdir / "confusion.png").mkdir()

@@ -15,7 +15,7 @@ FLAG = "--xla_cpu_experimental_ynn_fusion_type="
 
 @pytest.fixture
 def machine(monkeypatch):
-    """A CPU with jaxlib 0.12.0, whatever is really there; `machine(name, value)` changes a part of it."""
+    """A CPU with jaxlib 0.12.0, whatever is really installed; `machine(name, value)` changes a part of it."""
     version, points = importlib.metadata.version, importlib.metadata.entry_points
     state = {"version": "0.12.0", "known": True, "plugins": [], "devices": []}
     monkeypatch.setattr(importlib.metadata, "version", lambda n: state["version"] if n == "jaxlib" else version(n))

@@ -16,7 +16,7 @@ from trainer import config, optimizers
 from trainer.config import Config, resolve
 
 RATE = 0.01
-# Around every epsilon here, and falling over the steps, so that epsilon's size and place and every maximum are seen.
+# On both sides of every epsilon, and falling over the steps, so that epsilon's size and place and all maxima matter.
 GRADIENTS = np.random.default_rng(0).normal(size=(20, 50)) * np.logspace(-9, 0, 50) * np.logspace(0, -2, 20)[:, None]
 
 
@@ -276,7 +276,7 @@ def test_the_factor_is_of_the_root_mean_square_alone():
 @pytest.mark.parametrize("name", optimizers.INITIALIZERS)
 def test_a_first_velocity_has_the_size_of_keras_initialiser(name):
     kind, shape = name.rsplit("_", 1)
-    # Keras cuts the truncated one at two standard deviations and does not make up for it.
+    # Keras cuts the truncated one at two standard deviations and does not compensate for it.
     fixed = {"random_uniform": 0.1**2 / 12, "random_normal": 0.05**2, "truncated_normal": (0.05 * 0.8796) ** 2}
     tx = optimizers.build(resolve(Config(velocity=name)), KEY)
     velocities = optax.tree.get(tx.init(PARAMS), "velocity")

@@ -66,7 +66,7 @@ def test_any_set_is_prepared_and_read_in_either_format(tmp_path, name, before):
 
 
 def test_a_network_that_goes_away(tmp_path):
-    """One file of four is there already, so TFDS itself is asked for the rest; it would retry for 200 seconds."""
+    """One of four files is already downloaded, so TFDS itself requests the others; it would retry for 200 seconds."""
     tfds_official.fill_cache(str(tmp_path))
     for path in (tmp_path / "downloads" / "mnist").glob("*t10k-labels*"):
         path.unlink()

@@ -61,7 +61,7 @@ def test_training_fits_and_sends_the_gradients_in_one_all_reduce_per_step(model,
     assert 0 <= gradients - 4 * PARAMETERS[model] <= 12
     assert sum(others) <= 12 * programs.STEPS
     assert programs.held(compiled)["sum"] < tpu_cost.MEMORY[chip]
-    # The state is updated in place: it is not there twice.
+    # The state is updated in place, not copied.
     assert compiled.memory_analysis().alias_size_in_bytes >= 8 * PARAMETERS[model]
 
 
