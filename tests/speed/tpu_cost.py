@@ -1,10 +1,10 @@
 """What the optimizer step and the trainer's step cost on a TPU, by programs compiled for v4 and v5e. It needs no TPU.
 
-    pip install -e ".[tpu]" && python tests/speed/tpu_cost.py [optimizer] [memory] [precision] [replicated] [split]
+    pip install -e ".[tpu]" && python tests/speed/tpu_cost.py [optimizer] [memory] [precision] [--json FILE]
 
-Nothing is run or timed: the tables hold what XLA says of its programs, and what their text says (`hlo.py`). The last
-two stand beside the formulae of SCALING.md. In an environment of its own, because libtpu slows every start of jax.
-About eleven minutes on two cores; six of them for `memory`, because products in float32 compile slowly.
+Nothing is run or timed: the tables hold what XLA says of its programs, and what their text says (`hlo.py`). In an
+environment of its own, because libtpu slows every start of jax. About nine minutes on two cores; six of them for
+`memory`, because products in float32 compile slowly.
 """
 
 import math
@@ -107,46 +107,6 @@ def precision() -> Iterator[dict]:
             }
 
 
-def replicated() -> Iterator[dict]:
-    """The trainer's step of a VGG11, 16 pictures a chip, everything replicated. Formula / compiled, bytes on a chip."""
-    dataset = programs.IMAGES * (math.prod(programs.SHAPE) + 4)
-    on = [("v5e", (2, 2), 0.25), ("v5e", (4, 8), 0.25), ("v4", (4, 4, 4), 0.25)]
-    for chip, sides, width in (*on, *(("v5e", (2, 4), width) for width in (0.5, 1.0, 2.0))):
-        chips = math.prod(sides)
-        model = vgg.build("vgg11", width, 10, "default")
-        size = 4 * programs.size(vgg_shapes(model))
-        compiled = compiled_chunk(devices(chip, sides), model, 16 * chips)
-        reduced = sum(c["bytes"] for c in hlo.Program(compiled.as_text()).collectives() if c["in_loop"])
-        yield {
-            "trainer's step": f"{chips} x {chip}",
-            "parameters": size // 4,
-            "parameters, V, dataset": f"{2 * size + dataset:,} / {held(compiled)['arguments']:,}",
-            "all-reduced": f"{size:,} / {reduced:,}",
-            "temporary / 4 P": held(compiled)["temporary"] / size,
-        }
-
-
-def split() -> Iterator[dict]:
-    """The optimizer's step of VGG16, all arrays split among the chips. Formula / compiled, bytes on a chip."""
-    params = vgg_shapes(vgg.build("vgg16", 1.0, 10, "float32"))
-    size, leaves = 4 * programs.size(params), len(jax.tree.leaves(params))
-    for chip, sides in (("v5e", (2, 2)), ("v5e", (4, 4)), ("v5e", (8, 8)), ("v4", (4, 4, 4))):
-        chips = math.prod(sides)
-        longest = programs.along_the_longest_axis(devices(chip, sides))
-        for name, arrays, traffic, maxima in (("gravity", 3, 6, leaves), ("optax.adam", 4, 7, 0)):
-            compiled = compiled_step(OPTIMIZERS[name], params, longest)
-            program = hlo.Program(compiled.as_text())
-            collectives = program.collectives()
-            yield {
-                "optimizer's step, split": name,
-                "chips": f"{chips} x {chip}",
-                "held": f"{arrays * size / chips:,.0f} / {held(compiled)['arguments']:,}",
-                "through memory": f"{traffic * size / chips:,.0f} / {program.memory_traffic():,}",
-                "collectives": ", ".join(f"{n} {kind}" for kind, n in counted(c["kind"] for c in collectives)),
-                "their bytes": f"{4 * maxima} / {sum(c['bytes'] for c in collectives)}",
-            }
-
-
 if __name__ == "__main__":
-    parts = (optimizer, memory, precision, replicated, split)
+    parts = (optimizer, memory, precision)
     programs.main(__doc__, {part.__name__: part for part in parts})
