@@ -55,7 +55,7 @@ def python(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str
     """Run Python in another process, where train/ can be imported, with these environment variables on top of ours."""
     train = pathlib.Path(__file__).parents[1] / "train"
     environment = {**os.environ, "PYTHONPATH": str(train), **variables}
-    return subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True, timeout=300)
+    return subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True, timeout=1800)
 
 
 def tiny(genuine):

@@ -49,5 +49,5 @@ def test_it_runs_from_top_to_bottom(path, folder, monkeypatch):
     notebook = nbformat.read(path, as_version=4)
     kinds = [output_kinds(cell) for cell in notebook.cells]
     resources = {"metadata": {"path": str(ROOT / folder)}}
-    NotebookClient(notebook, timeout=300, resources=resources, coalesce_streams=True).execute()
+    NotebookClient(notebook, timeout=1800, resources=resources, coalesce_streams=True).execute()
     assert [output_kinds(cell) for cell in notebook.cells] == kinds
