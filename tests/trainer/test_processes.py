@@ -13,7 +13,7 @@ pytestmark = pytest.mark.slow
 
 SMALL = ("--model", "mlp", "--width", 0.05, "--limit", 128, "--batch-size", 8, "--epochs", 6, "--resume")
 STEPS = ("--limit", 19 * 32 + 13, "--resume", "--keep", 99, "--watch")  # 20 an epoch, the last one partial
-DENSE = (*STEPS, "--model", "mlp")  # each process compiles it, in seconds: no cache serves several
+DENSE = (*STEPS, "--model", "mlp", "--width", 0.05)  # each process compiles it, in seconds: no cache serves several
 EPOCHS = 12
 
 
@@ -37,7 +37,7 @@ def whole(tmp_path_factory):
         (("checkpoints.Checkpoints.save", 3, signal.SIGKILL, True), 3, ""),
         (("checkpoints.Checkpoints.save", 4, signal.SIGKILL), 4, ""),
     ],
-    ids=["before the first step", "the same", "in an epoch", "as a checkpoint is written", "after history.csv"],
+    ids=["at the start", "killed at the start", "in an epoch", "as a checkpoint is written", "after history.csv"],
 )
 def test_a_run_that_a_signal_ends_resumes_bit_for_bit(tmp_path, whole, moment, rows, says):
     flags = (*SMALL, "--workdir", tmp_path)
