@@ -59,6 +59,14 @@ def test_loss_and_accuracy_are_those_of_the_epochs_row(run, tmp_path):
     assert (workdir / "confusion.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_data_are_read_from_the_runs_folder_unless_another_is_given(run, monkeypatch):
+    load, asked = data.load, []
+    monkeypatch.setattr(data, "load", lambda name, folder, limit: asked.append(folder) or load(name, folder, limit))
+    for folder in (None, "elsewhere"):
+        evaluation.evaluate(str(run[0]), data_dir=folder)
+    assert asked == [None, "elsewhere"]
+
+
 def test_rows_of_the_confusion_are_labels():
     confusion = evaluation.confused(np.array([0, 0, 1]), np.array([0, 1, 1]), 2)
     assert confusion.tolist() == [[1, 1], [0, 1]]
