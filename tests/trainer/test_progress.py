@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import pathlib
+import re
 import resource
 import shutil
 
@@ -226,6 +227,15 @@ def test_a_flipped_bit_anywhere_in_the_arrays_is_noticed(halfway, tmp_path):
                 read_one(halfway / "checkpoints", 19)
             path.write_bytes(content)
     read_one(halfway / "checkpoints", 19)
+
+
+def test_a_digit_of_its_progress_that_changed_is_noticed(halfway):
+    path = halfway / "checkpoints" / "19" / "progress" / "metadata"
+    text, count = re.subn(r'("partial":\s*\[)3', r"\g<1>4", path.read_text())
+    assert count == 1
+    path.write_text(text)
+    with pytest.raises(ValueError, match="the checksum of its progress is wrong"):
+        read_one(halfway / "checkpoints", 19)
 
 
 def test_if_none_can_be_read_it_says_so_and_deletes_nothing(halfway):
