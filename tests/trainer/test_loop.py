@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import gravity_optax
 import processes
 import stop_after
 from trainer import data, loop, vgg
@@ -93,6 +94,7 @@ def test_a_run_records_its_configuration_and_results(tmp_path):
     assert config["train_examples"] == config["test_examples"] == 200
     assert config["devices"] == ["cpu"] * 8
     assert config["versions"]["jax"] == jax.__version__
+    assert config["versions"]["gravity-optax"] == gravity_optax.__version__  # installed or not
     rows = stop_after.rows(tmp_path / "history.csv")
     columns = ["epoch", "loss", "accuracy", "val_loss", "val_accuracy"]
     columns += ["seconds", "images_per_second", "val_seconds", "learning_rate"]

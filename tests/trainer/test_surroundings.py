@@ -1,7 +1,5 @@
-"""A run's environment: closed output, platforms, plugins, debugging settings, a bucket, no installed metadata."""
+"""A run's environment: closed output, platforms, plugins, debugging settings, a bucket."""
 
-import importlib.metadata
-import json
 import os
 import pathlib
 import subprocess
@@ -11,8 +9,7 @@ import numpy as np
 import pytest
 from etils import epath
 
-from trainer import checkpoints, data, loop
-from trainer.config import Config, resolve
+from trainer import checkpoints, data
 
 TRAIN = pathlib.Path(__file__).parents[2] / "train"
 SMALL = "--model softmax --limit 128 --batch-size 8 --epochs 2"
@@ -74,21 +71,6 @@ def test_a_plugin_that_does_not_start_is_one_line(tmp_path, start, platform):
     assert done.returncode == 1 and line.startswith("error: JAX_PLATFORMS is ")
     assert "platforms: cpu;" in line and ("no driver" in line or "/gone.so" in line)
     assert not (tmp_path / "run").exists()
-
-
-def test_without_installed_metadata_the_versions_are_recorded(tmp_path, monkeypatch):
-    version = importlib.metadata.version
-
-    def missing(name):
-        if name == "gravity-optax":
-            raise importlib.metadata.PackageNotFoundError(name)
-        return version(name)
-
-    monkeypatch.setattr(importlib.metadata, "version", missing)
-    loop.train(resolve(Config(model="softmax", limit=64, epochs=1, workdir=str(tmp_path))))
-    import gravity_optax
-
-    assert json.loads((tmp_path / "config.json").read_text())["versions"]["gravity-optax"] == gravity_optax.__version__
 
 
 @pytest.fixture(scope="module")
