@@ -44,21 +44,14 @@ def failure(name, data_dir, limit=None):
 
 @pytest.fixture
 def hide(monkeypatch):
-    """Call it with the name of a package to hide it from `find_spec`."""
-    find_spec = importlib.util.find_spec
+    """Call it with packages to hide from `find_spec`; the others that preparing needs are found, installed or not."""
+    find_spec, found = importlib.util.find_spec, dict.fromkeys(("tensorflow", "importlib_resources"), sys.__spec__)
 
-    def hide(package):
-        monkeypatch.setattr(importlib.util, "find_spec", lambda name, *_: None if name == package else find_spec(name))
+    def hide(*packages):
+        spec = lambda name, *_: None if name in packages else found.get(name) or find_spec(name)
+        monkeypatch.setattr(importlib.util, "find_spec", spec)
 
     return hide
-
-
-@pytest.fixture
-def with_tensorflow(monkeypatch):
-    """Preparing finds the packages that it needs even if they are not installed."""
-    find_spec, sys_spec = importlib.util.find_spec, importlib.util.find_spec("sys")
-    found = ("tensorflow", "importlib_resources")
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *_: sys_spec if name in found else find_spec(name))
 
 
 @pytest.fixture
@@ -211,7 +204,7 @@ TRAIN, PREPARE, HERE = '`pip install -e ".[train]"`', '`pip install -e ".[prepar
         ),
     ],
 )
-def test_a_missing_package_is_named(tmp_path, with_tensorflow, hide, monkeypatch, name, missing, newest, parts):
+def test_a_missing_package_is_named(tmp_path, hide, monkeypatch, name, missing, newest, parts):
     monkeypatch.setattr(data, "_NEWEST_WITH_TENSORFLOW", newest)
     hide(missing)
     message = failure(name, tmp_path)
@@ -225,14 +218,15 @@ def test_the_extra_for_preparing_asks_for_tensorflow_where_it_is_released():
     assert [marker.evaluate({"python_version": f"{major}.{minor + newer}"}) for newer in (0, 1)] == [True, False]
 
 
-def test_another_version_is_mentioned(mnist_copy, with_tensorflow, hide):
+def test_another_version_is_mentioned(mnist_copy, hide):
     hide("tensorflow")
     mnist_copy.rename(mnist_copy.parent / "3.0.0")
     message = failure("mnist", mnist_copy.parents[1])
     assert f"not prepared in {mnist_copy.parents[1]} in version 3.0.1, only 3.0.0" in message
 
 
-def test_without_a_network_the_answer_says_how_to_prepare_it(tmp_path, monkeypatch, with_tensorflow):
+def test_without_a_network_the_answer_says_how_to_prepare_it(tmp_path, monkeypatch, hide):
+    hide()
     for variable, value in OFFLINE.items():
         monkeypatch.setenv(variable, value)
     message = failure("cifar100_coarse", tmp_path)
