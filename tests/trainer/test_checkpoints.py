@@ -96,3 +96,12 @@ def test_one_that_was_half_deleted_is_left_for_the_next(tmp_path, monkeypatch):
     timer.start()
     assert ReadCheckpoints(tmp_path).read(None)[0] == 1
     timer.join()
+
+
+def test_there_must_be_room_for_those_that_are_kept_and_one_more(tmp_path, monkeypatch):
+    written, usage = Checkpoints(tmp_path, keep=2), shutil._ntuple_diskusage
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(999, 699, 300))
+    written.check_space(100)
+    with pytest.raises(UserError, match="--keep is 2"):
+        written.check_space(101)
+    written.close()

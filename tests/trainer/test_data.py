@@ -185,6 +185,12 @@ def test_a_folder_that_cannot_be_used_is_named(mnist_copy, damage, why):
     assert "another --data-dir" in message
 
 
+def test_a_split_without_labels_is_refused(tiny_tfds, monkeypatch):
+    monkeypatch.setattr(data, "_read", lambda *_: (np.zeros((2, 28, 28, 1), np.uint8), np.array([3, -1], np.int32)))
+    with pytest.raises(data.DataError, match="mnist: not all labels of its train split are known"):
+        data.load("mnist", tiny_tfds)
+
+
 TRAIN, PREPARE, HERE = '`pip install -e ".[train]"`', '`pip install -e ".[prepare]"`', sys.version_info[:2]
 
 
