@@ -14,7 +14,7 @@ pytestmark = pytest.mark.slow
 SMALL = ("--model", "mlp", "--width", 0.05, "--limit", 128, "--batch-size", 8, "--epochs", 6, "--resume")
 STEPS = ("--limit", 19 * 32 + 13, "--resume", "--keep", 99, "--watch")  # 20 an epoch, the last one partial
 DENSE = (*STEPS, "--model", "mlp", "--width", 0.05)  # each process compiles it, in seconds: no cache serves several
-EPOCHS = 12
+EPOCHS = 8
 
 
 # One process
