@@ -18,7 +18,7 @@ import processes
 import stop_after
 from kept_trainers import kept_trainers
 from stop_after import snapshot
-from trainer import loop, progress
+from trainer import devices, loop, progress
 from trainer.checkpoints import Checkpoints, read_one
 from trainer.config import SAME_RUN, Config, UserError
 
@@ -95,6 +95,9 @@ def test_a_run_that_was_killed_is_repaired(whole, halfway, tmp_path):
         shutil.copytree(halfway, copy)
         (copy / "history.csv").write_text(history)
         (copy / ".history.csv.tmp").write_text("epo")
+        with pytest.raises(progress.Preempted):
+            train(copy, 0, resume=True)
+        assert processes.rows(copy) == 2
         train(copy, resume=True)
         assert processes.differences(processes.result(copy), whole) == []
 
@@ -152,6 +155,12 @@ def test_another_run_is_refused(halfway, recorded, flags, message):
     with pytest.raises(UserError, match=message):
         train(halfway, resume=True, **flags)
     assert snapshot(halfway) == before
+
+
+def test_rows_from_before_there_were_schedules_have_the_one_learning_rate(halfway, monkeypatch):
+    older = lambda value, arrays: ((value[0], value[1] | {"rows": [row[:8] for row in value[1]["rows"]]}), arrays)
+    monkeypatch.setattr(devices, "from_primary", older)
+    assert [row.learning_rate for row in train(halfway, resume=True)] == pytest.approx([0.1] * 4)
 
 
 def test_every_flag_is_either_compared_or_free():
