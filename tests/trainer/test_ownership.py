@@ -1,6 +1,7 @@
 """A run claims its folder for as long as its process lives; runs that start together get folders of their own."""
 
 import concurrent.futures
+import fcntl
 import os
 import re
 import socket
@@ -56,6 +57,21 @@ def test_a_file_system_without_locks_is_warned_about(tmp_path, monkeypatch, capl
     Ownership(tmp_path).release()
     assert "this file system has no locks (Function not implemented)" in caplog.text
     assert not is_owned(tmp_path)
+
+
+def test_a_lock_on_a_file_that_its_owner_has_just_deleted_is_taken_again(tmp_path, monkeypatch):
+    flock, calls = fcntl.flock, []
+
+    def after_its_release(file, how):
+        if not calls:
+            (tmp_path / "lock").unlink()
+        calls.append(how)
+        flock(file, how)
+
+    monkeypatch.setattr("fcntl.flock", after_its_release)
+    owner = Ownership(tmp_path)
+    assert len(calls) == 2 and (tmp_path / "lock").exists()
+    owner.release()
 
 
 def test_runs_that_start_at_the_same_moment_have_a_folder_each(tmp_path, monkeypatch):
