@@ -21,8 +21,8 @@ def start(shape=(8, 8, 1), **flags):
 
 
 def test_without_flags_it_is_the_papers_network_and_weights_bit_for_bit():
-    model, params, _ = start(width=0.125)
-    paper = vgg.build("vgg11", 0.125, 10, "float32", "none")
+    model, params, _ = start(width=0.03)
+    paper = vgg.build("vgg11", 0.03, 10, "float32", "none")
     assert model == paper
     jax.tree.map(np.testing.assert_array_equal, params, vgg.init(paper, KEY, (8, 8, 1)))
 
