@@ -5,7 +5,7 @@ import contextlib
 import jax
 import jax.experimental
 
-# Until jax 0.7 only jax.sharding.use_mesh is there, until jax 0.8 only jax.experimental.enable_x64.
+# Up to jax 0.7 only jax.sharding.use_mesh exists, up to jax 0.8 only jax.experimental.enable_x64.
 set_mesh = jax.set_mesh if hasattr(jax, "set_mesh") else jax.sharding.use_mesh
 reshard = jax.reshard if hasattr(jax, "reshard") else jax.sharding.reshard
 

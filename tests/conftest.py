@@ -1,4 +1,4 @@
-"""What every test runs under: 8 virtual CPU devices, strict promotion of dtypes, no implicit broadcasting of ranks."""
+"""The settings of every test: 8 virtual CPU devices, strict promotion of dtypes, no implicit broadcasting of ranks."""
 
 import gc
 import importlib.util
@@ -21,7 +21,7 @@ _TESTS = pathlib.Path(__file__).parent
 
 
 def pytest_configure(config):
-    """What the trainer's tests need, unless only the library is tested: that must be right without it."""
+    """Sets up what the trainer's tests need, unless only the library is tested, which must work without it."""
     # The background of a shell ignores SIGINT and nohup SIGHUP, and so would the processes that tests send them to.
     for number in (signal.SIGINT, signal.SIGHUP):
         if signal.getsignal(number) is signal.SIG_IGN:

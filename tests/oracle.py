@@ -54,7 +54,7 @@ TRIALS = {
 
 
 class Run(NamedTuple):
-    """What a training run left: trees whose leaves have the step as their first axis, but for the starting values."""
+    """A training run's results: trees whose leaves have the step as first axis, except for the starting values."""
 
     params_0: dict
     velocity_0: dict

@@ -1,4 +1,4 @@
-"""The trainer in processes of its own, that can be killed, and what is left of such a run."""
+"""The trainer in separate processes, which can be killed, and what such a run leaves behind."""
 
 import contextlib
 import csv
@@ -13,10 +13,34 @@ import time
 import numpy as np
 
 MAIN = pathlib.Path(__file__).parent.parent / "train" / "main.py"
+# Calls main.main(), but a signal ends the process at the `call`th call of a function, before its work or after it.
+ENDING = """
+import os, sys, time
+sys.path.insert(0, {train!r})
+from trainer import {module}
+original, calls = {module}.{name}, []
+def ending(*args):
+    calls.append(args)
+    result = original(*args) if {after} else None
+    if len(calls) == {call}:
+        os.kill(os.getpid(), {number})
+        time.sleep(5)  # until the main thread has handled it
+    return result if {after} else original(*args)
+{module}.{name} = ending
+import main
+sys.exit(main.main())
+"""
 TIMES = ("seconds", "images_per_second", "val_seconds")
 
 
-def start(*flags, devices=1):
+def ending(name, call, number, after=False):
+    """The program for `start` that a signal ends; `name` is of a function, such as "loop.Trainer"."""
+    module, _, name = name.partition(".")
+    where = {"train": str(MAIN.parent), "module": module, "name": name}
+    return "-c", ENDING.format(**where, call=call, number=int(number), after=after)
+
+
+def start(*flags, devices=1, program=(str(MAIN),)):
     """A process of the trainer with `devices` virtual devices; its stdout has output and errors."""
     environment = {
         **os.environ,
@@ -24,7 +48,7 @@ def start(*flags, devices=1):
         "JAX_NUMPY_DTYPE_PROMOTION": "standard",
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
     }
-    command = [sys.executable, str(MAIN), *map(str, flags)]
+    command = [sys.executable, *program, *map(str, flags)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
 
 
@@ -83,11 +107,6 @@ def rows(workdir):
     with contextlib.suppress(FileNotFoundError):
         return max(0, (pathlib.Path(workdir) / "history.csv").read_text().count("\n") - 1)
     return 0
-
-
-def unfinished(workdir):
-    """Whether a checkpoint is being written."""
-    return any((pathlib.Path(workdir) / "checkpoints").glob("*tmp*"))
 
 
 def whole(workdir):

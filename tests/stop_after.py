@@ -24,14 +24,14 @@ class StopAfter(StopRequest):
 
 
 def train(config, workdir, chunks=None, devices=1, **flags):
-    """`loop.train` of the configuration with other flags, on so many devices; stopped after `chunks` chunks."""
+    """`loop.train` of the configuration with other flags, on `devices` devices; stopped after `chunks` chunks."""
     config = resolve(dataclasses.replace(config, workdir=str(workdir), **flags))
     with jax.numpy_dtype_promotion("standard"):  # optax's own code promotes
         return loop.train(config, jax.devices()[:devices], None if chunks is None else StopAfter(chunks))
 
 
 def rows(path):
-    """Those of a CSV file, as dictionaries."""
+    """The rows of a CSV file, as dictionaries."""
     with open(path, newline="") as file:
         return list(csv.DictReader(file))
 

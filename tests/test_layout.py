@@ -1,6 +1,6 @@
 """The layout holds: who may import whom, a name of its own for every module and class, and no sys.path by hand.
 
-Arrows go helpers -> lab -> trainer -> library, never back; nobody imports a command.
+Arrows go helpers -> lab -> trainer -> library, never back; no module imports a command.
 """
 
 import ast

@@ -32,7 +32,7 @@ class _Base(tfds.core.GeneratorBasedBuilder):
 
 
 class TinyColour(_Base):
-    """One label of another name than "label"."""
+    """One label, not named "label"."""
 
 
 class TinyGrey(_Base):

@@ -1,7 +1,7 @@
 """Tiny datasets under the official names; `python tests/tfds_fixture.py DATA_DIR` writes them with TFDS' own writer.
 
-That needs no TensorFlow, since each picture is handed over as a PNG. test_preparing.py compares them with what the
-genuine builders prepare. The builders here bear the names of genuine ones, so they stay in a process of their own.
+That needs no TensorFlow, since each picture is handed over as a PNG. test_preparing.py compares MNIST with what the
+genuine builder prepares. The builders here bear the names of genuine ones, so they stay in a process of their own.
 """
 
 import io
@@ -55,7 +55,7 @@ def python(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str
     """Run Python in another process, where train/ can be imported, with these environment variables on top of ours."""
     train = pathlib.Path(__file__).parents[1] / "train"
     environment = {**os.environ, "PYTHONPATH": str(train), **variables}
-    return subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True, timeout=300)
+    return subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True, timeout=1800)
 
 
 def tiny(genuine):
@@ -67,7 +67,7 @@ def tiny(genuine):
         def _split_generators(self, dl_manager):
             for key in sorted({"label", "coarse_label"} & {*self.info.features}):
                 label = self.info.features[key]
-                if self.name.startswith("cifar"):  # which has its names from a file
+                if self.name.startswith("cifar"):  # whose class names come from a file
                     stem = {10: "class", 20: "coarse", 100: "fine"}[label.num_classes]
                     label.names = [f"{stem}{i}" for i in range(label.num_classes)]
             return {split: self._generate_examples(split) for split in SIZES}

@@ -110,6 +110,17 @@ def test_an_update_of_sharded_parameters_moves_nothing_but_maxima(layout, veloci
     assert moved and all(name == "all-reduce" and shapes == {""} for shapes, name in moved)
 
 
+def test_a_compiled_init_draws_the_same_velocity_into_the_shards_of_a_two_dimensional_mesh():
+    _, shardings = shardings_of("tensor_parallel")
+    params = jax.device_put(params_0(), shardings)
+    init = lambda params: gravity(0.1, key=0).init(params)[0].velocity
+    compiled = jax.jit(init, out_shardings=shardings).lower(params).compile()
+    assert "all-gather" not in {name for _, name in collectives(compiled)}
+    velocity = compiled(params)
+    assert_sharded_as(velocity, shardings)
+    assert_trees_close(velocity, init(params_0()), **SAME_DRAW)
+
+
 def test_matrices_stacked_along_the_sharded_axis_need_no_communication():
     tx = gravity(0.1, key=0, stacked_axes=1)
     mesh, _ = shardings_of("fsdp")

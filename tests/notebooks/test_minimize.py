@@ -56,7 +56,7 @@ def test_it_stops_where_the_gradient_first_falls_below_the_tolerance():
 @pytest.mark.parametrize(
     ("start", "tx", "steps", "tolerance", "converged", "taken"),
     [
-        (0.001, optax.sgd(0.1, momentum=0.9), 5, 1.0, True, 0),  # which momentum must not carry on
+        (0.001, optax.sgd(0.1, momentum=0.9), 5, 1.0, True, 0),  # where momentum must not go on
         (1.0, optax.sgd(0.5), 1, 1e-3, True, 1),  # the last point counts too
         (1.0, optax.sgd(10.0), 100, 0.01, False, 100),  # diverges
         (1.0, optax.sgd(0.1), 3, 0.01, False, 3),  # too few steps
@@ -76,18 +76,15 @@ def test_ascent_climbs_what_descent_descends():
     np.testing.assert_allclose(up.values, 5 - down.values, rtol=1e-5, atol=1e-5)
 
 
-SCHEDULES = {
-    "constant": (optax.constant_schedule(0.25), [0.25] * 6),
-    "exponential": (optax.exponential_decay(1.0, 1, 0.5), 0.5 ** np.arange(6)),
-    "step": (optax.exponential_decay(1.0, 2, 0.1, staircase=True), [1, 1, 0.1, 0.1, 0.01, 0.01]),
-    "step at chosen counts": (optax.piecewise_constant_schedule(1.0, {3: 0.5}), [1, 1, 1, 0.5, 0.5, 0.5]),
-    "power law": (power_law_decay(2.0, 0.5, 3), 2 / np.sqrt(1 + np.arange(6) / 3)),
-}
-
-
-@pytest.mark.parametrize("name", SCHEDULES)
-def test_the_step_size_follows_its_schedule(name):
-    schedule, expected = SCHEDULES[name]
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        (optax.exponential_decay(1.0, 2, 0.1, staircase=True), [1, 1, 0.1, 0.1, 0.01, 0.01]),
+        (power_law_decay(2.0, 0.5, 3), 2 / np.sqrt(1 + np.arange(6) / 3)),
+    ],
+    ids=["step", "power law"],
+)
+def test_the_step_size_follows_its_schedule(schedule, expected):
     path = minimize(lambda w: w, jnp.float32(0), optax.sgd(schedule), steps=6)  # the gradient is 1
     np.testing.assert_allclose(-path.updates, expected, rtol=1e-5)
 
@@ -98,18 +95,7 @@ def test_vmap_over_starts_is_a_path_for_each():
     for i, start in enumerate(starts):
         alone = minimize(parabola, start, GRAVITY, steps=30, tolerance=0.3)
         jax.tree.map(lambda a, b, i=i: np.testing.assert_allclose(a[i], b, rtol=1e-5, atol=1e-6), paths, alone)
-    assert len(set(paths.steps_taken.tolist())) == 3  # each stops for itself
-
-
-def test_vmap_over_hyperparameters_is_a_path_for_each():
-    rates, betas = jnp.array([0.05, 0.1, 0.5]), jnp.array([0.0, 0.5, 0.9])
-
-    def run(rate, beta):
-        return minimize(parabola, START, gravity(rate, alpha=0.01, beta=beta, key=0), steps=20).positions
-
-    paths = jax.vmap(run)(rates, betas)
-    for path, rate, beta in zip(paths, rates, betas, strict=True):
-        np.testing.assert_allclose(path, run(rate, beta), rtol=1e-4, atol=1e-5)
+    assert len(set(paths.steps_taken.tolist())) == 3  # each stops on its own
 
 
 def test_the_same_function_and_optimizer_are_compiled_once():

@@ -33,32 +33,6 @@ def test_it_is_committed_as_one_run_from_top_to_bottom_left_it(path):
     assert path.stat().st_size < 2**20
 
 
-@every_notebook
-def test_it_opens_with_what_it_shows_and_how_long_it_takes(path):
-    first = json.loads(path.read_text())["cells"][0]
-    assert first["cell_type"] == "markdown"
-    text = "".join(first["source"])
-    assert text.startswith("# ") and re.search(r"take[s]? about .* (seconds|minutes?)", text)
-
-
-# Their functions are what they show: the quickstart's training steps, and the one animation that is of no path.
-DEFINE_FUNCTIONS = {"quickstart": 2, "optimizer_trajectories": 1}
-
-
-@every_notebook
-def test_it_defines_no_helper_that_belongs_in_a_module(path):
-    lengths = [len("".join(cell["source"]).splitlines()) for cell in code_cells(path)]
-    assert max(lengths) <= 25
-    source = "\n".join("".join(cell["source"]) for cell in code_cells(path))
-    assert not re.search(r"^class ", source, re.MULTILINE)
-    assert len(re.findall(r"^ *def ", source, re.MULTILINE)) == DEFINE_FUNCTIONS.get(path.stem, 0)
-
-
-def test_the_quickstart_is_under_40_lines():
-    source = "\n".join("".join(cell["source"]) for cell in code_cells(ROOT / "notebooks" / "quickstart.ipynb"))
-    assert len([line for line in source.splitlines() if line.strip()]) < 40
-
-
 # From its own folder, and one from the root too.
 FOLDERS = [*((path, "notebooks") for path in NOTEBOOKS), (ROOT / "notebooks" / "quickstart.ipynb", ".")]
 
@@ -75,5 +49,5 @@ def test_it_runs_from_top_to_bottom(path, folder, monkeypatch):
     notebook = nbformat.read(path, as_version=4)
     kinds = [output_kinds(cell) for cell in notebook.cells]
     resources = {"metadata": {"path": str(ROOT / folder)}}
-    NotebookClient(notebook, timeout=300, resources=resources, coalesce_streams=True).execute()
+    NotebookClient(notebook, timeout=1800, resources=resources, coalesce_streams=True).execute()
     assert [output_kinds(cell) for cell in notebook.cells] == kinds

@@ -3,7 +3,7 @@
     python tests/speed/accelerator.py --out FOLDER
 
 It needs jax (with its plugin for the accelerator), optax, flax and NumPy, and compares with PyTorch where that is
-installed. It ends within ten minutes (or `--minutes N`): what there is no time left for is named and left out. FOLDER
+installed. It ends within ten minutes (or `--minutes N`): what it has no time for is named and skipped. FOLDER
 gets `accelerator.json` and `accelerator.txt`, the tables, row by row. Times are medians of runs that end with the
 device idle. `--tiny` goes through everything with small networks, on any machine, in a minute; its numbers say nothing.
 """
@@ -203,7 +203,7 @@ def torch_speed(setting: Setting, model: str, width: float, precision: str) -> f
     try:
         channels, dense = [scaled(width, c) for c in vgg.CHANNELS], scaled(width, vgg.DENSE)
         network = torch_peer.vgg(vgg.CONVOLUTIONS[model], channels, dense, CLASSES)
-        # Compiling needs a C compiler, for nothing in a tiny run.
+        # Compiling needs a C compiler, and gains nothing in a tiny run.
         run = torch_peer.training_steps(network, setting.batch, setting.chunk, precision, device, not setting.tiny)
         return setting.chunk * setting.batch / blocked(run, setting.repeats)
     except Exception as error:
@@ -273,7 +273,7 @@ def rows_in_time(part: Callable, setting: Setting, figures: dict) -> Iterator[di
 
 
 def measure(setting: Setting, out: pathlib.Path) -> dict:
-    """All parts in turn, each row written to `out` as it is there, each table shown as it ends."""
+    """All parts in turn; each row is written to `out` once it is measured, each table shown once it is complete."""
     figures: dict = {"devices": [d.device_kind for d in jax.devices()]}
     tables = [", ".join(figures["devices"])]
     for part in (correctness, optimizer, training, side_by_side, evaluation):

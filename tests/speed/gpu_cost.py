@@ -45,8 +45,7 @@ CARDS = {
         *(132, 128, 1.98, 228 * KIB, 227 * KIB, 50 * KIB**2, 3_352_320_000_000, 84_942_979_072),
     ),
     "A100": Card(
-        "major: 8 minor: 0",
-        *(108, 64, 1.41, 164 * KIB, 163 * KIB, 40 * KIB**2, 2_039_040_000_000, 85_100_068_864),
+        "major: 8 minor: 0", *(108, 64, 1.41, 164 * KIB, 163 * KIB, 40 * KIB**2, 2_039_040_000_000, 85_100_068_864)
     ),
 }
 
@@ -71,7 +70,7 @@ def target(card: Card) -> str:
 
 
 def devices(card: str, count: int) -> list:
-    """Cards of one host that are not there."""
+    """Cards of one host, none of which need be present."""
     topology = topologies.get_topology_desc(platform="cuda", target_config=target(CARDS[card]), topology=f"1x1x{count}")
     return list(topology.devices)
 

@@ -1,6 +1,6 @@
 """The optimizer step and the trainer's chunk of steps, whose cost is counted in compiled programs, and timed.
 
-To be counted they are compiled ahead of time from shapes alone, for devices that need not be there.
+To be counted they are compiled ahead of time from shapes alone, for devices that need not be present.
 """
 
 import argparse

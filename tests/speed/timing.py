@@ -39,7 +39,7 @@ def arguments(description: str, rounds: int, **more: str) -> argparse.Namespace:
 
 
 def interleaved(candidates: dict[str, Callable[[], object]], rounds: int, warmup: int = 2) -> dict[str, list[float]]:
-    """Seconds of each run; the candidates take turns, so that a drift of the machine meets them all alike."""
+    """Seconds of each run; the candidates take turns, so that a drift of the machine affects all of them equally."""
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
     for number in range(warmup + rounds):
         for name, run in candidates.items():

@@ -72,7 +72,7 @@ def authors_rule():
 
 
 def vgg(counts: Sequence[int], channels: Sequence[int], dense: int, classes: int):
-    """For 32 x 32 pictures with 3 channels: so many convolutions and channels per block, two dense layers."""
+    """For 32 x 32 pictures with 3 channels: these convolutions and channels per block, then two dense layers."""
     from torch import nn
 
     layers: list[nn.Module] = []
@@ -90,7 +90,7 @@ def vgg(counts: Sequence[int], channels: Sequence[int], dense: int, classes: int
 def training_steps(
     network, batch: int, steps: int, precision: str, device: str, compiled: bool = False
 ) -> Callable[[], object]:
-    """So many training steps on random pictures: channels-last, fused SGD with momentum; waits for the device."""
+    """`steps` training steps on random pictures: channels-last, fused SGD with momentum; waits for the device."""
     import torch
     from torch import nn
 

@@ -3,8 +3,8 @@
     pip install -e ".[tpu]" && python tests/speed/tpu_cost.py [optimizer] [memory] [precision] [--json FILE]
 
 Nothing is run or timed: the tables hold what XLA says of its programs, and what their text says (`hlo.py`). In an
-environment of its own, because libtpu slows every start of jax. About nine minutes on two cores with nothing else to
-do, by the processor time of its parts; six of them for `memory`, because products in float32 compile slowly.
+environment of its own, because libtpu slows every start of jax. About nine minutes on two cores; six of them for
+`memory`, because products in float32 compile slowly.
 """
 
 import math
@@ -28,7 +28,7 @@ MEMORY = {"v4": 32e9, "v5e": 16e9}  # bytes of HBM on a chip; v4 has 32 GiB, v5e
 
 
 def devices(chip: str, grid: tuple[int, ...]) -> list:
-    """The chips of a slice that is not there, all on one host. On v4 both cores of a chip are one device."""
+    """The chips of a slice, all on one host; none need be present. On v4 both cores of a chip are one device."""
     options = {"chip_config_name": "megacore"} if chip == "v4" else {}
     topology = topologies.get_topology_desc(
         platform="tpu",
@@ -108,4 +108,5 @@ def precision() -> Iterator[dict]:
 
 
 if __name__ == "__main__":
-    programs.main(__doc__, {"optimizer": optimizer, "memory": memory, "precision": precision})
+    parts = (optimizer, memory, precision)
+    programs.main(__doc__, {part.__name__: part for part in parts})

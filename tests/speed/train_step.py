@@ -1,4 +1,4 @@
-"""A training step of VGG16 on 32 x 32 pictures, batch 128: ours beside PyTorch and Keras, and Gravity's share of ours.
+"""A training step of VGG16 on 32 x 32 pictures, batch 128: ours beside PyTorch and Keras.
 
     pip install -e ".[train,peers,prepare]" && python tests/speed/train_step.py [--precision float32] [--json FILE]
 
@@ -7,15 +7,11 @@ bias, ReLU and pooling, two dense layers of 4,096) on the same pictures, with th
 SGD and momentum where ours has Gravity: PyTorch channels-last with its fused SGD, Keras by `model.fit` on TensorFlow.
 bfloat16 is `--precision bfloat16` here and autocast in PyTorch. Each framework has a process of its own, so that their
 thread pools do not meet; they take turns.
-
-Gravity's share is the time of its update alone, compiled into the same kind of loop with gradients that are given, over
-the time of the step.
 """
 
 import functools
 import os
 import pathlib
-import statistics
 import sys
 from collections.abc import Callable
 
@@ -55,36 +51,6 @@ def ours(precision: str) -> Callable[[], object]:
     def run():
         trainer.state, sums = trainer.built.chunks[STEPS](trainer.state, trainer.built.train_set, batches)
         jax.block_until_ready((trainer.state, sums))
-
-    return run
-
-
-def gravity_alone() -> Callable[[], object]:
-    """The updates of one chunk, without the network."""
-    import jax
-    import optax
-
-    from gravity_optax import gravity
-    from trainer import vgg
-
-    params = vgg.init(vgg.build("vgg16", 1.0, CLASSES, "float32"), jax.random.key(0), (32, 32, 3))
-    gradients = jax.tree.map(lambda p: 0.01 * p, params)
-    tx = gravity(0.1, key=0)
-    state = [(params, tx.init(params))]
-
-    @functools.partial(jax.jit, donate_argnums=0)
-    def chunk(state, gradients):
-        def step(state, _):
-            params, opt_state = state
-            # Tied to the state, or XLA takes out of the loop what it can work out of the gradients once for all.
-            given = jax.lax.optimization_barrier((gradients, opt_state))[0]
-            updates, opt_state = tx.update(given, opt_state, params)
-            return (optax.apply_updates(params, updates), opt_state), None
-
-        return jax.lax.scan(step, state, length=STEPS)[0]
-
-    def run():
-        state[0] = jax.block_until_ready(chunk(state[0], gradients))
 
     return run
 
@@ -129,12 +95,11 @@ def main() -> None:
     precisions = (options.precision,) if options.precision else ("float32", "bfloat16")
     of = lambda name, make: {f"{name}, {precision}": functools.partial(make, precision) for precision in precisions}
     frameworks = {
-        "jax": functools.partial(made, of("ours", ours) | {"Gravity alone": gravity_alone}),
+        "jax": functools.partial(made, of("ours", ours)),
         "torch": functools.partial(made, of("PyTorch", pytorch)),
         "keras": functools.partial(made, {"Keras, float32": keras_on_tensorflow}),
     }
     seconds, _ = timing.in_processes(frameworks, options.rounds, warmup=1)
-    alone = seconds.pop("Gravity alone")
     rows = []
     for name, values in seconds.items():
         row = {"VGG16, batch 128": name, **timing.summary([s / STEPS for s in values])}
@@ -143,12 +108,7 @@ def main() -> None:
     for row in rows:
         precision = row["VGG16, batch 128"].split(", ")[1]
         row["ours / this"] = speed.get(f"ours, {precision}", float("nan")) / row["images/s"]
-    part = {
-        precision: statistics.median(alone) / statistics.median(seconds[f"ours, {precision}"])
-        for precision in precisions
-    }
-    share = {f"Gravity's share, {precision}": f"{value:.1%}" for precision, value in part.items()}
-    timing.report(options.json, {"train_step": rows, "share": [share]})
+    timing.report(options.json, {"train_step": rows})
 
 
 if __name__ == "__main__":

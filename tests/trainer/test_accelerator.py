@@ -12,20 +12,15 @@ SCRIPT = pathlib.Path(__file__).parents[1] / "speed" / "accelerator.py"
 NOT_NEEDED = ("tensorflow_datasets", "tyro", "sklearn", "tqdm", "orbax.checkpoint", "matplotlib")
 
 
-def run(*arguments, **options):
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
-    return subprocess.run(
-        [sys.executable, *arguments], env=environment, capture_output=True, text=True, timeout=600, **options
-    )
-
-
 @pytest.mark.slow
 def test_a_tiny_run_measures_every_part(tmp_path):
-    # torch too is left out, whose first steps take long; with it the script was tried by hand.
+    # PyTorch is left out too: its first steps take long. With it the script was tried by hand.
     blocked = "".join(f"sys.modules[{name!r}] = None; " for name in (*NOT_NEEDED, "torch"))
     code = f"import sys, runpy; {blocked}sys.argv = {[str(SCRIPT), '--tiny', '--out', str(tmp_path / 'out')]!r}; "
     code += f"sys.path.insert(0, {str(SCRIPT.parent)!r}); runpy.run_path({str(SCRIPT)!r}, run_name='__main__')"
-    done = run("-c", code)
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, done.stderr
     figures = json.loads((tmp_path / "out" / "accelerator.json").read_text())
     assert [row["right"] for row in figures["correctness"]] == [True] * 3
@@ -38,9 +33,3 @@ def test_a_tiny_run_measures_every_part(tmp_path):
     for row in (*figures["optimizer"], *figures["side_by_side"]):
         assert all(value > 0 for value in row.values() if isinstance(value, float))
     assert "30 cells x 100 epochs" in (tmp_path / "out" / "accelerator.txt").read_text()
-
-
-def test_without_an_accelerator_it_says_what_to_do(tmp_path):
-    done = run(str(SCRIPT), "--out", str(tmp_path / "out"))
-    assert done.returncode == 2 and "--tiny" in done.stderr.splitlines()[-1]
-    assert not (tmp_path / "out").exists()

@@ -10,56 +10,54 @@ import pytest
 import main
 from stop_after import snapshot
 
-# Invalid flags -> what the answer must contain in addition to the flag and its value. Exit code 2.
-USAGE = [
-    ("--epochs 0", "between 1 and 1000000"),
-    ("--epochs 1.5", "a whole number"),
-    ("--batch-size 65537", "between 1 and 65536"),
-    ("--limit 0", "at least 1"),
-    ("--seed 4294967296", "between 0 and 2**32 - 1"),
-    ("--width 0", "above 0 and at most 16"),
-    ("--width nan", "above 0 and at most 16"),
-    ("--width wide", "a number"),
-    ("--learning-rate 0", "above 0"),
-    ("--learning-rate inf", "above 0"),
-    ("--learning-rate 1e39", "float32"),
-    ("--alpha -0.01", "at least 0"),
-    ("--alpha 1e20 --learning-rate 1e-20", "float32"),
-    ("--alpha 1 --learning-rate 1.2e-38", "float32"),
-    ("--beta 1.5", "between 0 and 1"),
-    ("--beta nan", "between 0 and 1"),
-    ("--first-step -1", "between 0 and 1000000000"),
-    ("--init-noise -0.1", "at least 0"),
-    ("--optimizer Adam", "gravity, sgd, momentum"),
-    ("--model vgg13", "vgg11, vgg16, vgg19"),
-    ("--dataset imagenet", "cifar100_fine"),
-    ("--precision float16", "float32, default, bfloat16"),
-    ("--velocity zeros", "he_normal"),
-    ("--max-step-grad mean", "inverse_std"),
-    ("--compilation-cache never", "auto, on, off"),
-    ("--checkpoint-every 0", "between 1 and 1000000"),
-    ("--keep 0", "between 1 and 1000000"),
-    ("--num-processes 2", "--coordinator and --process-id must be given too"),
-    ("--process-id -1 --coordinator a:1 --num-processes 2", "at least 0"),
-    ("--process-id 2 --coordinator a:1 --num-processes 2", "between 0 and 1"),
-    ("--coordinator nowhere --num-processes 2 --process-id 0", "HOST:PORT"),
-    ("--coordinator a:99999 --num-processes 2 --process-id 0", "HOST:PORT"),
-    ("--workdir ~nobody-of-this-name/run", "no such user"),
-    ("--data-dir ~nobody-of-this-name/data", "no such user"),
+GRAVITY_ONLY = ("--alpha 0", "--beta 0", "--first-step 0", "--max-step-grad none", "--velocity he_normal")
+TOGETHER = "--coordinator a:1 --num-processes 2"
+# What the answer must contain in addition to the flag and its value -> invalid flags. Exit code 2.
+USAGE = {
+    "between 1 and 1000000": ("--epochs 0", "--checkpoint-every 0", "--keep 0", "--accumulate 0"),
+    "a whole number": ("--epochs 1.5", "--epochs"),
+    "between 1 and 65536": ("--batch-size 65537",),
+    "at least 1": ("--limit 0",),
+    "between 0 and 2**32 - 1": ("--seed 4294967296",),
+    "above 0 and at most 16": ("--width 0", "--width nan"),
+    "a number": ("--width wide",),
+    "above 0": ("--learning-rate 0", "--learning-rate inf", "--clip-norm 0", "--clip-value nan"),
+    "float32": ("--learning-rate 1e39", "--alpha 1e20 --learning-rate 1e-20", "--alpha 1 --learning-rate 1.2e-38"),
+    "at least 0": ("--alpha -0.01", "--init-noise -0.1", "--weight-decay -0.1", "--warmup-epochs -1"),
+    "between 0 and 1": ("--beta 1.5", "--beta nan", f"--process-id 2 {TOGETHER}"),
+    "between 0 and 1000000000": ("--first-step -1",),
+    "gravity, sgd, momentum": ("--optimizer Adam",),
+    "vgg11, vgg16, vgg19": ("--model vgg13",),
+    "digits, mnist": ("--dataset imagenet", "--dataset tfds:", "--dataset tfds:a:b:c", "--dataset tfds:../x"),
+    "float32, default, bfloat16": ("--precision float16",),
+    "he_normal": ("--velocity zeros",),
+    "inverse_std": ("--max-step-grad mean",),
+    "auto, on, off": ("--compilation-cache never",),
+    "leave one of them out": ("--clip-norm 1 --clip-value 1",),
+    "choose cosine, linear or step": ("--final-learning-rate 0.01",),
+    "at most --learning-rate, 0.1": ("--final-learning-rate 0.2 --schedule cosine",),
+    "with --schedule step it must be above 0": ("--final-learning-rate 0 --schedule step",),
+    "below --epochs, 25": ("--warmup-epochs 25",),
+    "below half of --epochs, 1": ("--warmup-epochs 1 --epochs 2 --schedule step",),
+    "--max-step-grad rms": ("--max-step-grad-factor 2",),
+    "leave --alpha out": ("--alpha 0.01 --velocity he_normal",),
+    "only gravity uses it: leave": tuple(f"{flag} --optimizer adam" for flag in GRAVITY_ONLY),
+    "--coordinator and --process-id must be given too": ("--num-processes 2",),
+    "--process-id is -1; it must be at least 0": (f"--process-id -1 {TOGETHER}",),
+    "HOST:PORT": tuple(f"--coordinator {it} --num-processes 2 --process-id 0" for it in ("nowhere", "a:99999")),
+    "no such user": ("--workdir ~nobody-of-this-name/run", "--data-dir ~nobody-of-this-name/data"),
     # The value is the flag itself, or there is none.
-    ("--learning-rat 0.1", "--learning-rate?"),
-    ("--nonsense", "--help"),
-    ("digits", "--help"),
-    ("--resume yes", "takes no value"),
-    ("--epochs", "a whole number"),
-    ("--workdir --epochs 3", "--workdir needs a value"),
-    ("--resume", "--workdir"),
-]
+    "--learning-rate?": ("--learning-rat 0.1",),
+    "--help": ("--nonsense", "digits"),
+    "takes no value": ("--resume yes",),
+    "--workdir needs a value": ("--workdir --epochs 3",),
+    "--workdir": ("--resume",),
+}
 
 
 @pytest.fixture
 def command(monkeypatch, capfd):
-    """`command(flags)`: main.main() in this process; (exit code, the one line that it says)."""
+    """`command(flags)`: main.main() in this process; (exit code, the one line that it prints)."""
 
     def command(*flags):
         monkeypatch.setattr("sys.argv", ["main.py", *map(str, flags)])
@@ -73,7 +71,7 @@ def command(monkeypatch, capfd):
     return command
 
 
-@pytest.mark.parametrize(("flags", "fix"), USAGE)
+@pytest.mark.parametrize(("flags", "fix"), [(flags, fix) for fix, every in USAGE.items() for flags in every])
 def test_an_invalid_flag(command, monkeypatch, tmp_path, flags, fix):
     monkeypatch.chdir(tmp_path)
     code, line = command(*flags.split())
@@ -88,7 +86,7 @@ def test_an_invalid_flag(command, monkeypatch, tmp_path, flags, fix):
 @pytest.mark.parametrize("name", ["--workdir", "--data-dir", "--coordinator"])
 @pytest.mark.parametrize("value", ["", " ", os.fsdecode(b"/tmp/\xff")], ids=["empty", "blank", "not UTF-8"])
 def test_a_path_that_is_empty_or_not_utf8(command, monkeypatch, tmp_path, name, value):
-    """As an unset variable leaves it; with it, --resume would start again in a new folder each time."""
+    """As with an unset variable; --resume would then start again in a new folder each time."""
     monkeypatch.chdir(tmp_path)
     together = ("--num-processes", 2, "--process-id", 0) if name == "--coordinator" else ("--resume",)
     code, line = command(f"{name}={value}", *together)

@@ -118,7 +118,7 @@ def test_progress_is_shown_in_a_notebook_and_not_in_a_pipe(monkeypatch):
     ids=lambda value: getattr(value, "__name__", ""),
 )
 def test_a_folder_that_cannot_be_written_is_one_line(monkeypatch, capsys, tmp_path, module, words):
-    """A file stands where the folder should be: that stops root too."""
+    """A file is where the folder should be, which stops root too."""
     (tmp_path / "digits").write_text("")
     (tmp_path / "report").write_text("")
     monkeypatch.setattr("sys.argv", ["command", *(word.format(tmp_path) for word in words)])
@@ -131,22 +131,14 @@ def test_a_folder_that_cannot_be_written_is_one_line(monkeypatch, capsys, tmp_pa
 # Paths: empty, in a bucket, in the home folder
 
 
+EMPTY = {
+    benchmark: ("--workdir {}", "--workdir R --data-dir {}"),
+    compare: ("--workdir {}", "--workdir {} --report", "--workdir R --data-dir {}"),
+    report: ("{}",),
+    evaluate: ("{}", "R --data-dir {}", "R --predictions {}", "R --export {}"),
+}
 PATHS = [
-    *(
-        (module, words, "", " is empty")
-        for module, words in (
-            (benchmark, "--workdir {}"),
-            (benchmark, "--workdir R --data-dir {}"),
-            (compare, "--workdir {}"),
-            (compare, "--workdir {} --report"),
-            (compare, "--workdir R --data-dir {}"),
-            (report, "{}"),
-            (evaluate, "{}"),
-            (evaluate, "R --data-dir {}"),
-            (evaluate, "R --predictions {}"),
-            (evaluate, "R --export {}"),
-        )
-    ),
+    *((module, words, "", " is empty") for module, every in EMPTY.items() for words in every),
     (benchmark, "--workdir {}", "gs://bucket/results", "local folder"),
     (compare, "--workdir {}", "gs://bucket/results", "local folder"),
     (report, "{}", "gs://bucket/results", "local folder"),

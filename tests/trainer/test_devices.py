@@ -1,4 +1,4 @@
-"""How batches are split, where arrays lie, and how programs are compiled."""
+"""How batches are split, where arrays are placed, and how programs are compiled."""
 
 import jax
 import jax.numpy as jnp
@@ -33,24 +33,15 @@ def test_what_is_replicated_is_not_copied_again_when_a_program_is_called():
     assert out["w"].sharding.is_fully_replicated
 
 
-class FakeLowered:
-    """What a compiler makes that knows no options, and fails where it is `broken`."""
+@pytest.mark.parametrize("broken", [False, True])
+def test_a_tpu_compiler_that_refuses_the_option_compiles_without_it_or_fails_with_its_own_message(broken):
+    class Lowered:
+        def compile(self, compiler_options=None):
+            if compiler_options or broken:
+                raise jax.errors.JaxRuntimeError("the option is unknown" if compiler_options else "too large")
+            return "compiled"
 
-    broken = False
-
-    def compile(self, compiler_options=None):
-        if compiler_options or self.broken:
-            raise jax.errors.JaxRuntimeError(
-                "the option is unknown" if compiler_options else "the program is too large"
-            )
-        return "compiled"
-
-
-def test_a_tpu_compiler_that_refuses_the_option_compiles_without_it():
-    assert devices._compile(FakeLowered(), "tpu") == devices._compile(FakeLowered(), "cpu") == "compiled"
-
-
-def test_a_program_that_a_tpu_compiler_cannot_compile_fails_with_its_own_message(monkeypatch):
-    monkeypatch.setattr(FakeLowered, "broken", True)
-    with pytest.raises(jax.errors.JaxRuntimeError, match="too large"):
-        devices._compile(FakeLowered(), "tpu")
+    assert broken or devices._compile(Lowered(), "tpu") == devices._compile(Lowered(), "cpu") == "compiled"
+    if broken:
+        with pytest.raises(jax.errors.JaxRuntimeError, match="too large"):
+            devices._compile(Lowered(), "tpu")

@@ -2,17 +2,19 @@
 
 import shutil
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors import safe_open
+from safetensors.numpy import load_file
 
 import stop_after
 from trainer import data, evaluation
+from trainer.checkpoints import ReadCheckpoints
 from trainer.config import Config, UserError
 from trainer.loop import chunk_lengths
 from trainer.progress import Preempted
 
-RUN = Config(width=0.05, limit=128, batch_size=8, epochs=3, keep=5, norm="group", learning_rate=0.5)
+RUN = Config(model="mlp", width=0.05, limit=128, batch_size=8, epochs=3, keep=5, norm="group", learning_rate=0.5)
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +45,11 @@ def test_loss_and_accuracy_are_those_of_the_epochs_row(run, tmp_path):
         pictures = stop_after.rows(predictions)
         labels, predicted = (np.array([int(p[name]) for p in pictures]) for name in ("label", "predicted"))
         np.testing.assert_array_equal(labels, data.load("digits", None, 128).test_labels)
-        np.testing.assert_allclose(np.mean(labels == predicted), float(row["val_accuracy"]), rtol=1e-5)
+        hits = labels == predicted
+        np.testing.assert_allclose(np.mean(hits), float(row["val_accuracy"]), rtol=1e-5)
+        loss, probability = (np.array([float(p[name]) for p in pictures]) for name in ("loss", "probability"))
+        np.testing.assert_allclose(np.mean(loss), float(row["val_loss"]), rtol=1e-4)
+        np.testing.assert_allclose(probability[hits], np.exp(-loss[hits]), rtol=1e-3)
         lines = {line.split()[0]: line.split()[1:] for line in report.splitlines() if len(line.split()) == 4}
         for label in range(10):
             count, _, accuracy = lines[str(label)]
@@ -53,33 +59,38 @@ def test_loss_and_accuracy_are_those_of_the_epochs_row(run, tmp_path):
     assert (workdir / "confusion.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_data_are_read_from_the_runs_folder_unless_another_is_given(run, monkeypatch):
+    load, asked = data.load, []
+    monkeypatch.setattr(data, "load", lambda name, folder, limit: asked.append(folder) or load(name, folder, limit))
+    for folder in (None, "elsewhere"):
+        evaluation.evaluate(str(run[0]), data_dir=folder)
+    assert asked == [None, "elsewhere"]
+
+
+def test_rows_of_the_confusion_are_labels():
+    confusion = evaluation.confused(np.array([0, 0, 1]), np.array([0, 1, 1]), 2)
+    assert confusion.tolist() == [[1, 1], [0, 1]]
+
+
 def test_the_newest_checkpoint_of_an_interrupted_run_is_in_the_middle_of_an_epoch(run):
     report = evaluation.evaluate(str(run[0]), None, None, None, None)
     assert f"checkpoint {numbers(run[0])[-1]}, after epoch 2 and 3 chunks of the next" in report
 
 
-@pytest.mark.slow
-def test_the_weights_load_elsewhere_in_five_lines_and_say_what_model_they_are_of(run, tmp_path):
-    workdir, rows = run
-    path, number = tmp_path / "weights.safetensors", numbers(workdir)[1]
-    evaluation.evaluate(str(workdir), number, None, str(path), None)
-    digits = data.load("digits", None, 128)
-    images = digits.test_images
-
-    from flax.traverse_util import unflatten_dict
-    from safetensors import safe_open
-    from safetensors.flax import load_file
-
-    from trainer import vgg
-
-    params = unflatten_dict(load_file(path), sep=".")
-    logits = vgg.build("vgg11", 0.05, 10, "float32", "group").apply({"params": params}, images)
-
-    accuracy = float(jnp.mean(jnp.argmax(logits, -1) == digits.test_labels))
-    np.testing.assert_allclose(accuracy, float(rows[1]["val_accuracy"]), rtol=1e-5)
-    said = {"dataset": "digits", "model": "vgg11", "width": "0.05", "precision": "float32", "norm": "group"}
-    with safe_open(path, "np") as file:
+def test_the_exported_weights_have_names_and_say_what_model_they_are_of(run, tmp_path):
+    workdir, number = run[0], numbers(run[0])[1]
+    evaluation.evaluate(str(workdir), number, None, str(tmp_path / "weights"), None)
+    _, arrays, _ = ReadCheckpoints(workdir / "checkpoints").read(number)
+    said = {"dataset": "digits", "model": "mlp", "width": "0.05", "precision": "float32", "norm": "group"}
+    with safe_open(tmp_path / "weights", "np") as file:
         assert file.metadata() == said | {"num_classes": "10", "image_shape": "(8, 8, 1)"}
+    weights = load_file(tmp_path / "weights")
+    assert weights.keys() == {f"Dense_{i}.{kind}" for i in range(3) for kind in ("kernel", "bias")} | {
+        f"GroupNorm_{i}.{kind}" for i in range(2) for kind in ("scale", "bias")
+    }
+    for name, weight in weights.items():
+        layer, kind = name.split(".")
+        np.testing.assert_array_equal(weight, arrays[f".params['{layer}']['{kind}']"])
 
 
 def damaged(workdir):
@@ -110,7 +121,7 @@ def test_what_cannot_be_done_is_one_line(run, tmp_path, damage, options, message
 
 
 def test_in_a_folder_that_cannot_be_written_the_numbers_come_without_a_picture(run, tmp_path):
-    """A folder stands where the picture should be: that stops root too."""
+    """A folder is where the picture should be, which stops root too."""
     workdir = tmp_path / "copy"
     shutil.copytree(run[0], workdir, ignore=shutil.ignore_patterns("confusion.png"))
     (workdir / "confusion.png").mkdir()

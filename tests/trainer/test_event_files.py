@@ -58,8 +58,3 @@ def test_a_resumed_run_appends_and_nothing_is_there_twice(tmp_path, monkeypatch,
     losses = np.array([value for _, value in found["chunk/loss"]]).reshape(EPOCHS, len(ENDS))
     weights = np.array([32, 32, 16, 16, 16, 16, 16, 6])  # pictures of each chunk
     np.testing.assert_allclose(losses @ weights / 150, [float(row["loss"]) for row in rows], rtol=1e-5)
-
-
-def test_without_the_flag_there_are_none(tmp_path):
-    train(tmp_path, tensorboard=False, epochs=1)
-    assert not (tmp_path / "tensorboard").exists()

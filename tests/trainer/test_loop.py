@@ -4,11 +4,14 @@ import dataclasses
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import gravity_optax
+import processes
 import stop_after
-from trainer import data, loop
+from trainer import data, loop, vgg
 from trainer.config import Config, resolve
 from trainer.loop import chunk_lengths
 
@@ -33,50 +36,33 @@ def digits():
     return data.load("digits", None)
 
 
-@pytest.fixture(scope="module")
-def learned(digits):
-    """A state on one device that has learned: before that, nothing moves and every trainer agrees."""
+@pytest.mark.slow
+def test_eight_devices_train_and_evaluate_as_one_does(digits):
+    """From a state that has learned: before that, nothing moves. No batch divides by eight, and the last is partial."""
     trainer = loop.Trainer(resolve(dataclasses.replace(SMALL, limit=None)), digits, jax.devices()[:1])
     for epoch in range(1, 16):
         _, accuracy = trainer.train_epoch(epoch)
     assert accuracy > 0.95
-    return jax.tree.map(np.asarray, trainer.state)
+    learned = jax.tree.map(np.asarray, trainer.state)
 
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("pictures", "steps", "tolerance"), [(29, 1, 1e-6), (4 * 32 + 13, 5, 1e-4)])
-def test_eight_devices_train_as_one_does(digits, learned, pictures, steps, tolerance):
-    """The last batch is partial, and divides by eight in neither case."""
+    model = vgg.build("vgg11", SMALL.width, 10, "float32")
+    logits = np.asarray(jax.jit(model.apply)({"params": learned.params}, digits.test_images), np.float64)
+    losses = np.log(np.exp(logits).sum(-1)) - logits[np.arange(len(logits)), digits.test_labels]
     states = []
     for devices in (jax.devices()[:1], jax.devices()):
-        trainer = loop.Trainer(resolve(SMALL), subset(digits, pictures), devices)
-        assert trainer.steps_per_epoch == steps
+        trainer = loop.Trainer(resolve(dataclasses.replace(SMALL, batch_size=31)), subset(digits, 4 * 31 + 13), devices)
+        assert trainer.steps_per_epoch == 5
         trainer.state = trainer.replicas.replicate(learned)
+        loss, accuracy = trainer.evaluate()
+        np.testing.assert_allclose(loss, np.mean(losses), rtol=1e-5)
+        assert accuracy == np.mean(logits.argmax(-1) == digits.test_labels)
         trainer.train_epoch(1)
         states.append(trainer.state)
     one, eight = states
-    assert tree_difference(one.params, learned.params) > 10 * tolerance, "nothing was learned: the test is empty"
-    assert tree_difference(one.params, eight.params) <= tolerance
+    assert tree_difference(one.params, learned.params) > 1e-3, "nothing was learned: the test is empty"
+    assert tree_difference(one.params, eight.params) <= 1e-4
     # Where a leaf's gradients are small, rounding is larger beside them than beside the parameters.
-    assert tree_difference(one.opt_state[0].velocity, eight.opt_state[0].velocity) <= 10 * tolerance
-
-
-@pytest.mark.slow
-def test_evaluation_is_the_mean_over_the_whole_test_set_on_any_number_of_devices(digits, learned):
-    from trainer import vgg
-
-    config = resolve(SMALL)
-    model = vgg.build(config.model, config.width, 10, config.precision)
-    logits = np.asarray(jax.jit(model.apply)({"params": learned.params}, digits.test_images), np.float64)
-    rows = np.arange(len(logits))
-    expected_loss = np.mean(np.log(np.exp(logits).sum(-1)) - logits[rows, digits.test_labels])
-    expected_accuracy = np.mean(logits.argmax(-1) == digits.test_labels)
-    for devices in (jax.devices()[:1], jax.devices()):
-        trainer = loop.Trainer(config, subset(digits, 40), devices)
-        trainer.state = trainer.replicas.replicate(learned)
-        loss, accuracy = trainer.evaluate()
-        np.testing.assert_allclose(loss, expected_loss, rtol=1e-5)
-        assert accuracy == expected_accuracy
+    assert tree_difference(one.opt_state[0].velocity, eight.opt_state[0].velocity) <= 1e-3
 
 
 def test_the_loss_of_an_epoch_is_the_mean_over_its_pictures_before_each_update(digits):
@@ -91,7 +77,6 @@ def test_the_loss_of_an_epoch_is_the_mean_over_its_pictures_before_each_update(d
     assert accuracy == expected_accuracy
 
 
-@pytest.mark.slow
 def test_the_device_is_a_chunk_ahead_of_what_is_read_back(digits):
     trainer = loop.Trainer(resolve(TINY), subset(digits, 100), jax.devices()[:1])
     handed = []
@@ -102,21 +87,15 @@ def test_the_device_is_a_chunk_ahead_of_what_is_read_back(digits):
     assert done == len(trainer.lengths) > 2
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """A short run and its rows."""
-    workdir = tmp_path_factory.mktemp("run")
-    return workdir, loop.train(resolve(dataclasses.replace(TINY, workdir=str(workdir), seed=3)))
-
-
-def test_a_run_records_its_configuration_and_results(finished):
-    workdir, history = finished
-    config = json.loads((workdir / "config.json").read_text())
+def test_a_run_records_its_configuration_and_results(tmp_path):
+    history = loop.train(resolve(dataclasses.replace(TINY, workdir=str(tmp_path))))
+    config = json.loads((tmp_path / "config.json").read_text())
     assert config["learning_rate"] == 0.1  # resolved, not None
     assert config["train_examples"] == config["test_examples"] == 200
     assert config["devices"] == ["cpu"] * 8
     assert config["versions"]["jax"] == jax.__version__
-    rows = stop_after.rows(workdir / "history.csv")
+    assert config["versions"]["gravity-optax"] == gravity_optax.__version__  # installed or not
+    rows = stop_after.rows(tmp_path / "history.csv")
     columns = ["epoch", "loss", "accuracy", "val_loss", "val_accuracy"]
     columns += ["seconds", "images_per_second", "val_seconds", "learning_rate"]
     assert list(rows[0]) == columns
@@ -124,15 +103,7 @@ def test_a_run_records_its_configuration_and_results(finished):
     for row, epoch in zip(rows, history, strict=True):
         np.testing.assert_allclose([float(row[c]) for c in columns], [getattr(epoch, c) for c in columns], rtol=1e-5)
         np.testing.assert_allclose(float(row["images_per_second"]) * float(row["seconds"]), 200, rtol=1e-3)
-    assert (workdir / "history.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_the_same_seed_gives_the_same_run_and_another_one_another(finished, tmp_path):
-    _, history = finished
-    again = loop.train(resolve(dataclasses.replace(TINY, workdir=str(tmp_path / "a"), seed=3)))
-    other = loop.train(resolve(dataclasses.replace(TINY, workdir=str(tmp_path / "b"), seed=4)))
-    assert [row.loss for row in again] == [row.loss for row in history]
-    assert [row.loss for row in other] != [row.loss for row in history]
+    assert (tmp_path / "history.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_at_its_epoch_and_step(tmp_path):
@@ -142,16 +113,22 @@ def test_a_loss_that_is_not_finite_stops_the_run_at_its_epoch_and_step(tmp_path)
         loop.train(resolve(config))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("dataset", "model", "precision"), [("cifar10", "vgg16", "bfloat16"), ("cifar100_coarse", "vgg11", "float32")]
+    ("dataset", "model", "precision"),
+    [("cifar100_coarse", "mlp", "bfloat16"), pytest.param("cifar10", "vgg16", "float32", marks=pytest.mark.slow)],
 )
-def test_colour_pictures_and_other_numbers_of_classes_train(tiny_tfds, tmp_path, dataset, model, precision):
+def test_colour_pictures_train_in_any_precision_and_the_state_stays_float32(
+    tiny_tfds, tmp_path, dataset, model, precision
+):
     classes = {"cifar100_coarse": 20}.get(dataset, 10)
     config = Config(dataset, model, 0.05, epochs=1, precision=precision, data_dir=tiny_tfds, workdir=str(tmp_path))
     (row,) = loop.train(resolve(config))
     np.testing.assert_allclose(row.loss, np.log(classes), rtol=0.1)  # chance: two steps teach nothing
     assert json.loads((tmp_path / "config.json").read_text())["num_classes"] == classes
+    for name, array in processes.result(tmp_path)[0].items():
+        if array.ndim:
+            assert array.dtype == np.float32, name
+            assert np.any(array != array.astype(jnp.bfloat16).astype(np.float32)), f"{name} was rounded to bfloat16"
 
 
 @pytest.mark.slow

@@ -11,8 +11,6 @@ import subprocess
 import sys
 import time
 
-import pytest
-
 import processes
 
 TGKILL = {"x86_64": 234, "aarch64": 131}[platform.machine()]  # a system call: a signal to one thread
@@ -83,29 +81,16 @@ def read_until(controller, pattern, seconds=600):
     return text
 
 
-def test_a_terminal_has_a_progress_bar(tmp_path):
-    process, controller = start_on_a_terminal(*SMALL, "--epochs", 2, "--workdir", tmp_path / "run")
-    text = read_until(controller, rb"results are in")
-    assert process.wait(120) == 0
-    assert re.search(rb"epoch 2/2: .*\d+/16", text)
-
-
-@pytest.mark.parametrize("moment", ["compiling", "training"])
-def test_ctrl_c_ends_the_run_with_what_was_recorded(tmp_path, moment):
-    small = SMALL if moment == "training" else []
-    process, controller = start_on_a_terminal(*small, "--epochs", 100_000, "--workdir", tmp_path / "run")
-    if moment == "compiling":
-        assert processes.wait_for(process, (tmp_path / "run").exists)
-        time.sleep(4)
-    else:
-        read_until(controller, rb"[\r\n] +2 +\d\.\d+ ")
-    process.send_signal(signal.SIGINT)
+def test_a_terminal_has_a_progress_bar_and_ctrl_c_ends_the_run_with_what_was_recorded(tmp_path):
+    process, controller = start_on_a_terminal(*SMALL, "--epochs", 100_000, "--workdir", tmp_path / "run")
     try:
-        assert process.wait(120) == 130
+        text = read_until(controller, rb"[\r\n] +2 +\d\.\d+ ")
+        assert re.search(rb"epoch 2/100000: .*\d+/16", text)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(600) == 130
     finally:
         process.kill()
-    if moment == "training":
-        assert len((tmp_path / "run" / "history.csv").read_text().splitlines()) >= 3
+    assert len((tmp_path / "run" / "history.csv").read_text().splitlines()) >= 3
 
 
 def takes(pid, thread, number):
@@ -115,7 +100,7 @@ def takes(pid, thread, number):
     return not int(blocked, 16) >> (number - 1) & 1
 
 
-def test_a_signal_that_the_system_hands_to_another_thread_ends_the_run_too(tmp_path):
+def test_ctrl_c_ends_a_run_that_compiles_even_if_the_system_hands_it_to_another_thread(tmp_path):
     process, _ = start_on_a_terminal("--epochs", 500, "--workdir", tmp_path / "run")
     try:
         assert processes.wait_for(process, (tmp_path / "run").exists)
@@ -123,6 +108,6 @@ def test_a_signal_that_the_system_hands_to_another_thread_ends_the_run_too(tmp_p
         others = [int(thread) for thread in os.listdir(f"/proc/{process.pid}/task") if int(thread) != process.pid]
         other = next(thread for thread in reversed(others) if takes(process.pid, thread, signal.SIGINT))
         ctypes.CDLL(None).syscall(TGKILL, process.pid, other, signal.SIGINT)
-        assert process.wait(120) == 130
+        assert process.wait(600) == 130
     finally:
         process.kill()

@@ -21,16 +21,16 @@ def start(shape=(8, 8, 1), **flags):
 
 
 def test_without_flags_it_is_the_papers_network_and_weights_bit_for_bit():
-    model, params, _ = start(width=0.125)
-    paper = vgg.build("vgg11", 0.125, 10, "float32", "none")
+    model, params, _ = start(width=0.03)
+    paper = vgg.build("vgg11", 0.03, 10, "float32", "none")
     assert model == paper
     jax.tree.map(np.testing.assert_array_equal, params, vgg.init(paper, KEY, (8, 8, 1)))
 
 
-@pytest.mark.parametrize("norm", ["none", "group"])
-def test_with_he_the_kernels_have_twice_the_variance_over_the_fan_in(norm):
-    _, _, weights = start(width=0.5, init="he", norm=norm)
-    _, _, glorot = start(width=0.5, norm=norm)
+def test_with_he_the_kernels_have_twice_the_variance_over_the_fan_in():
+    flags = {"model": "mlp", "width": 0.1, "norm": "group"}
+    _, _, weights = start(init="he", **flags)
+    _, _, glorot = start(**flags)
     assert weights.keys() == glorot.keys()
     for name, w in weights.items():
         if not name.endswith("kernel"):
@@ -42,7 +42,7 @@ def test_with_he_the_kernels_have_twice_the_variance_over_the_fan_in(norm):
         assert np.abs(w).max() > np.sqrt(3) * expected or w.size < 1000  # not uniform
 
 
-@pytest.mark.parametrize("model", ["vgg11", "mlp", "softmax"])
+@pytest.mark.parametrize("model", ["mlp", "softmax"])
 def test_noise_is_added_to_every_weight(model):
     """With norm, so that there are scales too."""
     flags = {"model": model, "width": 0.25, "norm": "group"}

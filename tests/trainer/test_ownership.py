@@ -1,12 +1,13 @@
 """A run claims its folder for as long as its process lives; runs that start together get folders of their own."""
 
-import multiprocessing
+import concurrent.futures
+import fcntl
 import os
 import re
-import signal
 import socket
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -58,26 +59,35 @@ def test_a_file_system_without_locks_is_warned_about(tmp_path, monkeypatch, capl
     assert not is_owned(tmp_path)
 
 
-def begin(folder, barrier, queue):
-    os.chdir(folder)
-    config = resolve(Config())
-    barrier.wait(300)
-    try:
-        queue.put(str(records.Workdir(config).path))
-    except UserError as error:
-        queue.put(f"refused: {error}")
+def test_a_lock_on_a_file_that_its_owner_has_just_deleted_is_taken_again(tmp_path, monkeypatch):
+    flock, calls = fcntl.flock, []
+
+    def after_its_release(file, how):
+        if not calls:
+            (tmp_path / "lock").unlink()
+        calls.append(how)
+        flock(file, how)
+
+    monkeypatch.setattr("fcntl.flock", after_its_release)
+    owner = Ownership(tmp_path)
+    assert len(calls) == 2 and (tmp_path / "lock").exists()
+    owner.release()
 
 
-def test_runs_that_start_at_the_same_moment_have_a_folder_each(tmp_path):
-    context = multiprocessing.get_context("spawn")
-    barrier, queue = context.Barrier(4), context.Queue()
-    starts = [context.Process(target=begin, args=(tmp_path, barrier, queue)) for _ in range(4)]
-    for process in starts:
-        process.start()
-    paths = [queue.get(timeout=600) for _ in starts]
-    for process in starts:
-        process.join(300)
+def test_runs_that_start_at_the_same_moment_have_a_folder_each(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config, barrier = resolve(Config()), threading.Barrier(4)
+
+    def begin(_):
+        barrier.wait(300)
+        return records.Workdir(config)
+
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        runs = list(pool.map(begin, range(4)))
+    paths = [str(run.path) for run in runs]
     assert len(set(paths)) == 4 and all((tmp_path / path / "config.json").exists() for path in paths), paths
+    for run in runs:
+        run.close()
 
 
 def test_a_run_that_fails_before_it_begins_leaves_nothing_behind(tmp_path):
@@ -86,17 +96,3 @@ def test_a_run_that_fails_before_it_begins_leaves_nothing_behind(tmp_path):
     assert (tmp_path / "config.json").exists()
     workdir.close()
     assert list(tmp_path.iterdir()) == []
-
-
-SMALL = ("--model", "mlp", "--width", 0.05, "--limit", 128, "--batch-size", 8, "--epochs", 1, "--resume")
-
-
-@pytest.mark.slow
-def test_a_run_that_is_killed_before_its_first_step_can_be_resumed(tmp_path):
-    flags = (*SMALL, "--workdir", tmp_path / "run")
-    process = processes.start(*flags)
-    assert processes.wait_for(process, (tmp_path / "run" / "checkpoints").exists)
-    process.kill()
-    out = processes.finish(process, code=-signal.SIGKILL)
-    assert not processes.rows(tmp_path / "run"), out
-    assert "results are in" in processes.finish(processes.start(*flags))

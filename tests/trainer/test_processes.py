@@ -1,7 +1,7 @@
-"""The trainer in processes of its own: killed, asked to end, and several of them together over loopback."""
+"""The trainer in processes of its own: killed, asked to stop, and several of them together over loopback."""
 
+import re
 import signal
-import time
 
 import numpy as np
 import pytest
@@ -11,10 +11,10 @@ from trainer.checkpoints import ReadCheckpoints
 
 pytestmark = pytest.mark.slow
 
-SMALL = ("--width", 0.05, "--limit", 128, "--batch-size", 8, "--epochs", 12, "--resume")
+SMALL = ("--model", "mlp", "--width", 0.05, "--limit", 128, "--batch-size", 8, "--epochs", 6, "--resume")
 STEPS = ("--limit", 19 * 32 + 13, "--resume", "--keep", 99, "--watch")  # 20 an epoch, the last one partial
-DENSE = (*STEPS, "--model", "mlp")  # each process compiles it, in seconds: no cache serves several
-EPOCHS = 20
+DENSE = (*STEPS, "--model", "mlp", "--width", 0.05)  # each process compiles it, in seconds: no cache serves several
+EPOCHS = 8
 
 
 # One process
@@ -29,42 +29,24 @@ def whole(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    "moment",
+    ("moment", "rows", "says"),
     [
-        lambda workdir: processes.rows(workdir) >= 3 and processes.unfinished(workdir),
-        lambda workdir: processes.rows(workdir) >= 4 and 8 * processes.rows(workdir) > max(processes.whole(workdir)),
-        lambda workdir: processes.rows(workdir) == 8,
+        (("loop.Trainer", 1, signal.SIGTERM), 0, "stopped on SIGTERM before training; start again"),
+        (("loop.Trainer", 1, signal.SIGKILL), 0, ""),
+        (("progress.Progress.add_chunk", 19, signal.SIGTERM), 2, r"stopped on SIGTERM after epoch 3, step \d+ of 16"),
+        (("checkpoints.Checkpoints.save", 3, signal.SIGKILL, True), 3, ""),
+        (("checkpoints.Checkpoints.save", 4, signal.SIGKILL), 4, ""),
     ],
-    ids=["while a checkpoint is written", "between history and checkpoint", "anywhere"],
+    ids=["at the start", "killed at the start", "in an epoch", "as a checkpoint is written", "after history.csv"],
 )
-def test_a_killed_run_resumes_bit_for_bit(tmp_path, whole, moment):
+def test_a_run_that_a_signal_ends_resumes_bit_for_bit(tmp_path, whole, moment, rows, says):
     flags = (*SMALL, "--workdir", tmp_path)
-    assert processes.kill_at(processes.start(*flags), lambda: moment(tmp_path)), "it was faster"
-    assert processes.rows(tmp_path) <= 9
+    process = processes.start(*flags, program=processes.ending(*moment))
+    out = processes.finish(process, code=-signal.SIGKILL if signal.SIGKILL in moment else 75)
+    assert processes.rows(tmp_path) == rows
+    assert re.search(says, out) and "Traceback" not in out
     processes.finish(processes.start(*flags))
     assert processes.differences(processes.result(tmp_path), whole) == []
-
-
-def test_sigterm_writes_a_checkpoint_and_the_run_resumes(tmp_path):
-    """On the default model, in the middle of an epoch."""
-    flags = ("--epochs", 4, "--workdir", tmp_path, "--resume")
-    process = processes.start(*flags)
-    assert processes.wait_for(process, lambda: processes.rows(tmp_path) >= 2)
-    time.sleep(0.3)
-    process.send_signal(signal.SIGTERM)
-    out = processes.finish(process, code=75)
-    assert "stopped on SIGTERM after epoch 3, step" in out and "Traceback" not in out
-    out = processes.finish(processes.start(*flags))
-    assert "resuming after epoch 2 and" in out
-    assert processes.rows(tmp_path) == 4
-
-
-def test_sigterm_before_training_ends_at_once(tmp_path):
-    process = processes.start("--workdir", tmp_path / "run")
-    assert processes.wait_for(process, (tmp_path / "run").exists)
-    process.send_signal(signal.SIGTERM)
-    out = processes.finish(process, code=75)
-    assert "stopped on SIGTERM before training" in out and "Traceback" not in out
 
 
 # Several
@@ -90,7 +72,7 @@ def finish_together(workdir, *flags):
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
-    """The workdir of a run by two processes of four devices each that nobody stopped."""
+    """The workdir of an uninterrupted run by two processes of four devices each."""
     workdir = tmp_path_factory.mktemp("two")
     out = finish_together(workdir, *DENSE, "--epochs", EPOCHS)
     assert "results are in" in out[0] and "results are in" not in out[1]

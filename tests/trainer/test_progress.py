@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import pathlib
+import re
 import resource
 import shutil
 
@@ -17,12 +18,13 @@ import processes
 import stop_after
 from kept_trainers import kept_trainers
 from stop_after import snapshot
-from trainer import loop, progress
+from trainer import devices, loop, progress
 from trainer.checkpoints import Checkpoints, read_one
 from trainer.config import SAME_RUN, Config, UserError
 
 RUN = Config(model="mlp", width=0.05, limit=128, batch_size=8, epochs=4)  # 8 chunks of 2 steps per epoch
 CHUNKS = 8
+FILES = ["checkpoints", "config.json", "history.csv", "history.png"]
 TRAINER = loop.Trainer
 train = functools.partial(stop_after.train, RUN, devices=2)
 
@@ -37,8 +39,13 @@ def kept():
 def whole(tmp_path_factory):
     """The result of an uninterrupted run."""
     workdir = tmp_path_factory.mktemp("whole")
-    train(workdir)
-    return processes.result(workdir)
+    train(workdir, keep=1)
+    assert sorted(path.name for path in workdir.iterdir()) == FILES
+    assert processes.whole(workdir) == [4 * CHUNKS]
+    arrays, history = processes.result(workdir)
+    assert sum("velocity" in name for name in arrays) == sum("params" in name for name in arrays) == 6
+    assert len(history) == 4
+    return arrays, history
 
 
 @pytest.fixture(scope="module")
@@ -77,15 +84,7 @@ def test_a_stopped_run_resumes_bit_for_bit(whole, tmp_path, stops, checkpoint_ev
     history = train(tmp_path / "run", **flags)
     assert processes.differences(processes.result(tmp_path / "run"), whole) == []
     assert [row.epoch for row in history] == [1, 2, 3, 4]
-    assert (tmp_path / "run" / "history.png").exists()
-
-
-def test_what_is_compared_is_the_state_and_it_moves(whole, tmp_path):
-    arrays, history = whole
-    assert sum("velocity" in name for name in arrays) == sum("params" in name for name in arrays) == 6
-    assert len(history) == 4
-    train(tmp_path / "other", seed=1)
-    assert len(processes.differences(processes.result(tmp_path / "other"), whole)) > 9
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == FILES
 
 
 def test_a_run_that_was_killed_is_repaired(whole, halfway, tmp_path):
@@ -96,15 +95,15 @@ def test_a_run_that_was_killed_is_repaired(whole, halfway, tmp_path):
         shutil.copytree(halfway, copy)
         (copy / "history.csv").write_text(history)
         (copy / ".history.csv.tmp").write_text("epo")
+        with pytest.raises(progress.Preempted):
+            train(copy, 0, resume=True)
+        assert processes.rows(copy) == 2
         train(copy, resume=True)
         assert processes.differences(processes.result(copy), whole) == []
 
 
-@pytest.mark.parametrize("left", [[], ["config.json", "history.csv"]])
-def test_without_a_checkpoint_it_starts(whole, halfway, left):
-    for path in halfway.iterdir():
-        if path.name not in left:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+def test_without_a_checkpoint_it_starts(whole, halfway):
+    shutil.rmtree(halfway / "checkpoints")
     train(halfway, resume=True)
     assert processes.differences(processes.result(halfway), whole) == []
 
@@ -131,45 +130,43 @@ def test_another_number_of_devices_resumes_and_says_so(whole, halfway, said):
         np.testing.assert_allclose(array, whole[0][name], atol=1e-4)
 
 
-@pytest.mark.parametrize(("every", "keep", "left"), [(1, 1, [4]), (3, 9, [3, 4])])
-def test_checkpoints_are_written_every_so_often_and_the_newest_kept(tmp_path, every, keep, left):
-    train(tmp_path / "run", checkpoint_every=every, keep=keep)
-    assert processes.whole(tmp_path / "run") == [CHUNKS * epoch for epoch in left]
+def test_checkpoints_are_written_every_so_often_and_after_the_last_epoch_and_depend_on_the_seed(whole, tmp_path):
+    train(tmp_path, checkpoint_every=3, keep=9, seed=1)
+    assert processes.whole(tmp_path) == [3 * CHUNKS, 4 * CHUNKS]
+    assert len(processes.differences(processes.result(tmp_path), whole)) > 9
 
 
 # What is refused
 
 
-def test_another_run_is_refused_with_each_field(halfway):
-    flags = {"seed": 7, "batch_size": 4, "optimizer": "adam"}
+@pytest.mark.parametrize(
+    ("recorded", "flags", "message"),
+    [
+        ({}, {"seed": 7, "batch_size": 4}, "another run: --batch-size was 8 and is 4; --seed was 0 and is 7. "),
+        ({"norm": None}, {"norm": "group"}, "--norm was none and is group"),  # an earlier version had no such flag
+        ({"train_examples": 60}, {}, "a run on other data: train_examples was 60 and is 128"),
+    ],
+)
+def test_another_run_is_refused(halfway, recorded, flags, message):
+    config = json.loads((halfway / "config.json").read_text()) | recorded
+    text = json.dumps({name: value for name, value in config.items() if name != "norm" or value})
+    (halfway / "config.json").write_text(text)
     before = snapshot(halfway)
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(UserError, match=message):
         train(halfway, resume=True, **flags)
-    for text in ("--optimizer was gravity and is adam", "--seed was 0 and is 7", "--batch-size was 8 and is 4"):
-        assert text in str(caught.value)
-    assert "--width" not in str(caught.value)
     assert snapshot(halfway) == before
 
 
-def test_a_flag_that_the_recorded_version_did_not_have_had_its_default(halfway):
-    config = json.loads((halfway / "config.json").read_text())
-    (halfway / "config.json").write_text(json.dumps({name: x for name, x in config.items() if name != "norm"}))
-    with pytest.raises(UserError, match="--norm was none and is group"):
-        train(halfway, resume=True, norm="group")
-    assert len(train(halfway, resume=True)) == RUN.epochs
+def test_rows_from_before_there_were_schedules_have_the_one_learning_rate(halfway, monkeypatch):
+    older = lambda value, arrays: ((value[0], value[1] | {"rows": [row[:8] for row in value[1]["rows"]]}), arrays)
+    monkeypatch.setattr(devices, "from_primary", older)
+    assert [row.learning_rate for row in train(halfway, resume=True)] == pytest.approx([0.1] * 4)
 
 
 def test_every_flag_is_either_compared_or_free():
     free = {"epochs", "data_dir", "workdir", "resume", "checkpoint_every", "keep"}
     free |= {"coordinator", "num_processes", "process_id", "profile", "tensorboard", "watch", "compilation_cache"}
     assert free | set(SAME_RUN) >= {field.name for field in dataclasses.fields(Config)}
-
-
-def test_other_data_are_refused(halfway):
-    config = json.loads((halfway / "config.json").read_text())
-    (halfway / "config.json").write_text(json.dumps(config | {"train_examples": 60}))
-    with pytest.raises(UserError, match="a run on other data: train_examples was 60 and is 128"):
-        train(halfway, resume=True)
 
 
 def test_another_versions_state_is_refused(halfway, monkeypatch):
@@ -195,29 +192,30 @@ def flip(path, part=0.5):
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize("damage", [flip, pathlib.Path.unlink])
-def test_damage_to_any_file_of_the_newest_checkpoint_is_noticed_or_does_no_harm(stopped, tmp_path, caplog, damage):
+def is_taken(folder, arrays):
+    """Whether checkpoint 19 is read, with these arrays; else it is said to be damaged and deleted."""
+    checkpoints = Checkpoints(folder, keep=2)
+    found, _ = checkpoints.restore()
+    checkpoints.close()
+    same = processes.differences((found, []), (arrays, [])) == []
+    assert same == (folder / "19").exists()
+    return same
+
+
+def test_damage_to_any_file_of_the_newest_checkpoint_is_noticed_or_does_no_harm(stopped, tmp_path, caplog):
     """What is not noticed is not read: copies of metadata, for other readers."""
     newest = processes.result(stopped)[0]
-    before = read_one(stopped / "checkpoints", 2 * CHUNKS)[0]
     noticed = 0
-    for number, path in enumerate(files(stopped / "checkpoints" / "19")):
-        if path.stat().st_size:
-            copy = shutil.copytree(stopped / "checkpoints", tmp_path / str(number))
+    for path in files(stopped / "checkpoints" / "19"):
+        for damage in (flip, pathlib.Path.unlink) if path.stat().st_size else ():
+            copy = shutil.copytree(stopped / "checkpoints", tmp_path / "copy")
             damage(copy / path.relative_to(stopped / "checkpoints"))
             caplog.clear()
-            checkpoints = Checkpoints(copy, keep=2)
-            arrays, _ = checkpoints.restore()
-            checkpoints.close()
-            fell_back = f"the checkpoint {copy}/19 is damaged" in caplog.text
-            noticed += fell_back
-            assert same(arrays, before if fell_back else newest), path
-            assert (copy / "19").exists() != fell_back
-    assert noticed >= 3
-
-
-def same(arrays, others):
-    return processes.differences((arrays, []), (others, [])) == []
+            taken = is_taken(copy, newest)
+            assert taken != (f"the checkpoint {copy}/19 is damaged" in caplog.text), path
+            noticed += not taken
+            shutil.rmtree(copy)
+    assert noticed >= 6
 
 
 @pytest.mark.parametrize(("name", "why"), [("19", "is damaged"), ("19.orbax-checkpoint-tmp", "is unfinished")])
@@ -232,16 +230,21 @@ def test_a_damaged_or_unfinished_checkpoint_is_left_out(whole, halfway, said, na
 def test_a_flipped_bit_anywhere_in_the_arrays_is_noticed(halfway, tmp_path):
     for path in files(halfway / "checkpoints" / "19" / "arrays" / "d"):
         content = path.read_bytes()
-        for part in np.linspace(0.01, 0.99, 40):
+        for part in np.linspace(0.01, 0.99, 15):
             flip(path, part)
-            try:
+            with pytest.raises(Exception):  # noqa: B017 (from anywhere in Orbax, tensorstore or zlib)
                 read_one(halfway / "checkpoints", 19)
-            except Exception:
-                pass
-            else:
-                raise AssertionError(f"{path} with another byte at {part:.2f} of it was taken")
             path.write_bytes(content)
     read_one(halfway / "checkpoints", 19)
+
+
+def test_a_digit_of_its_progress_that_changed_is_noticed(halfway):
+    path = halfway / "checkpoints" / "19" / "progress" / "metadata"
+    text, count = re.subn(r'("partial":\s*\[)3', r"\g<1>4", path.read_text())
+    assert count == 1
+    path.write_text(text)
+    with pytest.raises(ValueError, match="the checksum of its progress is wrong"):
+        read_one(halfway / "checkpoints", 19)
 
 
 def test_if_none_can_be_read_it_says_so_and_deletes_nothing(halfway):
@@ -290,8 +293,6 @@ def test_a_run_that_diverges_keeps_its_last_good_checkpoint(halfway, monkeypatch
             self.state = self.replicas.replicate(jax.tree.map(spoilt, self.state))
 
     monkeypatch.setattr(TRAINER, "advance", poisoned)
-    with pytest.raises(
-        progress.Diverged, match="is not finite after epoch 4, step 16 of 16; try a smaller --learning-rate"
-    ):
+    with pytest.raises(progress.Diverged, match="not finite after epoch 4, step 16 of 16; try a smaller --learning"):
         train(halfway, resume=True)
     assert processes.whole(halfway) == [2 * CHUNKS + 3, 3 * CHUNKS]

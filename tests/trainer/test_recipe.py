@@ -14,7 +14,7 @@ from gravity_optax import gravity, scale_by_gravity
 from processes import differences, result
 from stop_after import rows
 from trainer import optimizers
-from trainer.config import RECIPE, Config, UsageError, UserError, as_recorded, resolve
+from trainer.config import RECIPE, Config, UserError, as_recorded, resolve
 from trainer.progress import Preempted
 
 KEY = jax.random.key(3)
@@ -47,15 +47,14 @@ def test_without_flags_the_chain_is_gravity_alone_bit_for_bit():
 
 
 @pytest.mark.parametrize(
-    ("flags", "clip"),
+    ("optimizer", "flags", "clip"),
     [
-        ({"clip_norm": 2.0}, lambda g: jax.tree.map(lambda x: x * min(1, 2.0 / float(optax.tree.norm(g))), g)),
-        ({"clip_value": 1.5}, lambda g: jax.tree.map(lambda x: np.clip(x, -1.5, 1.5), g)),
+        ("gravity", {"clip_norm": 2.0}, lambda g, norm: jax.tree.map(lambda x: x * min(1, 2.0 / norm), g)),
+        ("momentum", {"clip_value": 1.5}, lambda g, norm: jax.tree.map(lambda x: np.clip(x, -1.5, 1.5), g)),
     ],
 )
-@pytest.mark.parametrize("optimizer", ["gravity", "momentum"])
-def test_what_is_clipped_is_the_gradient_that_the_optimizer_sees(flags, clip, optimizer):
-    clipped = [clip(g) for g in GRADIENTS]
+def test_what_is_clipped_is_the_gradient_that_the_optimizer_sees(optimizer, flags, clip):
+    clipped = [clip(g, float(optax.tree.norm(g))) for g in GRADIENTS]
     assert all(not np.allclose(a["kernel"], b["kernel"]) for a, b in zip(clipped, GRADIENTS, strict=True))
     assert_close(updates(build(optimizer=optimizer, **flags)), updates(build(optimizer=optimizer), clipped))
 
@@ -108,7 +107,7 @@ def test_the_learning_rate_rises_from_zero_and_falls_to_its_final_value(name, fi
         np.testing.assert_allclose(rate(count), expected, rtol=1e-5, atol=1e-8)
 
 
-@pytest.mark.parametrize("optimizer", ["gravity", "adam", "nesterov"])
+@pytest.mark.parametrize("optimizer", ["gravity", "adam"])
 def test_the_schedule_scales_the_updates(optimizer):
     flags = {"optimizer": optimizer, "learning_rate": 0.5}
     tx = build(2, schedule="linear", epochs=3, **flags)
@@ -142,28 +141,6 @@ def test_more_accumulation_than_steps_is_refused():
         build(10, accumulate=21, epochs=2)
 
 
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        ({"clip_norm": 1.0, "clip_value": 1.0}, "--clip-norm is 1.0 and --clip-value is 1.0: leave one"),
-        ({"clip_norm": 0.0}, "--clip-norm is 0.0; it must be a finite number above 0"),
-        ({"clip_value": float("nan")}, "--clip-value is nan; it must be"),
-        ({"weight_decay": -0.1}, "--weight-decay is -0.1; it must be"),
-        ({"final_learning_rate": 0.01}, "--final-learning-rate is 0.01, but --schedule is constant"),
-        ({"schedule": "cosine", "final_learning_rate": 0.2}, "--final-learning-rate is 0.2; it must be at most"),
-        ({"schedule": "step", "final_learning_rate": 0.0}, "--final-learning-rate is 0; with --schedule step"),
-        ({"warmup_epochs": 25.0}, "--warmup-epochs is 25; it must be below --epochs, 25"),
-        ({"warmup_epochs": 1.0, "epochs": 2, "schedule": "step"}, "--warmup-epochs is 1; it must be below half of"),
-        ({"warmup_epochs": -1.0}, "--warmup-epochs is -1.0; it must be"),
-        ({"accumulate": 0}, "--accumulate is 0; it must be between 1 and"),
-    ],
-)
-def test_flags_that_do_not_go_together_are_refused(flags, message):
-    with pytest.raises(UsageError, match=f"^{message}") as caught:
-        resolve(Config(**flags))
-    assert "\n" not in str(caught.value)
-
-
 # 16 steps an epoch, 8 chunks: neither the epoch's end nor the stop falls on the end of an accumulation.
 RUN = Config(
     model="mlp",
@@ -179,8 +156,6 @@ RUN = Config(
     clip_norm=0.5,
     accumulate=3,
 )
-
-
 train = functools.partial(stop_after.train, RUN, devices=2)
 
 
@@ -191,33 +166,19 @@ def test_a_run_from_before_these_flags_is_one_without_them():
     assert (known["init"], known["init_noise"], known["augment"]) == ("glorot", 0.0, "none")
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    """The same run uninterrupted, and stopped in the middle of the first epoch and resumed."""
-    whole, stopped = (tmp_path_factory.mktemp(name) for name in ("whole", "stopped"))
+def test_a_stopped_run_with_every_flag_resumes_bit_for_bit_and_records_them(tmp_path):
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     train(whole)
     with pytest.raises(Preempted):
         train(stopped, chunks=2)
     train(stopped, resume=True)
-    return whole, stopped
-
-
-def test_a_stopped_run_with_every_flag_resumes_bit_for_bit(runs):
-    assert differences(*(result(workdir) for workdir in runs)) == []
-
-
-def test_the_flags_are_recorded_and_the_learning_rate_is_the_last_column(runs):
-    config = json.loads((runs[0] / "config.json").read_text())
+    assert differences(result(whole), result(stopped)) == []
+    config = json.loads((whole / "config.json").read_text())
     assert all(config[name] == getattr(RUN, name) for name in ("schedule", "clip_norm", "accumulate", "norm"))
-    history = rows(runs[0] / "history.csv")
+    history = rows(whole / "history.csv")
     assert list(history[0])[-1] == "learning_rate"
     # 10 updates in all, 2 of them warm-up; 5 are done after the first epoch.
     middle = 0.01 + 0.09 * (1 + np.cos(np.pi * 3 / 8)) / 2
     np.testing.assert_allclose([float(row["learning_rate"]) for row in history], [middle, 0.01], rtol=1e-5)
-
-
-@pytest.mark.parametrize("flags", [{"clip_norm": 1.0}, {"epochs": 3}, {"init": "he"}, {"augment": "crop-flip"}])
-def test_another_recipe_is_another_run(runs, flags):
-    ((name, value),) = flags.items()
-    with pytest.raises(UserError, match=f"--{name.replace('_', '-')} was .* and is {value}"):
-        train(runs[0], resume=True, **flags)
+    with pytest.raises(UserError, match="--epochs was 2 and is 3"):  # which would change the schedule
+        train(whole, resume=True, epochs=3)

@@ -19,6 +19,7 @@ PICTURES = steps.Split(
 PARAMS = jnp.asarray(np.random.default_rng(1).normal(size=(4, 3)), jnp.float32)
 
 
+@jax.jit
 def mean_loss(params, rows):
     logits = linear({"params": params}, PICTURES.images[rows])
     return optax.softmax_cross_entropy_with_integer_labels(logits, PICTURES.labels[rows]).mean()
@@ -26,16 +27,17 @@ def mean_loss(params, rows):
 
 def on_one_device(function, *arguments):
     """Runs a per-device function with its axis, on one device."""
-    return jax.tree.map(
-        lambda x: x[0], jax.vmap(function, axis_name=devices.AXIS, axis_size=1, in_axes=None)(*arguments)
-    )
+    mapped = jax.vmap(function, axis_name=devices.AXIS, axis_size=1, in_axes=None)
+    return jax.tree.map(lambda x: x[0], jax.jit(mapped)(*arguments))
 
 
 def test_padding_counts_in_no_sum():
-    full = steps.batch_sums(linear, PARAMS, PICTURES, jnp.array([1, 4, 7]))
-    padded = steps.batch_sums(linear, PARAMS, PICTURES, jnp.array([-1, 1, 4, -1, 7, -1]))
+    hits = jnp.argmax(linear({"params": PARAMS}, PICTURES.images), -1).astype(jnp.int32)
+    pictures = PICTURES._replace(labels=hits.at[4].add(1))
+    sums = jax.jit(lambda rows: steps.batch_sums(linear, PARAMS, pictures, rows))
+    full, padded = sums(jnp.array([1, 4, 7])), sums(jnp.array([-1, 1, 4, -1, 7, -1]))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), full, padded)
-    assert padded.count == 3
+    assert padded.count == 3 and padded.correct == 2
 
 
 def test_pictures_that_lie_flat_are_seen_in_their_shape():
@@ -52,7 +54,8 @@ def test_a_step_follows_the_mean_gradient_of_the_valid_pictures_over_all_devices
     parts = jnp.array([[0, 3], [5, 8], [2, -1]])
     tx = optax.sgd(1.0)
     state = steps.TrainState(PARAMS, tx.init(PARAMS))
-    new, sums = jax.vmap(lambda b: steps.train_step(linear, tx, state, PICTURES, b), axis_name=devices.AXIS)(parts)
+    step = lambda batch: steps.train_step(linear, tx, state, PICTURES, batch)
+    new, sums = jax.jit(jax.vmap(step, axis_name=devices.AXIS))(parts)
     expected = PARAMS - jax.grad(mean_loss)(PARAMS, np.array(rows))
     for device in range(3):
         np.testing.assert_allclose(new.params[device], expected, rtol=1e-5)

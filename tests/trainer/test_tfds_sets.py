@@ -11,7 +11,7 @@ import pytest
 
 import tfds_fixture
 from trainer import data, loop
-from trainer.config import Config, UsageError, resolve
+from trainer.config import Config, resolve
 
 TESTS = os.path.dirname(tfds_fixture.__file__)
 
@@ -77,12 +77,6 @@ def test_the_default_format_needs_tensorflow(sets, tmp_path, monkeypatch):
     monkeypatch.setattr(data.importlib.util, "find_spec", lambda name: None if name == "tensorflow" else find(name))
     with pytest.raises(data.DataError, match="it was prepared as tfrecord and tensorflow is not installed"):
         data.load("tfds:tiny_colour", str(tmp_path))
-
-
-@pytest.mark.parametrize("name", ["kmnist", "tfds:", "tfds:a b", "tfds:a:b:c", "tfds:../x"])
-def test_what_names_no_set_is_a_usage_error(name):
-    with pytest.raises(UsageError, match=r"^--dataset is .*; it must be one of digits, .*, or tfds:NAME"):
-        resolve(Config(dataset=name))
 
 
 def test_a_set_trains_in_a_fresh_folder(sets, tmp_path, monkeypatch):

@@ -30,23 +30,20 @@ def test_kernels_are_flaxs_glorot_uniform_and_biases_zero():
     key = jax.random.key(3)
     for shape in [(3, 3, 5, 7), (12, 9)]:
         np.testing.assert_array_equal(vgg.glorot_uniform(key, shape), nn.initializers.glorot_uniform()(key, shape))
-    params = vgg.init(vgg.build("vgg11", 0.25, 10, "float32"), key, (8, 8, 1))
+    params = vgg.init(vgg.build("vgg11", 0.03, 10, "float32"), key, (8, 8, 1))
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         assert bool(jnp.all(leaf == 0)) == ("bias" in jax.tree_util.keystr(path))
 
 
-BLOCKS = {"vgg11": (1, 1, 2, 2, 2), "vgg16": (2, 2, 3, 3, 3)}
-
-
-@pytest.mark.parametrize(("name", "size", "norm"), [("vgg16", 28, "none"), ("vgg11", 32, "group")])
-def test_logits_are_those_of_a_vgg_written_with_flaxs_own_layers(name, size, norm):
+@pytest.mark.parametrize("norm", ["none", "group"])
+def test_logits_are_those_of_a_vgg_written_with_flaxs_own_layers(norm):
     """Only the layers differ: flax's `nn.Conv`, `nn.max_pool` and `nn.GroupNorm`, on the same parameters."""
-    model = vgg.build(name, 0.125, 10, "float32", norm)
-    params = vgg.init(model, jax.random.key(0), (size, size, 1))
-    leaves, treedef = jax.tree.flatten(params)
-    moved = [x + (0.01 if x.ndim > 1 else (1 + i % 7) / 10) for i, x in enumerate(leaves)]
-    params = treedef.unflatten(moved)  # no bias is zero, no scale one
-    images = jax.random.randint(jax.random.key(1), (5, size, size, 1), 0, 256, jnp.uint8)
+    model, rng = vgg.build("vgg11", 0.125, 10, "float32", norm), np.random.default_rng(0)
+    shapes = jax.eval_shape(lambda: vgg.init(model, jax.random.key(0), (28, 28, 1)))
+    # No bias is zero, no scale one.
+    draw = lambda x: jnp.asarray(rng.uniform(-1, 1, x.shape) / np.sqrt(np.prod(x.shape[:-1])) * 1.7, jnp.float32)
+    params = jax.tree.map(draw, shapes)
+    images = jnp.asarray(rng.integers(0, 256, (5, 28, 28, 1)), jnp.uint8)
     normalized = itertools.count()
 
     def activated(x):
@@ -57,7 +54,7 @@ def test_logits_are_those_of_a_vgg_written_with_flaxs_own_layers(name, size, nor
 
     x = jax.image.resize(jnp.float32(images) / 255, (5, 32, 32, 1), "linear")
     kernels = (params[f"Conv3x3_{i}"] for i in itertools.count())
-    for count, features in zip(BLOCKS[name], (8, 16, 32, 64, 64), strict=True):
+    for count, features in zip((1, 1, 2, 2, 2), (8, 16, 32, 64, 64), strict=True):
         for _ in range(count):
             x = activated(nn.Conv(features, (3, 3)).apply({"params": next(kernels)}, x))
         x = nn.max_pool(x, (2, 2), (2, 2))
@@ -72,15 +69,6 @@ def test_logits_are_those_of_a_vgg_written_with_flaxs_own_layers(name, size, nor
 @pytest.mark.parametrize(("channels", "groups"), [(64, 32), (32, 16), (12, 4), (205, 1), (2, 1), (1, 1)])
 def test_a_group_has_at_least_two_channels(channels, groups):
     assert vgg.groups(channels) == groups
-
-
-def test_group_norm_changes_no_other_leaf_of_the_start():
-    key = jax.random.key(5)
-    plain, normed = (
-        vgg.init(vgg.build("vgg11", 0.125, 10, "float32", norm), key, (8, 8, 1)) for norm in ("none", "group")
-    )
-    assert len(jax.tree.leaves(normed)) == len(jax.tree.leaves(plain)) + 2 * 10
-    jax.tree.map(np.testing.assert_array_equal, plain, {name: normed[name] for name in plain})
 
 
 def products(precision):

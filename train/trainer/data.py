@@ -155,7 +155,7 @@ def _features(name: str, builder: Any, label: str) -> tuple[str, str]:
     if not label:
         label = "label" if "label" in labels or len(labels) > 1 else labels[0]
     if label not in labels:
-        raise DataError(f"{name}: the label must be one of {', '.join(labels)}; say which as tfds:NAME:LABEL.")
+        raise DataError(f"{name}: the label must be one of {', '.join(sorted(labels))}; say which as tfds:NAME:LABEL.")
     height, width, channels = features[images[0]].shape
     fits = height and width and max(height, width) <= _LARGEST and channels in (1, 3)
     if not fits or features[images[0]].np_dtype != np.uint8:
