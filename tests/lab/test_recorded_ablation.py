@@ -16,6 +16,7 @@ PAGE = (ROOT / "train" / "lab" / "README.md").read_text()
 TEXT, FRONT = " ".join(PAGE.split()), (ROOT / "README.md").read_text()
 COSINE = "schedule=cosine warmup_epochs=0.5"
 DONE = {"softmax": "softmax regression", "mlp": "MLP"}  # cells whose final runs are told of, all along the cosine
+WHOLE = {*((model, COSINE) for model in DONE), ("mlp", ""), ("mlp", "init=he")}
 CHOSEN = [*dict.fromkeys(("momentum", *(arm for arm in studies.ARMS if not arm.startswith("m = ")))), "m = k rms"]
 AT_ONE_RATE = ("momentum", "Gravity", "damping off", "from rest", "from rest, damping off", "Gravity, clipped")
 STARTS = ("momentum", "momentum, V_0's noise", "Gravity", "damping off", "from rest")
@@ -84,6 +85,20 @@ def start_table():
     return markdown(rows)
 
 
+def pooled_table():
+    """Test accuracies of the MLP at a constant rate, and the differences from momentum over all cells that count."""
+    rows = [["", "MLP, Glorot", "MLP, He", "cells", "minus momentum", "p"], ["---", *["---:"] * 5]]
+    for arm in CHOSEN:
+        both = [cell(ARMS, "mlp", settings).loc[arm] for settings in ("", "init=he")]
+        cells = [f"{row['accuracy']:.3f} ± {row['accuracy_sd']:.3f}" for row in both]
+        if arm == "momentum":
+            rows.append([label(arm), *cells, "", "", ""])
+        else:
+            row = POOLED.set_index("arm").loc[arm]
+            rows.append([label(arm), *cells, str(row["cells"]), f"{row['minus_momentum']:+.4f}", f"{row['p_holm']:.2g}"])
+    return markdown(rows)
+
+
 @pytest.mark.parametrize(
     ("name", "made"), [("arms", ablation.cells), ("rates", ablation.rates), ("pooled", ablation.pooled)]
 )
@@ -101,7 +116,7 @@ def test_recorded_runs_are_the_plans_and_hold_no_times():
     assert set(RUNS) <= {trial for comparison in plan for trial in search.known(comparison, RUNS)}
     assert {outcome.seconds for outcome in RUNS.values()} == {None}
     for comparison in plan:
-        if comparison.config.model in DONE and comparison.settings == COSINE:
+        if (comparison.config.model, comparison.settings) in WHOLE:
             assert not search.undecided(comparison, RUNS)
             assert set(search.known(comparison, RUNS)) <= set(RUNS)
 
@@ -109,7 +124,7 @@ def test_recorded_runs_are_the_plans_and_hold_no_times():
 def test_the_tables_of_the_readmes_are_what_was_recorded():
     losses, at_one_rate = rate_table()
     assert losses.shape == (len(AT_ONE_RATE), 7)
-    for made in (at_one_rate, arm_table(), start_table()):
+    for made in (at_one_rate, arm_table(), pooled_table(), start_table()):
         assert made in PAGE
     assert start_table() in FRONT
 
@@ -134,6 +149,16 @@ def test_what_is_said_of_test_accuracies_is_what_was_recorded():
     rate = {arm: row["learning_rate"] * factor(row) for arm, row in mlp.drop(["AdamW", "m = k rms"]).iterrows()}
     lower = {arm for arm, value in rate.items() if value < 0.04}
     assert lower == {"momentum", "Gravity", "damping off", "from rest"}
+
+
+def test_what_is_said_of_all_cells_is_what_was_recorded():
+    constant = ARMS[(ARMS["model"] == "mlp") & (ARMS["settings"] != COSINE)]
+    assert constant["failed"].sum() == 0 and constant["counts"].all() and constant["inside"].all()
+    assert constant["p_holm"].min() > 0.05 and "no difference from momentum is significant in either" in TEXT
+    pooled = POOLED.set_index("arm")
+    assert set(pooled.index[pooled["p_holm"] < 0.05]) == {"AdamW", "from rest, damping off"}
+    assert pooled["cells"].to_dict() == {arm: 5 if arm in STARTS else 4 for arm in pooled.index}
+    assert f"Gravity's {pooled.loc['Gravity', 'minus_momentum']:+.4f} has p = {pooled.loc['Gravity', 'p']:.2f}" in TEXT
 
 
 def test_what_is_said_of_the_start_is_what_was_recorded():

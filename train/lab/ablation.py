@@ -31,7 +31,7 @@ _ORDER = [*dict.fromkeys((BASELINE, *ARMS)), CHOSEN]
 
 def cells(runs: pd.DataFrame) -> pd.DataFrame:
     """A row for each arm of each cell whose final runs are done, momentum's first."""
-    finals = _finals(runs)
+    finals = final_runs(runs)
     if finals.empty:
         return pd.DataFrame(columns=CELL)
     table = (
@@ -72,7 +72,7 @@ def cells(runs: pd.DataFrame) -> pd.DataFrame:
 
 def pooled(runs: pd.DataFrame) -> pd.DataFrame:
     """A row for each arm: its test accuracy minus momentum's over all cells that count."""
-    finals, rows = _finals(runs), []
+    finals, rows = final_runs(runs), []
     for arm in _ORDER[1:]:
         strata = []
         for _, found in finals.groupby("setup"):
@@ -107,7 +107,7 @@ def by_momentums_rate(table: pd.DataFrame) -> pd.DataFrame:
     return wide.rename(columns=lambda rate: f"{rate:.4g}").reset_index()
 
 
-def _finals(runs: pd.DataFrame) -> pd.DataFrame:
+def final_runs(runs: pd.DataFrame) -> pd.DataFrame:
     """The final runs of the arms that are done, by cell and arm, momentum's first; of the factors only the best."""
     kept = []
     for _, found in runs[runs["optimizer"].isin(_ARM_OF)].groupby("setup"):

@@ -21,6 +21,15 @@ PANELS = {
 }
 _FEW_EPOCHS = 20  # below this, ours would be a speck beside 100 epochs on a linear axis
 _DASHES: tuple[Any, ...] = ("--", ":", "-.", (0, (1, 1)), (0, (6, 2, 1, 2, 1, 2)))
+# The arms of the ablation that are drawn: their label, colour, marker and dashes.
+_ARMS: dict[str, tuple[str, str, str, str]] = {
+    "momentum": ("SGD with momentum", "black", "o", "-"),
+    "momentum, V_0's noise": ("momentum, $V_0$'s noise", "dimgray", "s", "--"),
+    "Gravity": ("Gravity", "tab:red", "v", "-"),
+    "damping off": ("Gravity, damping off", "tab:orange", "^", "--"),
+    "from rest": ("Gravity from rest", "tab:blue", "D", ":"),
+    "Gravity, clipped": ("Gravity, clipped", "tab:green", "P", "-."),
+}
 
 
 def draw_cells(found: Results, dataset: str, model: str) -> Any:
@@ -130,6 +139,43 @@ def _draw_test(axes: Any, finals: pd.DataFrame) -> None:
     axes.set_ylim(max(1, len(groups)) - 0.5, -0.5)
     axes.set(xlabel="test accuracy: each seed, and the mean")
     axes.grid(alpha=0.3, axis="x")
+
+
+def draw_ablation(finals: pd.DataFrame, rates: pd.DataFrame) -> Any:
+    """Two of the ablation's findings on the digits, for the front page.
+
+    The MLP's training loss over Gravity's learning rate (along the cosine); each seed's test accuracy of VGG11, by its
+    initial weights (at a constant rate).
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.7), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(1, 1.1))
+    mlp = rates[(rates["model"] == "mlp") & rates["settings"].str.startswith("schedule=cosine")]
+    row, ticks = 0.0, {}
+    for arm, (label, colour, marker, line) in _ARMS.items():
+        losses = mlp[mlp["arm"] == arm].sort_values("momentum_rate")
+        style: dict[str, Any] = {"color": colour, "marker": marker, "linestyle": line, "markersize": 4, "label": label}
+        left.plot(10 * losses["momentum_rate"], losses["loss"], **style)
+    for settings, name in (("", "Glorot"), ("init=he", "He")):
+        right.text(0.01, row - 0.7, f"{name}'s initial weights", fontsize="small", style="italic")
+        for arm, found in finals[(finals["model"] == "vgg11") & (finals["settings"] == settings)].groupby(
+            "arm", sort=False
+        ):
+            label, colour, marker, _ = _ARMS[arm]
+            values = found["test_accuracy"]
+            right.plot(values, np.full(len(values), row), marker, color=colour, alpha=0.6, markersize=5, label=label)
+            right.plot([values.mean()] * 2, [row - 0.35, row + 0.35], color=colour)
+            ticks[row] = label
+            row += 1
+        row += 1
+    left.set(xscale="log", yscale="log", xlabel="Gravity's l (momentum: 10 times its own)", ylabel="training loss, MLP")
+    left.legend(fontsize="small", loc="lower left")
+    right.set_yticks([*ticks], [*ticks.values()], fontsize="small")
+    right.set(xlabel="test accuracy, VGG11: each seed, and the mean", xlim=(0, 1), ylim=(row - 1.2, -1.2))
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+    return figure
 
 
 def points(figure: Any) -> list[dict[str, Any]]:

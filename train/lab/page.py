@@ -231,8 +231,10 @@ def write_comparison(folder: pathlib.Path, outcomes: Outcomes) -> pathlib.Path:
 def write_ablation(folder: pathlib.Path, outcomes: Outcomes) -> pathlib.Path:
     """The report of `compare.py --study ablation`, from its runs."""
     runs, _ = frames.of_comparison(outcomes)
-    arms, rates = ablation.cells(runs), ablation.rates(runs)
-    sections = []
+    arms, rates, finals = ablation.cells(runs), ablation.rates(runs), ablation.final_runs(runs)
+    alt = "Training loss over the learning rate, and test accuracy by initial weights"
+    drawn = _picture("ablation.png", alt, lambda: figures.draw_ablation(finals, rates))
+    sections = [Section("Two findings on the digits", figures=drawn)]
     for key, found in arms.groupby(ablation.CELL, sort=False):
         note = "" if found["counts"].all() else " (momentum fails with some seed: this cell does not count)"
         frame = found.drop(columns=ablation.CELL)
