@@ -85,8 +85,7 @@ class Page:
         return "\n\n".join(parts) + "\n"
 
     def write(self, folder: pathlib.Path) -> pathlib.Path:
-        """All files; the path of the page."""
-        (folder / "report").mkdir(exist_ok=True)
+        """All files, some in report/, which exists; the path of the page."""
         for section in self.sections:
             for picture in section.figures:
                 (folder / "report" / picture.name).write_bytes(picture.content)
@@ -114,6 +113,7 @@ def _picture(name: str, alt: str, draw: Callable[[], Any], dpi: int = 100) -> li
 
 def write_benchmark(found: Results) -> pathlib.Path:
     """The report of `benchmark.py`: our runs beside the published ones, and what has not been run yet."""
+    (found.path / "report").mkdir(exist_ok=True)  # a folder that cannot be written is an error before any long work
     missing, study = tables.missing(found.epochs), tables.study(found.epochs)
     caption = "Validation accuracy after 100 epochs, and its standard deviation over the last 50 (swing)"
     sections = [Section("What was published", tables=[_theirs("published", caption, tables.published_ends())])]
@@ -201,6 +201,7 @@ def agreement(epochs: pd.DataFrame) -> str:
 
 def write_comparison(folder: pathlib.Path, outcomes: Outcomes) -> pathlib.Path:
     """The report of `compare.py`, from its runs."""
+    (folder / "report").mkdir(exist_ok=True)
     runs, epochs = frames.of_comparison(outcomes)
     lines = []
     for _, found in runs.groupby("setup"):
@@ -230,6 +231,7 @@ def write_comparison(folder: pathlib.Path, outcomes: Outcomes) -> pathlib.Path:
 
 def write_ablation(folder: pathlib.Path, outcomes: Outcomes) -> pathlib.Path:
     """The report of `compare.py --study ablation`, from its runs."""
+    (folder / "report").mkdir(exist_ok=True)
     runs, _ = frames.of_comparison(outcomes)
     arms, rates, finals = ablation.cells(runs), ablation.rates(runs), ablation.final_runs(runs)
     alt = "Training loss over the learning rate, and test accuracy by initial weights"
