@@ -95,7 +95,9 @@ def pooled_table():
             rows.append([label(arm), *cells, "", "", ""])
         else:
             row = POOLED.set_index("arm").loc[arm]
-            rows.append([label(arm), *cells, str(row["cells"]), f"{row['minus_momentum']:+.4f}", f"{row['p_holm']:.2g}"])
+            rows.append(
+                [label(arm), *cells, str(row["cells"]), f"{row['minus_momentum']:+.4f}", f"{row['p_holm']:.2g}"]
+            )
     return markdown(rows)
 
 
