@@ -220,17 +220,6 @@ def test_the_abstracts_question_is_answered_with_what_was_recorded():
         assert max(accuracy for accuracy in finals if accuracy) < 0.13
 
 
-def test_the_trainers_table_of_group_norm_is_what_was_recorded():
-    readme = (ROOT / "train" / "README.md").read_text()
-    runs = pd.read_csv(ROOT / "notebooks" / "comparison" / "norm.csv", keep_default_na=False)
-    found = runs.groupby(["optimizer", "epoch", "norm"])["val_accuracy"].agg(["size", "mean", "std"])
-    for optimizer in ("gravity", "adam", "momentum"):
-        rows = [found.loc[optimizer, epoch, norm] for epoch in (5, 25) for norm in ("none", "group")]
-        assert {row["size"] for row in rows} == {5}
-        cells = [f"{row['mean']:.3f} ± {row['std']:.3f}" for row in rows]
-        assert f"| {optimizer} | {' | '.join(cells)} |" in readme
-
-
 def _row(machine, table, dataset, optimizer):
     """The row of a dataset and an optimizer."""
     made = table(FRAMES[machine])
