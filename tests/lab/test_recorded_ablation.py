@@ -6,7 +6,7 @@ import re
 import pandas as pd
 import pytest
 
-from lab import ablation, frames, runs, search, studies
+from lab import ablation, figures, frames, runs, search, studies
 from lab.options import CompareOptions, comparisons
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -96,7 +96,7 @@ def pooled_table():
         else:
             row = POOLED.set_index("arm").loc[arm]
             rows.append(
-                [label(arm), *cells, str(row["cells"]), f"{row['minus_momentum']:+.4f}", f"{row['p_holm']:.2g}"]
+                [label(arm), *cells, f"{row['cells']:.0f}", f"{row['minus_momentum']:+.4f}", f"{row['p_holm']:.2g}"]
             )
     return markdown(rows)
 
@@ -107,6 +107,23 @@ def pooled_table():
 def test_the_tables_are_those_of_the_runs(name, made):
     found = made(frames.of_comparison(RUNS)[0]).reset_index(drop=True)
     pd.testing.assert_frame_equal(table(name), found, check_dtype=False, rtol=1e-5)
+
+
+def test_the_figure_has_the_recorded_values_and_leaves_out_arms_that_it_does_not_draw():
+    runs = frames.of_comparison(RUNS)[0]
+    finals = ablation.final_runs(runs)
+    more = finals[(finals["model"] == "vgg11") & (finals["arm"] == "momentum")].assign(arm="AdamW")
+    left, right = figures.draw_ablation(pd.concat([finals, more]), ablation.rates(runs)).axes
+    losses = rate_table()[0]
+    drawn = {line.get_label(): line for line in left.lines}
+    for arm in ("momentum", "Gravity", "damping off", "from rest", "Gravity, clipped"):
+        x, y = drawn[label(arm)].get_data()
+        shown = dict(zip((x / 10).round(6), y, strict=True))
+        assert all(shown[round(rate, 6)] == pytest.approx(loss, rel=1e-5) for rate, loss in losses.loc[arm].items())
+    seeds = [line.get_xdata() for line in right.lines if not line.get_label().startswith("_")]
+    means = [cell(ARMS, "vgg11", setting)["accuracy"] for setting in ("", "init=he")]
+    assert sorted(float(x.mean()) for x in seeds) == pytest.approx(sorted(pd.concat(means)), abs=1e-5)
+    assert [tick.get_text() for tick in right.get_yticklabels()].count("Gravity") == 2
 
 
 def test_recorded_runs_are_the_plans_and_hold_no_times():

@@ -152,24 +152,26 @@ def draw_ablation(finals: pd.DataFrame, rates: pd.DataFrame) -> Any:
     figure = Figure(figsize=(9, 3.7), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.1))
     mlp = rates[(rates["model"] == "mlp") & rates["settings"].str.startswith("schedule=cosine")]
-    row, ticks = 0.0, {}
+    row, ticks = 0, {}
     for arm, (label, colour, marker, line) in _ARMS.items():
         losses = mlp[mlp["arm"] == arm].sort_values("momentum_rate")
         style: dict[str, Any] = {"color": colour, "marker": marker, "linestyle": line, "markersize": 4, "label": label}
         left.plot(10 * losses["momentum_rate"], losses["loss"], **style)
     for settings, name in (("", "Glorot"), ("init=he", "He")):
         right.text(0.01, row - 0.7, f"{name}'s initial weights", fontsize="small", style="italic")
-        for arm, found in finals[(finals["model"] == "vgg11") & (finals["settings"] == settings)].groupby(
-            "arm", sort=False
-        ):
-            label, colour, marker, _ = _ARMS[arm]
-            values = found["test_accuracy"]
+        vgg11 = finals[(finals["model"] == "vgg11") & (finals["settings"] == settings)]
+        for arm, (label, colour, marker, _) in _ARMS.items():
+            values = vgg11[vgg11["arm"] == arm]["test_accuracy"]
+            if values.empty:
+                continue
             right.plot(values, np.full(len(values), row), marker, color=colour, alpha=0.6, markersize=5, label=label)
             right.plot([values.mean()] * 2, [row - 0.35, row + 0.35], color=colour)
             ticks[row] = label
             row += 1
         row += 1
-    left.set(xscale="log", yscale="log", xlabel="Gravity's l (momentum: 10 times its own)", ylabel="training loss, MLP")
+    left.set(
+        xscale="log", yscale="log", xlabel="Gravity's l; for momentum, ten times its rate", ylabel="training loss, MLP"
+    )
     left.legend(fontsize="small", loc="lower left")
     right.set_yticks([*ticks], [*ticks.values()], fontsize="small")
     right.set(xlabel="test accuracy, VGG11: each seed, and the mean", xlim=(0, 1), ylim=(row - 1.2, -1.2))
