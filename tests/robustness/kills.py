@@ -28,11 +28,16 @@ FLAGS = ("--width", 0.1, "--epochs", EPOCHS)
 WAIT = {"start": 4.0, "anywhere": 1.0, "checkpoint": 0.05, "history": 0.02}
 
 
+def unfinished(workdir):
+    """Whether a checkpoint is being written."""
+    return any((workdir / "checkpoints").glob("*tmp*"))
+
+
 def killed(kind, workdir, rng, flags):
     """Whether a run was killed at a random moment of this kind, rather than faster."""
     after = rng.randrange(EPOCHS - 3)  # rows of the history
     has_rows = lambda: processes.rows(workdir) >= after
-    ready = {"start": workdir.exists, "checkpoint": lambda: has_rows() and processes.unfinished(workdir)}
+    ready = {"start": workdir.exists, "checkpoint": lambda: has_rows() and unfinished(workdir)}
     process = processes.start(*flags)
     if processes.wait_for(process, ready.get(kind, has_rows)):
         time.sleep(rng.uniform(0, WAIT[kind]))
@@ -44,7 +49,7 @@ def kill_and_resume(kind, workdir, whole, rng):
     flags = (*FLAGS, "--workdir", workdir, "--resume")
     if not killed(kind, workdir, rng, flags) or (kind == "start" and processes.rows(workdir)):
         return None, "it was faster"
-    rows, left, writing = processes.rows(workdir), processes.whole(workdir), processes.unfinished(workdir)
+    rows, left, writing = processes.rows(workdir), processes.whole(workdir), unfinished(workdir)
     assert rows <= EPOCHS - 3, f"only {EPOCHS - rows} epochs were to go"
     out = processes.finish(processes.start(*flags))
     wrong = processes.differences(processes.result(workdir), whole)
