@@ -14,7 +14,7 @@ from typing import Any
 import jinja2
 import pandas as pd
 
-from lab import ablation, evidence, figures, frames, published, tables
+from lab import arms, evidence, figures, frames, published, tables
 from lab.figures import OPTIMIZER_NAMES
 from lab.frames import DATASET_NAMES, MODEL_NAMES, Results
 from lab.runs import Outcomes
@@ -233,26 +233,26 @@ def write_ablation(folder: pathlib.Path, outcomes: Outcomes) -> pathlib.Path:
     """The report of `compare.py --study ablation`, from its runs."""
     (folder / "report").mkdir(exist_ok=True)
     runs, _ = frames.of_comparison(outcomes)
-    arms, rates, finals = ablation.cells(runs), ablation.rates(runs), ablation.final_runs(runs)
+    table, rates, finals = arms.cells(runs), arms.rates(runs), arms.final_runs(runs)
     alt = "Training loss over the learning rate, and test accuracy by initial weights"
     drawn = _picture("ablation.png", alt, lambda: figures.draw_ablation(finals, rates))
     sections = [Section("Two findings on the digits", figures=drawn)]
-    for key, found in arms.groupby(ablation.CELL, sort=False):
+    for key, found in table.groupby(arms.CELL, sort=False):
         note = "" if found["counts"].all() else " (momentum fails with some seed: this cell does not count)"
-        frame = found.drop(columns=ablation.CELL)
+        frame = found.drop(columns=arms.CELL)
         sections.append(Section(_cell(key) + note, tables=[Table("", "Each arm beside momentum", frame)]))
-    pooled = Table("pooled", "Each arm over all cells", ablation.pooled(runs))
+    pooled = Table("pooled", "Each arm over all cells", arms.pooled(runs))
     losses = "Training loss after the last epoch, by momentum's rate or its counterpart (seeds 0, 1, 2)"
-    by_rate = rates.groupby(ablation.CELL, sort=False)
-    curves = [Table("", _cell(key), ablation.by_momentums_rate(found)) for key, found in by_rate]
+    by_rate = rates.groupby(arms.CELL, sort=False)
+    curves = [Table("", _cell(key), arms.by_momentums_rate(found)) for key, found in by_rate]
     whole = [
-        Table("arms", "All of arms.csv", arms, folded=True),
+        Table("arms", "All of arms.csv", table, folded=True),
         Table("rates", "All of rates.csv", rates, folded=True),
     ]
     sections.append(Section("All cells that count", tables=[pooled]))
     sections.append(Section(losses, tables=curves))
     sections.append(Section("The same as files", tables=whole))
-    introduction = [" ".join(text.split()) for text in (ablation.__doc__ or "").split("\n\n")[1:]]
+    introduction = [" ".join(text.split()) for text in (arms.__doc__ or "").split("\n\n")[1:]]
     return Page("Which parts of Gravity matter?", introduction, sections).write(folder)
 
 

@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 from sklearn.linear_model import LogisticRegression
 
-from lab import ablation, frames, inference, page, studies
+from lab import arms, frames, inference, page, studies
 from lab.laboratory import split
 from lab.options import CompareOptions, comparisons, label_of
 from lab.runs import Outcome, Trial
@@ -45,7 +45,7 @@ def outcome(*accuracies, test=None, losses=(2.0, 1.0, 0.5)):
 
 
 def rows(found):
-    return {row["arm"]: row for row in ablation.cells(frames.of_comparison(found)[0]).to_dict("records")}
+    return {row["arm"]: row for row in arms.cells(frames.of_comparison(found)[0]).to_dict("records")}
 
 
 # The plan
@@ -175,13 +175,13 @@ def test_a_row_has_loss_accuracy_steps_and_failures():
 
 def test_a_cell_counts_only_where_momentum_trains_with_every_seed():
     found, _ = frames.of_comparison(study() | study(settings="", lost=("momentum",)))
-    table = ablation.cells(found)
+    table = arms.cells(found)
     assert dict(zip(table["settings"], table["counts"], strict=True)) == {COSINE: True, "": False}
-    pooled = {row["arm"]: row for row in ablation.pooled(found).to_dict("records")}
+    pooled = {row["arm"]: row for row in arms.pooled(found).to_dict("records")}
     assert {row["cells"] for row in pooled.values()} == {1}
     assert pooled["from rest"]["minus_momentum"] == pytest.approx(0.915 - 0.954)
     both, _ = frames.of_comparison(study() | study(settings=""))
-    pooled = {row["arm"]: row for row in ablation.pooled(both).to_dict("records")}
+    pooled = {row["arm"]: row for row in arms.pooled(both).to_dict("records")}
     assert (pooled["Gravity"]["cells"], pooled["Gravity"]["runs"]) == (2, 8)
     assert pooled["from rest"]["p_holm"] < 0.01 < pooled["Gravity"]["p_holm"]
 
@@ -189,7 +189,7 @@ def test_a_cell_counts_only_where_momentum_trains_with_every_seed():
 def test_of_the_factors_the_one_with_the_best_search_is_taken():
     found = study(TEST | {"m = 1 rms": (0.8,) * 4, "m = 10 rms": (0.9,) * 4})
     got = rows(found)
-    assert got[ablation.CHOSEN]["entrant"].endswith("max_step_grad_factor 10.0")
+    assert got[arms.CHOSEN]["entrant"].endswith("max_step_grad_factor 10.0")
     assert not [arm for arm in got if arm.startswith("m = 1")]
 
 

@@ -6,7 +6,7 @@ import re
 import pandas as pd
 import pytest
 
-from lab import ablation, figures, frames, runs, search, studies
+from lab import arms, figures, frames, runs, search, studies
 from lab.options import CompareOptions, comparisons
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -102,7 +102,7 @@ def pooled_table():
 
 
 @pytest.mark.parametrize(
-    ("name", "made"), [("arms", ablation.cells), ("rates", ablation.rates), ("pooled", ablation.pooled)]
+    ("name", "made"), [("arms", arms.cells), ("rates", arms.rates), ("pooled", arms.pooled)]
 )
 def test_the_tables_are_those_of_the_runs(name, made):
     found = made(frames.of_comparison(RUNS)[0]).reset_index(drop=True)
@@ -111,9 +111,9 @@ def test_the_tables_are_those_of_the_runs(name, made):
 
 def test_the_figure_has_the_recorded_values_and_leaves_out_arms_that_it_does_not_draw():
     runs = frames.of_comparison(RUNS)[0]
-    finals = ablation.final_runs(runs)
+    finals = arms.final_runs(runs)
     more = finals[(finals["model"] == "vgg11") & (finals["arm"] == "momentum")].assign(arm="AdamW")
-    left, right = figures.draw_ablation(pd.concat([finals, more]), ablation.rates(runs)).axes
+    left, right = figures.draw_ablation(pd.concat([finals, more]), arms.rates(runs)).axes
     losses = rate_table()[0]
     drawn = {line.get_label(): line for line in left.lines}
     for arm in ("momentum", "Gravity", "damping off", "from rest", "Gravity, clipped"):
