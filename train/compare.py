@@ -41,8 +41,9 @@ def compare(options: CompareOptions) -> int:
     if outcomes := worker.outcomes():
         from lab import page
 
-        report = page.write_ablation if options.study == "ablation" else page.write_comparison
-        log.info(f"the report is {report(folder, outcomes)}")
+        name = options.study
+        report = page.write_study(folder, outcomes, name) if name else page.write_comparison(folder, outcomes)
+        log.info(f"the report is {report}")
     elif options.report_only:
         raise UsageError(f"--workdir is {folder}, where runs.csv has no run to report on yet: leave --report out.")
     return code

@@ -1,4 +1,4 @@
-"""The ablation: its plan, its statistics beside SciPy's and values by hand, and its tables."""
+"""The studies: their plans, their statistics beside SciPy's and values by hand, and their tables."""
 
 import dataclasses
 import itertools
@@ -29,7 +29,7 @@ def study(test=TEST, model="mlp", settings=COSINE, lost=()):
     """Runs of a cell: the search has three rates, the middle one best; `lost` are arms whose first run fails."""
     found = {}
     for arm, accuracies in test.items():
-        name = label_of(studies.ARMS[arm])
+        name = label_of(studies.ARMS[arm][0])
         trial = Trial("digits", model, name, 0.1, 0, "search", 3, 0.125, 32, None, settings)
         for rate, score in ((0.01, 0.5), (0.1, 0.7 + 0.01 * len(arm)), (1.0, 0.6)):
             found[trial._replace(learning_rate=rate)] = outcome(0.2, 0.3, score)
@@ -45,7 +45,7 @@ def outcome(*accuracies, test=None, losses=(2.0, 1.0, 0.5)):
 
 
 def rows(found):
-    return {row["arm"]: row for row in arms.cells(frames.of_comparison(found)[0]).to_dict("records")}
+    return {row["arm"]: row for row in arms.cells(frames.of_comparison(found)[0], studies.ARMS).to_dict("records")}
 
 
 # The plan
@@ -64,7 +64,7 @@ def test_every_arm_setting_and_schedule_meets_every_workload_once():
         assert len(comparison.seeds) == (10 if config.dataset == "digits" else 5)
         assert (config.limit, config.width) == (None if config.dataset == "digits" else 15_000, 0.125)
     assert len(cells) == 2 + 3 * 2 * 3
-    assert all(names == {label_of(text) for text in studies.ARMS.values()} for names in cells.values())
+    assert all(names == {*studies.entrants_of(studies.ARMS)} for names in cells.values())
     assert len([c for c in plan if c.config.dataset == "digits"]) == len(
         studies.expanded(CompareOptions("unused", study="ablation"))
     )
@@ -80,7 +80,7 @@ def test_the_noise_of_momentum_is_what_v0_adds_to_a_weight_in_all():
             weight *= (0.9 * t + 1) / (t + 2)
             total += weight * (min(1, k / warmup) if warmup else 1)
         added[warmup] = total
-    assert studies.ARMS["momentum, V_0's noise"].endswith(f"={0.01 * added[0]:.4f}")
+    assert studies.ARMS["momentum, V_0's noise"][0].endswith(f"={0.01 * added[0]:.4f}")
     assert f"normal noise of {added[0]:.2f} alpha" in " ".join(studies.__doc__.split())
     assert f"{added[20]:.1f} alpha remain" in " ".join(studies.__doc__.split())
 
@@ -92,13 +92,19 @@ def test_a_flag_that_the_study_sets_is_refused_beside_it():
 
 @pytest.mark.parametrize(
     ("study", "datasets", "runs"),
-    [("width", ("digits", "cifar10"), 551), ("baselines", ("cifar10", "cifar100_fine"), 240)],
+    [
+        ("width", ("digits", "cifar10"), 551),
+        ("baselines", ("cifar10",), 200),
+        ("baselines-gpu", ("cifar10", "cifar100_fine"), 240),
+    ],
 )
 def test_the_other_studies_have_as_many_runs_as_they_say(study, datasets, runs):
     options = CompareOptions("unused", study=study, datasets=datasets)
     plan = [c for flags in studies.expanded(options) for c in comparisons(flags)]
     assert runs == sum(len(c.entrants) * (c.candidates * len(c.search_seeds) + len(c.seeds)) for c in plan)
-    assert study == "width" or f"{runs} runs" in studies.__doc__
+    assert study != "baselines-gpu" or f"{runs} runs" in studies.__doc__
+    known = studies.entrants_of(studies.STUDIES[study].arms)
+    assert {name for c in plan for name in c.entrants} == known.keys()
     with pytest.raises(UsageError, match=rf"--datasets is mnist, on which --study {study} has nothing; it has "):
         studies.expanded(dataclasses.replace(options, datasets=("mnist",)))
 
@@ -107,8 +113,7 @@ def test_an_alpha_in_proportion_keeps_full_widths_ratio_to_glorots_weights():
     for width in studies.WIDTHS["vgg16"]:
         fan = 9 * 512 * width  # of each side of a wide convolution
         deviation = (2 / (fan + fan)) ** 0.5
-        assert studies.alphas(width)[-1] / deviation == pytest.approx(0.01 / (1 / (9 * 512)) ** 0.5, rel=5e-3)
-    assert studies.alphas(1.0) == (0.01,)
+        assert studies.scaled_alpha(width) / deviation == pytest.approx(0.01 / (1 / (9 * 512)) ** 0.5, rel=5e-3)
 
 
 def test_a_line_separates_the_digits_so_that_the_least_loss_of_softmax_regression_is_0():
@@ -175,22 +180,27 @@ def test_a_row_has_loss_accuracy_steps_and_failures():
 
 def test_a_cell_counts_only_where_momentum_trains_with_every_seed():
     found, _ = frames.of_comparison(study() | study(settings="", lost=("momentum",)))
-    table = arms.cells(found)
+    table = arms.cells(found, studies.ARMS)
     assert dict(zip(table["settings"], table["counts"], strict=True)) == {COSINE: True, "": False}
-    pooled = {row["arm"]: row for row in arms.pooled(found).to_dict("records")}
+    pooled = {row["arm"]: row for row in arms.pooled(found, studies.ARMS).to_dict("records")}
     assert {row["cells"] for row in pooled.values()} == {1}
     assert pooled["from rest"]["minus_momentum"] == pytest.approx(0.915 - 0.954)
     both, _ = frames.of_comparison(study() | study(settings=""))
-    pooled = {row["arm"]: row for row in arms.pooled(both).to_dict("records")}
+    pooled = {row["arm"]: row for row in arms.pooled(both, studies.ARMS).to_dict("records")}
     assert (pooled["Gravity"]["cells"], pooled["Gravity"]["runs"]) == (2, 8)
     assert pooled["from rest"]["p_holm"] < 0.01 < pooled["Gravity"]["p_holm"]
 
 
-def test_of_the_factors_the_one_with_the_best_search_is_taken():
-    found = study(TEST | {"m = 1 rms": (0.8,) * 4, "m = 10 rms": (0.9,) * 4})
-    got = rows(found)
-    assert got[arms.CHOSEN]["entrant"].endswith("max_step_grad_factor 10.0")
-    assert not [arm for arm in got if arm.startswith("m = 1")]
+def test_of_an_arm_with_several_entrants_the_one_with_the_best_search_is_taken():
+    found = study()
+    for text, best in zip(studies.ARMS["m = k rms"], (0.8, 0.95, 0.9), strict=True):
+        trial = Trial("digits", "mlp", label_of(text), 0.1, 0, "search", 3, 0.125, 32, None, COSINE)
+        for rate, score in ((0.01, 0.5), (0.1, best), (1.0, 0.6)):
+            found[trial._replace(learning_rate=rate)] = outcome(0.2, 0.3, score)
+        for seed in range(4):
+            found[trial._replace(part="final", seed=100 + seed)] = outcome(0.5, 0.9, 0.9, test=0.9)
+    row = rows(found)["m = k rms"]
+    assert (row["entrant"], row["seeds"]) == ("gravity, max_step_grad rms, max_step_grad_factor 3.0", 4)
 
 
 def test_an_arm_whose_runs_are_not_done_has_no_row():
@@ -203,10 +213,10 @@ def test_an_arm_whose_runs_are_not_done_has_no_row():
 
 def test_the_report_holds_the_tables(tmp_path):
     found = study() | study(model="softmax", settings="", lost=("momentum",))
-    page.write_ablation(tmp_path, found)
+    page.write_study(tmp_path, found, "ablation")
     text = (tmp_path / "report.md").read_text()
-    assert "## digits, mlp, schedule=cosine warmup_epochs=0.5\n" in text
-    assert "## digits, softmax, as in the paper (momentum fails with some seed: this cell does not count)" in text
+    assert "## digits, mlp x 0.125, schedule=cosine warmup_epochs=0.5\n" in text
+    assert "## digits, softmax x 0.125, as in the paper (momentum fails with some seed: " in text
     assert "\n| arm | 0.001 | 0.01 | 0.1 | 1 |\n" in text and "\n| Gravity | 0.5 | 0.5 | 0.5 |  |\n" in text
     for name, count in (("arms", 6), ("pooled", 2), ("rates", 18)):
         assert len(pd.read_csv(tmp_path / "report" / f"{name}.csv")) == count

@@ -17,7 +17,7 @@ TEXT, FRONT = " ".join(PAGE.split()), (ROOT / "README.md").read_text()
 COSINE = "schedule=cosine warmup_epochs=0.5"
 DONE = {"softmax": "softmax regression", "mlp": "MLP"}  # cells whose final runs are told of, all along the cosine
 WHOLE = {*((model, COSINE) for model in DONE), ("mlp", ""), ("mlp", "init=he")}
-CHOSEN = [*dict.fromkeys(("momentum", *(arm for arm in studies.ARMS if not arm.startswith("m = ")))), "m = k rms"]
+CHOSEN = [*dict.fromkeys(("momentum", *studies.ARMS))]
 AT_ONE_RATE = ("momentum", "Gravity", "damping off", "from rest", "from rest, damping off", "Gravity, clipped")
 STARTS = ("momentum", "momentum, V_0's noise", "Gravity", "damping off", "from rest")
 LABELS = {"Gravity": "Gravity", "momentum": "SGD with momentum", "from rest": "Gravity from rest"} | {
@@ -101,19 +101,17 @@ def pooled_table():
     return markdown(rows)
 
 
-@pytest.mark.parametrize(
-    ("name", "made"), [("arms", arms.cells), ("rates", arms.rates), ("pooled", arms.pooled)]
-)
+@pytest.mark.parametrize(("name", "made"), [("arms", arms.cells), ("rates", arms.rates), ("pooled", arms.pooled)])
 def test_the_tables_are_those_of_the_runs(name, made):
-    found = made(frames.of_comparison(RUNS)[0]).reset_index(drop=True)
+    found = made(frames.of_comparison(RUNS)[0], studies.ARMS).reset_index(drop=True)
     pd.testing.assert_frame_equal(table(name), found, check_dtype=False, rtol=1e-5)
 
 
 def test_the_figure_has_the_recorded_values_and_leaves_out_arms_that_it_does_not_draw():
     runs = frames.of_comparison(RUNS)[0]
-    finals = arms.final_runs(runs)
+    finals = arms.final_runs(runs, studies.ARMS)
     more = finals[(finals["model"] == "vgg11") & (finals["arm"] == "momentum")].assign(arm="AdamW")
-    left, right = figures.draw_ablation(pd.concat([finals, more]), arms.rates(runs)).axes
+    left, right = figures.draw_ablation(pd.concat([finals, more]), arms.rates(runs, studies.ARMS)).axes
     losses = rate_table()[0]
     drawn = {line.get_label(): line for line in left.lines}
     for arm in ("momentum", "Gravity", "damping off", "from rest", "Gravity, clipped"):

@@ -1,15 +1,15 @@
-"""What the ablation's runs say: each arm beside SGD with momentum, with statistics for few seeds.
+"""What a study's runs say: each arm beside SGD with momentum, with statistics for few seeds.
 
 A cell is a workload, a setting of the network and a schedule. In each, an arm's final runs at its best learning rate
 are compared with momentum's at its own, by test accuracy: Welch's t test, its p values corrected by Holm's method over
 the cell's arms, and two one-sided Welch tests of equivalence within MARGIN. Over all cells that count, an arm has one
 permutation test, in which runs change places within their cell only. A cell counts where momentum trains with every
-seed: elsewhere it is the start that is compared. Of the arms `m = k rms`, the k with the best search is taken, as it is
-with learning rates.
+seed: elsewhere it is the start that is compared. Of an arm with several entrants (factors of m, weight decays), the one
+with the best search is taken, as it is with learning rates.
 
-The seeds' spread does not hold what the search may choose: on 143 held-out digits it can take a rate half a decade
-beside the best, for one arm and not for another, and p does not know. So the search's training losses stand beside, at
-all rates, where momentum's counterpart of Gravity's l is l (1 - beta).
+The seeds' spread does not hold what the search may choose: on few held-out pictures (143 of the digits) it can take a
+rate half a decade beside the best, for one arm and not for another, and p does not know. So the search's training
+losses stand beside, at all rates, where momentum's counterpart of Gravity's l is l (1 - beta).
 """
 
 import numpy as np
@@ -17,21 +17,17 @@ import pandas as pd
 from scipy import stats
 
 from lab.inference import CONFIDENCE, holm, permutation_test, welch
-from lab.options import label_of
 from lab.rules import RULES
-from lab.studies import ARMS
+from lab.studies import Arms, entrants_of
 
-BASELINE, CHOSEN = "momentum", "m = k rms"
+BASELINE = "momentum"
 BETA = 0.9  # Gravity's, in every arm
-CELL = ["dataset", "model", "settings"]
-_ARM_OF = {label_of(text): arm for arm, text in ARMS.items()}
-_FACTORS = [arm for arm in ARMS if arm.startswith("m = ")]
-_ORDER = [*dict.fromkeys((BASELINE, *ARMS)), CHOSEN]
+CELL = ["dataset", "model", "width", "settings"]
 
 
-def cells(runs: pd.DataFrame) -> pd.DataFrame:
+def cells(runs: pd.DataFrame, arms: Arms) -> pd.DataFrame:
     """A row for each arm of each cell whose final runs are done, momentum's first."""
-    finals = final_runs(runs)
+    finals = final_runs(runs, arms)
     if finals.empty:
         return pd.DataFrame(columns=CELL)
     table = (
@@ -70,10 +66,10 @@ def cells(runs: pd.DataFrame) -> pd.DataFrame:
     return table.drop(columns="setup")
 
 
-def pooled(runs: pd.DataFrame) -> pd.DataFrame:
+def pooled(runs: pd.DataFrame, arms: Arms) -> pd.DataFrame:
     """A row for each arm: its test accuracy minus momentum's over all cells that count."""
-    finals, rows = final_runs(runs), []
-    for arm in _ORDER[1:]:
+    finals, rows = final_runs(runs, arms), []
+    for arm in _ordered(arms)[1:]:
         strata = []
         for _, found in finals.groupby("setup"):
             ours, theirs = (found[found["arm"] == name] for name in (arm, BASELINE))
@@ -87,51 +83,57 @@ def pooled(runs: pd.DataFrame) -> pd.DataFrame:
     return table.assign(p_holm=holm(table["p"])) if rows else table
 
 
-def rates(runs: pd.DataFrame) -> pd.DataFrame:
-    """A row for each arm and learning rate of a cell's search: training loss after the last epoch."""
-    search = runs[(runs["part"] == "search") & runs["optimizer"].isin(_ARM_OF)]
-    found = search.groupby(["setup", "entrant", *CELL, "optimizer", "learning_rate"])
+def rates(runs: pd.DataFrame, arms: Arms) -> pd.DataFrame:
+    """A row for each entrant and learning rate of a cell's search: training loss after the last epoch."""
+    search = _known(runs, arms).query("part == 'search'")
+    found = search.groupby(["setup", "entrant", *CELL, "arm", "optimizer", "learning_rate"])
     columns = {"seeds": ("loss", "size"), "loss": ("loss", "mean"), "loss_sd": ("loss", "std")}
     table = found.agg(**columns, validation_accuracy=("validation_accuracy", "mean")).reset_index()
     gravitys = table["optimizer"].str.startswith("gravity")
     momentums = (table["learning_rate"] * (1 - BETA)).map(lambda rate: float(f"{rate:.4g}"))
     table["momentum_rate"] = momentums.where(gravitys, table["learning_rate"])
-    table["arm"] = table["optimizer"].map(_ARM_OF)
+    several = table["arm"].map(lambda arm: len(arms[arm]) > 1)
+    table["arm"] = table["arm"].where(~several, table["optimizer"])
     return table[[*CELL, "arm", "momentum_rate", "learning_rate", *columns, "validation_accuracy"]]
 
 
 def by_momentums_rate(table: pd.DataFrame) -> pd.DataFrame:
-    """One cell of `rates` with a column for each rate of momentum. AdamW's rates mean something else."""
-    there = table[table["arm"] != "AdamW"]
+    """One cell of `rates` with a column for each rate of momentum. Adam's and RMSProp's rates mean something else."""
+    there = table[~table["arm"].str.startswith(("adam", "AdamW", "rmsprop"))]
     wide = there.pivot(index="arm", columns="momentum_rate", values="loss").reindex(dict.fromkeys(there["arm"]))
     return wide.rename(columns=lambda rate: f"{rate:.4g}").reset_index()
 
 
-def final_runs(runs: pd.DataFrame) -> pd.DataFrame:
-    """The final runs of the arms that are done, by cell and arm, momentum's first; of the factors only the best."""
-    kept = []
-    for _, found in runs[runs["optimizer"].isin(_ARM_OF)].groupby("setup"):
+def final_runs(runs: pd.DataFrame, arms: Arms) -> pd.DataFrame:
+    """The final runs of the arms that are done, by cell and arm, momentum's first; of each arm the best entrant's."""
+    kept, order = [], _ordered(arms)
+    for _, found in _known(runs, arms).groupby("setup"):
         search, finals = found[found["part"] == "search"], found[found["chosen"]]
         counts = finals["optimizer"].value_counts()
-        arms = {name: _ARM_OF[name] for name in counts[counts == counts.max()].index}
-        if BASELINE not in arms.values():
+        finals = finals[finals["optimizer"].isin(counts[counts == counts.max()].index)]
+        if BASELINE not in set(finals["arm"]):
             continue
+        scores = search.groupby(["optimizer", "learning_rate"])["validation_accuracy"].mean().groupby("optimizer").max()
+        best = scores.reindex(finals["optimizer"].unique()).groupby(entrants_of(arms)).idxmax()
+        finals = finals[finals["optimizer"] == finals["arm"].map(best)]
         tried = search.groupby("optimizer")["learning_rate"].agg(["min", "max"])
-        scores = search.groupby(["optimizer", "learning_rate"])["validation_accuracy"].mean()
-        factors = sorted((name for name in arms if arms[name] in _FACTORS), key=lambda n: _FACTORS.index(arms[n]))
-        if factors:
-            arms[max(factors, key=lambda name: scores[name].max())] = CHOSEN
-        arms = {name: arm for name, arm in arms.items() if arm not in _FACTORS}
-        finals = finals[finals["optimizer"].isin(arms)]
         lowest, highest = (finals["optimizer"].map(tried[end]) for end in ("min", "max"))
         rate, first = finals["learning_rate"], finals.iloc[0]
         steps = np.ceil(first["training_pictures"] / first["batch_size"])
         finals = finals.assign(
-            arm=finals["optimizer"].map(arms),
             inside=(lowest < rate) & (rate < highest),
             target=RULES[first["dataset"]].target,
             steps_to_target=steps * finals["reached"],
             failed=finals["at_chance"] | finals["diverged"],
         )
-        kept.append(finals.sort_values("arm", key=lambda arm: arm.map(_ORDER.index), kind="stable"))
+        kept.append(finals.sort_values("arm", key=lambda arm: arm.map(order.index), kind="stable"))
     return pd.concat(kept) if kept else pd.DataFrame(columns=["setup", "arm"])
+
+
+def _known(runs: pd.DataFrame, arms: Arms) -> pd.DataFrame:
+    """The runs of the arms, with the name of each one's."""
+    return runs.assign(arm=runs["optimizer"].map(entrants_of(arms))).dropna(subset="arm")
+
+
+def _ordered(arms: Arms) -> list[str]:
+    return [*dict.fromkeys((BASELINE, *arms))]

@@ -1,6 +1,6 @@
 """A report: one self-contained page (report.html), the same as Markdown (report.md), its tables and figures as files.
 
-`write_benchmark`, `write_comparison` and `write_ablation` say what is on the page of each kind.
+`write_benchmark`, `write_comparison` and `write_study` say what is on the page of each kind.
 """
 
 import base64
@@ -18,6 +18,7 @@ from lab import arms, evidence, figures, frames, published, tables
 from lab.figures import OPTIMIZER_NAMES
 from lab.frames import DATASET_NAMES, MODEL_NAMES, Results
 from lab.runs import Outcomes
+from lab.studies import STUDIES
 from trainer import pictures
 
 
@@ -229,20 +230,25 @@ def write_comparison(folder: pathlib.Path, outcomes: Outcomes) -> pathlib.Path:
     return Page("Optimizers, each at its best learning rate", [introduction], sections).write(folder)
 
 
-def write_ablation(folder: pathlib.Path, outcomes: Outcomes) -> pathlib.Path:
-    """The report of `compare.py --study ablation`, from its runs."""
+def write_study(folder: pathlib.Path, outcomes: Outcomes, name: str) -> pathlib.Path:
+    """The report of `compare.py --study NAME`, from its runs."""
     (folder / "report").mkdir(exist_ok=True)
-    runs, _ = frames.of_comparison(outcomes)
-    table, rates, finals = arms.cells(runs), arms.rates(runs), arms.final_runs(runs)
-    alt = "Training loss over the learning rate, and test accuracy by initial weights"
-    drawn = _picture("ablation.png", alt, lambda: figures.draw_ablation(finals, rates))
-    sections = [Section("Two findings on the digits", figures=drawn)]
+    runs, epochs = frames.of_comparison(outcomes)
+    study = STUDIES[name]
+    table, rates = arms.cells(runs, study.arms), arms.rates(runs, study.arms)
+    if name == "ablation":
+        alt = "Training loss over the learning rate, and test accuracy by initial weights"
+        drawn = _picture("ablation.png", alt, lambda: figures.draw_ablation(arms.final_runs(runs, study.arms), rates))
+    else:
+        alt = "Accuracy over learning rate, over epochs, and on the test set"
+        drawn = _picture(f"{name}.png", alt, lambda: figures.draw_comparison(runs, epochs), dpi=80)
+    sections = [Section("In pictures", figures=drawn)]
     for key, found in table.groupby(arms.CELL, sort=False):
         note = "" if found["counts"].all() else " (momentum fails with some seed: this cell does not count)"
         frame = found.drop(columns=arms.CELL)
         sections.append(Section(_cell(key) + note, tables=[Table("", "Each arm beside momentum", frame)]))
-    pooled = Table("pooled", "Each arm over all cells", arms.pooled(runs))
-    losses = "Training loss after the last epoch, by momentum's rate or its counterpart (seeds 0, 1, 2)"
+    pooled = Table("pooled", "Each arm over all cells", arms.pooled(runs, study.arms))
+    losses = "Training loss after the last epoch, by momentum's rate or its counterpart (the search's seeds)"
     by_rate = rates.groupby(arms.CELL, sort=False)
     curves = [Table("", _cell(key), arms.by_momentums_rate(found)) for key, found in by_rate]
     whole = [
@@ -253,8 +259,9 @@ def write_ablation(folder: pathlib.Path, outcomes: Outcomes) -> pathlib.Path:
     sections.append(Section(losses, tables=curves))
     sections.append(Section("The same as files", tables=whole))
     introduction = [" ".join(text.split()) for text in (arms.__doc__ or "").split("\n\n")[1:]]
-    return Page("Which parts of Gravity matter?", introduction, sections).write(folder)
+    return Page(study.title, introduction, sections).write(folder)
 
 
-def _cell(key: tuple[str, ...]) -> str:
-    return f"{key[0]}, {key[1]}, {key[2] or 'as in the paper'}"
+def _cell(key: tuple[Any, ...]) -> str:
+    dataset, model, width, settings = key
+    return f"{dataset}, {model} x {width:g}, {settings or 'as in the paper'}"

@@ -17,34 +17,39 @@ that keeps full width's ratio to the weights, at the paper's other settings, con
 with momentum and Gravity from rest below and He's weights above. Rates are three, since the paper's is known.
 
 **baselines: who is best where all train?** He's weights, group norm, random crops and mirror images, a cosine with a
-warm-up, each optimizer with two values of weight decay: 240 runs that need a GPU. Before the first
-run, a pilot on that card should check the width and the epochs: momentum must reach 0.85 on CIFAR-10.
+warm-up, each optimizer with two values of weight decay. For two CPU cores (about an hour): VGG11 at an eighth of its
+width, 4 epochs of 7,500 pictures of CIFAR-10. In a pilot, momentum at the trainer's rate had a validation accuracy of
+0.46 after 5 epochs of 10,000 and still rose; the size is what fits the hour. Each entrant has five rates and up to four
+more until the best lies inside.
+
+**baselines-gpu: the same at half of VGG16's width**, 20 epochs of CIFAR-10 and CIFAR-100 (fine): 240 runs that need a
+GPU. Before the first, a pilot on that card should check the width and the epochs: momentum must reach 0.85 on CIFAR-10.
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from lab.options import CompareOptions
+from lab.options import CompareOptions, label_of
 from trainer.config import UsageError, flag
 
-MAIN_ARMS = {
-    "Gravity": "gravity",
-    "momentum": "momentum",
-    "momentum, V_0's noise": "momentum:init_noise=0.0283",
-    "from rest": "gravity:alpha=0",
-    "damping off": "gravity:max_step_grad=none",
+Arms = Mapping[str, tuple[str, ...]]  # by name: the entrants of which the best in the search counts
+
+MAIN_ARMS: Arms = {
+    "Gravity": ("gravity",),
+    "momentum": ("momentum",),
+    "momentum, V_0's noise": ("momentum:init_noise=0.0283",),
+    "from rest": ("gravity:alpha=0",),
+    "damping off": ("gravity:max_step_grad=none",),
 }
-OTHER_ARMS = {
-    "from rest, damping off": "gravity:alpha=0,max_step_grad=none",
-    "momentum, clipped": "momentum:clip_norm=1",
-    "Gravity, clipped": "gravity:clip_norm=1",
-    "AdamW": "adam:weight_decay=0.01",
-    "m = 1 rms": "gravity:max_step_grad=rms,max_step_grad_factor=1",
-    "m = 3 rms": "gravity:max_step_grad=rms,max_step_grad_factor=3",
-    "m = 10 rms": "gravity:max_step_grad=rms,max_step_grad_factor=10",
+OTHER_ARMS: Arms = {
+    "from rest, damping off": ("gravity:alpha=0,max_step_grad=none",),
+    "momentum, clipped": ("momentum:clip_norm=1",),
+    "Gravity, clipped": ("gravity:clip_norm=1",),
+    "AdamW": ("adam:weight_decay=0.01",),
+    "m = k rms": tuple(f"gravity:max_step_grad=rms,max_step_grad_factor={k}" for k in (1, 3, 10)),
 }
-ARMS = MAIN_ARMS | OTHER_ARMS
+ARMS: Arms = {**MAIN_ARMS, **OTHER_ARMS}
 SETTINGS = {"glorot": (), "he": ("init=he",), "group norm": ("norm=group",)}
 SCHEDULES = {"constant": (), "cosine": ("schedule=cosine", "warmup_epochs=0.5")}
 WORKLOADS: dict[str, dict[str, Any]] = {
@@ -71,51 +76,86 @@ _ABLATION = [
 ]
 
 WIDTHS = {"vgg11": (0.125, 0.25, 0.5), "vgg16": (0.125, 0.25, 0.5, 1.0)}
-DECAYS = {
-    "gravity": (0.0005, 0.005),
-    "momentum": (0.0005, 0.005),
-    "nesterov": (0.0005, 0.005),
-    "adam": (0.01, 0.1),
-    "rmsprop": (0.01, 0.1),
+
+
+def scaled_alpha(width: float) -> float:
+    """The alpha that has full width's ratio, that of 0.01, to the standard deviation of Glorot's weights."""
+    return round(0.01 / width**0.5, 4)
+
+
+def _alpha(*values: float) -> tuple[str, ...]:
+    return tuple(f"gravity:alpha={value},first_step=0" for value in values)
+
+
+WIDTH_ARMS: Arms = {
+    "Gravity, alpha 0.01": _alpha(0.01),
+    "Gravity, alpha scaled": _alpha(*(scaled_alpha(width) for width in WIDTHS["vgg16"] if width < 1)),
+    "from rest": _alpha(0),
+    "momentum": ("momentum",),
+    "momentum, He's weights": ("momentum:init=he",),
 }
-
-
-def alphas(width: float) -> tuple[float, ...]:
-    """The paper's, and the one in full width's ratio to the standard deviation of Glorot's weights."""
-    return tuple(dict.fromkeys((0.01, round(0.01 / width**0.5, 4))))
+BASELINE_ARMS: Arms = {
+    arm: tuple(f"{name}:weight_decay={decay}" for decay in decays)
+    for arm, name, decays in (
+        ("Gravity", "gravity", (0.0005, 0.005)),
+        ("momentum", "momentum", (0.0005, 0.005)),
+        ("Nesterov", "nesterov", (0.0005, 0.005)),
+        ("AdamW", "adam", (0.01, 0.1)),
+        ("RMSProp", "rmsprop", (0.01, 0.1)),
+    )
+}
 
 
 def _ablation() -> Iterator[dict[str, Any]]:
     for workload, setting, schedule, arms in _ABLATION:
         settings = (*SETTINGS[setting], *SCHEDULES[schedule])
-        yield {"optimizers": tuple(arms.values()), "settings": settings, **WORKLOADS[workload], **PROTOCOL}
+        yield {"optimizers": (*entrants(arms),), "settings": settings, **WORKLOADS[workload], **PROTOCOL}
 
 
 def _width() -> Iterator[dict[str, Any]]:
     for workload, widths in WIDTHS.items():
         for width in widths:
-            arms = [f"gravity:alpha={alpha},first_step=0" for alpha in (*alphas(width), 0)]
-            arms += ["momentum", "momentum:init=he"]
+            named = (*_alpha(*dict.fromkeys((0.01, scaled_alpha(width))), 0), "momentum", "momentum:init=he")
             size = {"width": width, "rates": 3, "widen": 0, "search_seeds": 3}
-            yield {**WORKLOADS[workload], **size, "optimizers": tuple(arms)}
+            yield {**WORKLOADS[workload], **size, "optimizers": named}
 
 
-def _baselines() -> Iterator[dict[str, Any]]:
-    for dataset in ("cifar10", "cifar100_fine"):
-        yield {
-            "datasets": (dataset,),
-            "model": "vgg16",
-            "width": 0.5,
-            "epochs": 20,
-            "optimizers": tuple(f"{name}:weight_decay={decay}" for name, both in DECAYS.items() for decay in both),
-            "settings": ("init=he", "norm=group", "augment=crop-flip", "schedule=cosine", "warmup_epochs=1"),
-            "rates": 7,
-            "search_seeds": 1,
-            "seeds": 5,
-        }
+def _baselines(warmup_epochs: float, **size: Any) -> dict[str, Any]:
+    settings = ("init=he", "norm=group", "augment=crop-flip", "schedule=cosine", f"warmup_epochs={warmup_epochs}")
+    return {"optimizers": (*entrants(BASELINE_ARMS),), "settings": settings, "seeds": 5, **size}
 
 
-STUDIES = {"ablation": tuple(_ablation()), "width": tuple(_width()), "baselines": tuple(_baselines())}
+def entrants(arms: Arms) -> list[str]:
+    """As the command line has them."""
+    return [text for texts in arms.values() for text in texts]
+
+
+def entrants_of(arms: Arms) -> dict[str, str]:
+    """The arm of each entrant, by the entrant's name in the runs."""
+    return {label_of(text): arm for arm, texts in arms.items() for text in texts}
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    title: str
+    arms: Arms
+    comparisons: tuple[dict[str, Any], ...]
+
+
+_ON_CPU = {"model": "vgg11", "epochs": 4, "limit": 7_500, "batch_size": 64, "rates": 5, "widen": 4, "search_seeds": 3}
+_ON_GPU = {"model": "vgg16", "width": 0.5, "epochs": 20, "rates": 7, "search_seeds": 1}
+STUDIES = {
+    "ablation": Study("Which parts of Gravity matter?", ARMS, tuple(_ablation())),
+    "width": Study("Does alpha have to follow the width?", WIDTH_ARMS, tuple(_width())),
+    "baselines": Study(
+        "Who is best where all train?", BASELINE_ARMS, (_baselines(0.5, datasets=("cifar10",), **_ON_CPU),)
+    ),
+    "baselines-gpu": Study(
+        "Who is best where all train?",
+        BASELINE_ARMS,
+        tuple(_baselines(1.0, datasets=(dataset,), **_ON_GPU) for dataset in ("cifar10", "cifar100_fine")),
+    ),
+}
 
 
 def expanded(options: CompareOptions) -> list[CompareOptions]:
@@ -124,7 +164,7 @@ def expanded(options: CompareOptions) -> list[CompareOptions]:
     for field in dataclasses.fields(CompareOptions):
         if field.name not in own and (value := getattr(options, field.name)) != field.default:
             raise UsageError(f"{flag(field.name)} is {value}, which --study {options.study} sets: leave one out.")
-    every = STUDIES[str(options.study)]
+    every = STUDIES[str(options.study)].comparisons
     if not (chosen := [flags for flags in every if flags["datasets"][0] in options.datasets]):
         known = " ".join(dict.fromkeys(flags["datasets"][0] for flags in every))
         given = " ".join(options.datasets)
