@@ -71,18 +71,19 @@ def test_every_arm_setting_and_schedule_meets_every_workload_once():
 
 
 def test_the_noise_of_momentum_is_what_v0_adds_to_a_weight_in_all():
-    """As studies.py says, of alpha 0.01: with a constant rate, and with a warm-up of 20 updates from 0."""
+    """As studies.py says, of alpha 0.01: at a constant rate (with both counts), and in a warm-up of 20 updates."""
     added = {}
-    for warmup in (0, 20):
+    for first_step, warmup in ((1, 0), (1, 20), (0, 0)):
         weight, total = 1.0, 0.0
         for k in range(1000):
-            t = 1 + k
+            t = first_step + k
             weight *= (0.9 * t + 1) / (t + 2)
             total += weight * (min(1, k / warmup) if warmup else 1)
-        added[warmup] = total
-    assert studies.ARMS["momentum, V_0's noise"][0].endswith(f"={0.01 * added[0]:.4f}")
-    assert f"normal noise of {added[0]:.2f} alpha" in " ".join(studies.__doc__.split())
-    assert f"{added[20]:.1f} alpha remain" in " ".join(studies.__doc__.split())
+        added[first_step, warmup] = total
+    assert studies.ARMS["momentum, V_0's noise"][0].endswith(f"={0.01 * added[1, 0]:.4f}")
+    assert studies.START_ARMS["Adam, V_0's noise"][0].endswith(f"={0.01 * added[0, 0]:.4f}")
+    assert f"normal noise of {added[1, 0]:.2f} alpha" in " ".join(studies.__doc__.split())
+    assert f"{added[1, 20]:.1f} alpha remain" in " ".join(studies.__doc__.split())
 
 
 def test_a_flag_that_the_study_sets_is_refused_beside_it():
@@ -96,13 +97,14 @@ def test_a_flag_that_the_study_sets_is_refused_beside_it():
         ("width", ("digits", "cifar10"), 551),
         ("baselines", ("cifar10",), 200),
         ("baselines-gpu", ("cifar10", "cifar100_fine"), 240),
+        ("start", ("cifar100_fine",), 42),
     ],
 )
 def test_the_other_studies_have_as_many_runs_as_they_say(study, datasets, runs):
     options = CompareOptions("unused", study=study, datasets=datasets)
     plan = [c for flags in studies.expanded(options) for c in comparisons(flags)]
     assert runs == sum(len(c.entrants) * (c.candidates * len(c.search_seeds) + len(c.seeds)) for c in plan)
-    assert study != "baselines-gpu" or f"{runs} runs" in studies.__doc__
+    assert study in ("width", "baselines") or f"{runs} runs that need a" in " ".join(studies.__doc__.split())
     known = studies.entrants_of(studies.STUDIES[study].arms)
     assert {name for c in plan for name in c.entrants} == known.keys()
     with pytest.raises(UsageError, match=rf"--datasets is mnist, on which --study {study} has nothing; it has "):

@@ -1,4 +1,4 @@
-"""The recorded ablation, in `notebooks/ablation`, and what READMEs say of it."""
+"""The recorded studies, in `notebooks/{ablation,width,baselines}`, and what READMEs say of them."""
 
 import pathlib
 import re
@@ -10,8 +10,8 @@ from lab import arms, figures, frames, runs, search, studies
 from lab.options import CompareOptions, comparisons
 
 ROOT = pathlib.Path(__file__).parents[2]
-FOLDER = ROOT / "notebooks" / "ablation"
-RUNS = runs.read(FOLDER / "runs.csv")
+DATASETS = {"ablation": ("digits", "cifar10"), "width": ("digits", "cifar10"), "baselines": ("cifar10",)}
+RUNS = {name: runs.read(ROOT / "notebooks" / name / "runs.csv") for name in DATASETS}
 PAGE = (ROOT / "train" / "lab" / "README.md").read_text()
 TEXT, FRONT = " ".join(PAGE.split()), (ROOT / "README.md").read_text()
 COSINE = "schedule=cosine warmup_epochs=0.5"
@@ -28,12 +28,13 @@ LABELS = {"Gravity": "Gravity", "momentum": "SGD with momentum", "from rest": "G
 }
 
 
-def table(name):
-    found = pd.read_csv(FOLDER / "report" / f"{name}.csv", keep_default_na=False, na_values=[""])
+def table(study, name):
+    path = ROOT / "notebooks" / study / "report" / f"{name}.csv"
+    found = pd.read_csv(path, keep_default_na=False, na_values=[""])
     return found.fillna({"settings": ""} if "settings" in found else {})
 
 
-ARMS, RATES, POOLED = table("arms"), table("rates"), table("pooled")
+ARMS, RATES, POOLED = (table("ablation", name) for name in ("arms", "rates", "pooled"))
 
 
 def markdown(rows):
@@ -65,7 +66,7 @@ def arm_table():
         cells = [label(arm)]
         for model in DONE:
             row = cell(ARMS, model, COSINE).loc[arm]
-            cells.append(f"{row['accuracy']:.3f} ± {row['accuracy_sd']:.3f}")
+            cells.append(accuracy(row))
             interval = f"{row['minus_momentum']:+.3f} ({row['from']:+.3f} to {row['to']:+.3f})"
             p = [f"{row[name]:.2g}" for name in ("p_holm", "p_equivalent")]
             cells += ["", "", ""] if arm == "momentum" else [interval, *p]
@@ -79,9 +80,7 @@ def start_table():
     for setting, name in (("", "Glorot"), ("init=he", "He")):
         found = cell(ARMS, "vgg11", setting).loc[list(STARTS)]
         assert (found["seeds"] == 10).all() and found["inside"].all()
-        failed = [f" ({n} of 10 failed)" if n else "" for n in found["failed"]]
-        numbers = zip(found["accuracy"], found["accuracy_sd"], failed, strict=True)
-        rows.append([name, *(f"{mean:.3f} ± {sd:.3f}{text}" for mean, sd, text in numbers)])
+        rows.append([name, *(accuracy(row) for _, row in found.iterrows())])
     return markdown(rows)
 
 
@@ -90,7 +89,7 @@ def pooled_table():
     rows = [["", "MLP, Glorot", "MLP, He", "cells", "minus momentum", "p"], ["---", *["---:"] * 5]]
     for arm in CHOSEN:
         both = [cell(ARMS, "mlp", settings).loc[arm] for settings in ("", "init=he")]
-        cells = [f"{row['accuracy']:.3f} ± {row['accuracy_sd']:.3f}" for row in both]
+        cells = [accuracy(row) for row in both]
         if arm == "momentum":
             rows.append([label(arm), *cells, "", "", ""])
         else:
@@ -101,14 +100,44 @@ def pooled_table():
     return markdown(rows)
 
 
-@pytest.mark.parametrize(("name", "made"), [("arms", arms.cells), ("rates", arms.rates), ("pooled", arms.pooled)])
-def test_the_tables_are_those_of_the_runs(name, made):
-    found = made(frames.of_comparison(RUNS)[0], studies.ARMS).reset_index(drop=True)
-    pd.testing.assert_frame_equal(table(name), found, check_dtype=False, rtol=1e-5)
+def width_table():
+    """VGG11's test accuracies by width, with the runs that stayed at the chance level."""
+    found = table("width", "arms").set_index(["arm", "width"])
+    widths = sorted({width for _, width in found.index})
+    rows = [["", *(f"width {width:g}" for width in widths)], ["---", *["---:"] * len(widths)]]
+    for arm in ("momentum", *studies.WIDTH_ARMS):
+        if arm != "momentum" or len(rows) == 2:
+            rows.append([label(arm), *(accuracy(found.loc[arm, width]) for width in widths)])
+    return markdown(rows)
+
+
+def baseline_table():
+    """Test accuracies of each optimizer at its best learning rate and weight decay."""
+    rows = [["", "weight decay", "learning rate", "test accuracy", "minus momentum", "p", "p, none"]]
+    rows.append(["---", *["---:"] * 6])
+    for _, row in table("baselines", "arms").iterrows():
+        interval = f"{row['minus_momentum']:+.3f} ({row['from']:+.3f} to {row['to']:+.3f})"
+        compared = [interval, *(f"{row[name]:.2g}" for name in ("p_holm", "p_equivalent"))]
+        decay = row["entrant"].rpartition(" ")[2]
+        cells = [label(row["arm"]), decay, f"{row['learning_rate']:g}", accuracy(row)]
+        rows.append([*cells, *(["", "", ""] if row["arm"] == "momentum" else compared)])
+    return markdown(rows)
+
+
+def accuracy(row):
+    failed = f" ({row['failed']} of {row['seeds']} failed)" if row["failed"] else ""
+    return f"{row['accuracy']:.3f} ± {row['accuracy_sd']:.3f}{failed}"
+
+
+@pytest.mark.parametrize("study", DATASETS)
+def test_the_tables_are_those_of_the_runs(study):
+    for name, made in (("arms", arms.cells), ("rates", arms.rates), ("pooled", arms.pooled)):
+        found = made(frames.of_comparison(RUNS[study])[0], studies.STUDIES[study].arms).reset_index(drop=True)
+        pd.testing.assert_frame_equal(table(study, name), found, check_dtype=False, rtol=1e-5)
 
 
 def test_the_figure_has_the_recorded_values_and_leaves_out_arms_that_it_does_not_draw():
-    runs = frames.of_comparison(RUNS)[0]
+    runs = frames.of_comparison(RUNS["ablation"])[0]
     finals = arms.final_runs(runs, studies.ARMS)
     more = finals[(finals["model"] == "vgg11") & (finals["arm"] == "momentum")].assign(arm="AdamW")
     left, right = figures.draw_ablation(pd.concat([finals, more]), arms.rates(runs, studies.ARMS)).axes
@@ -124,26 +153,24 @@ def test_the_figure_has_the_recorded_values_and_leaves_out_arms_that_it_does_not
     assert [tick.get_text() for tick in right.get_yticklabels()].count("Gravity") == 2
 
 
-def test_recorded_runs_are_the_plans_and_hold_no_times():
-    plan = [
-        comparison
-        for flags in studies.expanded(CompareOptions("unused", study="ablation", datasets=("digits", "cifar10")))
-        for comparison in comparisons(flags)
-    ]
-    assert set(RUNS) <= {trial for comparison in plan for trial in search.known(comparison, RUNS)}
-    assert {outcome.seconds for outcome in RUNS.values()} == {None}
+@pytest.mark.parametrize("study", DATASETS)
+def test_recorded_runs_are_the_plans_and_hold_no_times(study):
+    recorded, options = RUNS[study], CompareOptions("unused", study=study, datasets=DATASETS[study])
+    plan = [comparison for flags in studies.expanded(options) for comparison in comparisons(flags)]
+    assert set(recorded) <= {trial for comparison in plan for trial in search.known(comparison, recorded)}
+    assert {outcome.seconds for outcome in recorded.values()} == {None}
     for comparison in plan:
-        if (comparison.config.model, comparison.settings) in WHOLE:
-            assert not search.undecided(comparison, RUNS)
-            assert set(search.known(comparison, RUNS)) <= set(RUNS)
+        if (config := comparison.config).dataset == "digits" and (config.model, comparison.settings) in WHOLE:
+            assert not search.undecided(comparison, recorded)
+            assert set(search.known(comparison, recorded)) <= set(recorded)
 
 
 def test_the_tables_of_the_readmes_are_what_was_recorded():
     losses, at_one_rate = rate_table()
     assert losses.shape == (len(AT_ONE_RATE), 7)
-    for made in (at_one_rate, arm_table(), pooled_table(), start_table()):
+    for made in (at_one_rate, arm_table(), pooled_table(), start_table(), width_table(), baseline_table()):
         assert made in PAGE
-    assert start_table() in FRONT
+    assert baseline_table() in FRONT
 
 
 def test_what_is_said_of_equal_rates_is_what_was_recorded():

@@ -89,7 +89,7 @@ class CompareOptions(SharedOptions):
     """Runs per learning rate or point in the search, with seeds 0, 1, ... Default: the rule's."""
     seeds: int | None = None
     """Runs at the best of them, with seeds 100, 101, ... Default: the rule's."""
-    study: Literal["ablation", "width", "baselines", "baselines-gpu"] | None = None
+    study: Literal["ablation", "width", "baselines", "baselines-gpu", "start"] | None = None
     """Comparisons that belong together (train/lab/studies.py), on --datasets."""
     report_only: Annotated[bool, tyro.conf.arg(name="report")] = False
     """Only write the report of everything in WORKDIR/runs.csv; the other flags count for nothing."""

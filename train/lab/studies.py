@@ -24,6 +24,10 @@ more until the best lies inside.
 
 **baselines-gpu: the same at half of VGG16's width**, 20 epochs of CIFAR-10 and CIFAR-100 (fine): 240 runs that need a
 GPU. Before the first, a pilot on that card should check the width and the epochs: momentum must reach 0.85 on CIFAR-10.
+
+**start: is Gravity's early lead in the paper its initialization?** The first 10 epochs of the paper's own cell, VGG16
+at full width on CIFAR-100 (fine), with its batches and constant rates: 42 runs that need a GPU. V_0 adds 1.92 alpha to
+each weight there (first_step 0), so Adam with its noise starts from weights with N(0, 0.0192^2) added.
 """
 
 import dataclasses
@@ -104,6 +108,15 @@ BASELINE_ARMS: Arms = {
         ("RMSProp", "rmsprop", (0.01, 0.1)),
     )
 }
+START_ARMS: Arms = {
+    "Gravity": ("gravity:first_step=0",),
+    "from rest": _alpha(0),
+    "damping off": ("gravity:first_step=0,max_step_grad=none",),
+    "momentum": ("momentum",),
+    "momentum, He's weights": ("momentum:init=he",),
+    "Adam": ("adam",),
+    "Adam, V_0's noise": ("adam:init_noise=0.0192",),
+}
 
 
 def _ablation() -> Iterator[dict[str, Any]]:
@@ -143,6 +156,8 @@ class Study:
 
 
 _ON_CPU = {"model": "vgg11", "epochs": 4, "limit": 7_500, "batch_size": 64, "rates": 5, "widen": 4, "search_seeds": 3}
+_START = {"datasets": ("cifar100_fine",), "model": "vgg16", "width": 1.0, "epochs": 10, "batch_size": 128}
+_START |= {"optimizers": (*entrants(START_ARMS),), "rates": 3, "widen": 0, "search_seeds": 1, "seeds": 3}
 _ON_GPU = {"model": "vgg16", "width": 0.5, "epochs": 20, "rates": 7, "search_seeds": 1}
 STUDIES = {
     "ablation": Study("Which parts of Gravity matter?", ARMS, tuple(_ablation())),
@@ -155,6 +170,7 @@ STUDIES = {
         BASELINE_ARMS,
         tuple(_baselines(1.0, datasets=(dataset,), **_ON_GPU) for dataset in ("cifar10", "cifar100_fine")),
     ),
+    "start": Study("Is Gravity's early lead in the paper its initialization?", START_ARMS, (_START,)),
 }
 
 
