@@ -57,7 +57,7 @@ def check_leaves(name: str, tree: Any, stacked_axes: int = 0, stddev: Any = 0, v
         if not _is_real(dtype):
             raise TypeError(f"{where} is {dtype}; use optax.masked to exclude leaves that are not signed floats.")
         if np.ndim(leaf) < stacked_axes:
-            fix = "give leaves that are not stacked a transformation of their own with optax.partition."
+            fix = "use optax.partition to give leaves that are not stacked a separate transformation."
             raise ValueError(f"stacked_axes is {stacked_axes}, but {where} has shape {np.shape(leaf)}; {fix}")
         limits = jnp.finfo(dtype if velocity_dtype is None else velocity_dtype)
         if stddev > float(limits.max):

@@ -47,7 +47,7 @@ def _largest_value(schedule: optax.Schedule) -> float | jax.Array:
 def draw_velocity(key: jax.Array, stddev: jax.typing.ArrayLike, params: optax.Params, dtype: Any) -> optax.Params:
     """V_0 ~ N(0, stddev) (Eq. 27) with the tree, shapes and shardings of `params`, which may be ShapeDtypeStructs."""
     leaves, treedef = jax.tree.flatten(params)
-    # A stream of its own: users give the weights the same seed, and split(key, n)[i] is fold_in(key, i).
+    # A separate stream: users give the weights the same seed, and split(key, n)[i] is fold_in(key, i).
     stream = jax.random.fold_in(jax.random.clone(key), 0x47726176)  # "Grav"; a clone, since init may be called again
     keys = jax.random.split(stream, len(leaves))
     # With JAX's default generator a shorter draw is a prefix of a longer one.

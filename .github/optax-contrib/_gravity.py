@@ -52,7 +52,7 @@ def scale_by_gravity(
   """
 
   def init_fn(params):
-    # A stream of its own, since the parameters may come from the same seed.
+    # A separate stream, since the parameters may come from the same seed.
     stream = jax.random.fold_in(utils.canonicalize_key(key), 0x47726176)
     noise = optax.tree.random_like(stream, params, dtype=jnp.float32)
     velocity = optax.tree.cast_like(

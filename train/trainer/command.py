@@ -126,7 +126,7 @@ def _logging() -> Iterator[None]:
     before = log.level, log.propagate
     log.addHandler(handler)
     log.setLevel(logging.INFO)
-    log.propagate = False  # libraries may give the root logger a handler of its own
+    log.propagate = False  # libraries may add a handler to the root logger
     try:
         yield
     finally:

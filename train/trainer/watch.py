@@ -3,7 +3,7 @@
 It measures the gradient of the next step: on the next epoch's first batch, at the weights at the end of the epoch,
 clipped like the run's. Without --accumulate this is exactly what Gravity gets; with it, Gravity gets the mean over
 several batches, of which only the first is measured. That costs one forward and one backward pass per epoch, in a
-program of its own; training is unaffected.
+separate program; training is unaffected.
 """
 
 import dataclasses
