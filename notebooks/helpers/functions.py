@@ -8,12 +8,9 @@ import jax.numpy as jnp
 
 
 @dataclasses.dataclass(frozen=True)
-class TestFunction:
+class Landscape:
     """A scalar function of a point (..., 2), with what is needed to draw it."""
 
-    __test__ = False  # not a test case, whatever pytest makes of the name
-
-    name: str
     formula: str  # for titles, in TeX
     value: Callable[[jax.Array, jax.Array], jax.Array]  # of x and y, elementwise
     start: tuple[float, float]
@@ -27,8 +24,7 @@ class TestFunction:
         return self.value(point[..., 0], point[..., 1])
 
 
-BOWL = TestFunction(
-    name="bowl",
+BOWL = Landscape(
     formula="x^2 + y^2",
     value=lambda x, y: x**2 + y**2,
     start=(-4.0, 3.0),
@@ -36,8 +32,7 @@ BOWL = TestFunction(
     x_range=(-5.0, 5.0),
     y_range=(-5.0, 5.0),
 )
-TILTED = TestFunction(
-    name="tilted bowl",
+TILTED = Landscape(
     formula="x^2 + y^2 + xy - 4x - 8y",
     value=lambda x, y: x**2 + y**2 + x * y - 4 * x - 8 * y,
     start=(0.0, 0.0),
@@ -45,8 +40,7 @@ TILTED = TestFunction(
     x_range=(-4.0, 4.0),
     y_range=(-1.0, 7.0),
 )
-ROSENBROCK = TestFunction(
-    name="Rosenbrock's valley",  # Rosenbrock (1960): a curved valley with a flat floor
+ROSENBROCK = Landscape(  # Rosenbrock (1960): a curved valley with a flat floor
     formula="(1 - x)^2 + 100 (y - x^2)^2",
     value=lambda x, y: (1 - x) ** 2 + 100 * (y - x**2) ** 2,
     start=(-1.2, 1.0),
@@ -55,8 +49,7 @@ ROSENBROCK = TestFunction(
     y_range=(-1.0, 3.0),
     log_levels=True,
 )
-SADDLE = TestFunction(
-    name="saddle",  # at (0, 0), between two minima; the start is almost on its ridge
+SADDLE = Landscape(  # at (0, 0), between two minima; the start is almost on its ridge
     formula="x^2 - y^2 + y^4 / 4",
     value=lambda x, y: x**2 - y**2 + y**4 / 4,
     start=(1.5, 0.01),
@@ -64,8 +57,7 @@ SADDLE = TestFunction(
     x_range=(-2.0, 2.0),
     y_range=(-2.0, 2.0),
 )
-ILL_CONDITIONED = TestFunction(
-    name="ill-conditioned bowl",  # condition number 100
+ILL_CONDITIONED = Landscape(  # condition number 100
     formula="(x^2 + 100 y^2) / 2",
     value=lambda x, y: (x**2 + 100 * y**2) / 2,
     start=(-4.0, 0.8),
@@ -75,10 +67,8 @@ ILL_CONDITIONED = TestFunction(
     log_levels=True,
 )
 
-ALL = {f.name: f for f in (BOWL, TILTED, ROSENBROCK, SADDLE, ILL_CONDITIONED)}
 
-
-def grid(function: TestFunction, points: int = 121) -> tuple[jax.Array, jax.Array, jax.Array]:
+def grid(function: Landscape, points: int = 121) -> tuple[jax.Array, jax.Array, jax.Array]:
     """x (points,), y (points,) over the function's ranges, and its values there, (points in y, points in x)."""
     x, y = jnp.linspace(*function.x_range, points), jnp.linspace(*function.y_range, points)
     xs, ys = jnp.meshgrid(x, y)

@@ -26,32 +26,30 @@ View = Literal["contour", "surface"]
 
 
 def paths(
-    function: functions.TestFunction,
+    function: functions.Landscape,
     optimizers: Optimizers,
     *,
     steps: int = 100,
-    start: tuple[float, float] | None = None,
     view: View = "contour",
 ) -> Figure:
-    """Each optimizer's path over the function, from `start` (None: the function's own), as a figure of one axes.
+    """Each optimizer's path over the function, from the function's start, as a figure of one axes.
 
     Each path is a line of steps + 1 points with a marker at its end. On a surface, points outside the function's ranges
     are left out.
     """
     figure, axes = _landscape(function, view)
     lines = _lines(axes, optimizers)
-    for label, points in _follow(function, optimizers, steps, start, view).items():
+    for label, points in _follow(function, optimizers, steps, view).items():
         _set(lines[label], points)
     figure.legend(handles=list(lines.values()), loc="outside right upper", frameon=False)
     return figure
 
 
 def animate_paths(
-    function: functions.TestFunction,
+    function: functions.Landscape,
     optimizers: Optimizers,
     *,
     steps: int = 100,
-    start: tuple[float, float] | None = None,
     view: View = "contour",
     frames: int = 40,
 ) -> FuncAnimation:
@@ -59,7 +57,7 @@ def animate_paths(
     figure, axes = _landscape(function, view)
     lines = _lines(axes, optimizers)
     figure.legend(handles=list(lines.values()), loc="outside right upper", frameon=False)
-    followed = _follow(function, optimizers, steps, start, view)
+    followed = _follow(function, optimizers, steps, view)
     title = axes.get_title()
 
     def show(step: int) -> None:
@@ -102,7 +100,7 @@ def html(animation: FuncAnimation, alt: str, dpi: int = 60) -> str:
     return f'<img alt="{alt}" src="data:image/gif;base64,{base64.b64encode(gif(animation, dpi)).decode()}">'
 
 
-def _landscape(function: functions.TestFunction, view: View) -> tuple[Figure, Any]:
+def _landscape(function: functions.Landscape, view: View) -> tuple[Figure, Any]:
     """The function's contours or surface, with its minima, and labelled axes."""
     figure = new_figure(7.0, 4.6)
     x, y, values = (np.asarray(a) for a in functions.grid(function))
@@ -123,20 +121,18 @@ def _landscape(function: functions.TestFunction, view: View) -> tuple[Figure, An
     return figure, axes
 
 
-def _heights(function: functions.TestFunction, values: np.ndarray) -> tuple[np.ndarray, str]:
+def _heights(function: functions.Landscape, values: np.ndarray) -> tuple[np.ndarray, str]:
     """What is drawn for the function's values, with the label of its axis."""
     if function.log_levels:  # all such functions have their minimum at 0
         return np.log10(values + 1e-2), "$\\log_{10}(f + 0.01)$"
     return values, "$f(x, y)$"
 
 
-def _follow(
-    function: functions.TestFunction, optimizers: Optimizers, steps: int, start: tuple[float, float] | None, view: View
-) -> dict[str, np.ndarray]:
+def _follow(function: functions.Landscape, optimizers: Optimizers, steps: int, view: View) -> dict[str, np.ndarray]:
     """For each optimizer the coordinates to draw, (steps + 1, 2 or 3), NaN for points that cannot be drawn."""
     followed = {}
     for label, tx in optimizers.items():
-        path = minimize(function, jnp.array(start or function.start), tx, steps=steps)
+        path = minimize(function, jnp.array(function.start), tx, steps=steps)
         points, values = np.asarray(path.positions, np.float64), np.asarray(path.values, np.float64)
         if view == "surface":
             points = np.column_stack([points, _heights(function, values)[0]])

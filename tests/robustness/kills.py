@@ -22,8 +22,6 @@ import processes  # noqa: E402
 
 EPOCHS = 12
 FLAGS = ("--width", 0.1, "--epochs", EPOCHS)
-
-
 # Seconds until the kill, at most, after the moment that is waited for.
 WAIT = {"start": 4.0, "anywhere": 1.0, "checkpoint": 0.05, "history": 0.02}
 
@@ -33,29 +31,23 @@ def unfinished(workdir):
     return any((workdir / "checkpoints").glob("*tmp*"))
 
 
-def killed(kind, workdir, rng, flags):
-    """Whether a run was killed at a random moment of this kind, rather than faster."""
+def kill_and_resume(kind, workdir, whole, rng):
+    """(where the results differ, what was there at the kill); None if the run was faster than a kill of this kind."""
     after = rng.randrange(EPOCHS - 3)  # rows of the history
     has_rows = lambda: processes.rows(workdir) >= after
     ready = {"start": workdir.exists, "checkpoint": lambda: has_rows() and unfinished(workdir)}
+    flags = (*FLAGS, "--workdir", workdir, "--resume")
     process = processes.start(*flags)
     if processes.wait_for(process, ready.get(kind, has_rows)):
         time.sleep(rng.uniform(0, WAIT[kind]))
-    return processes.kill_at(process, lambda: True)
-
-
-def kill_and_resume(kind, workdir, whole, rng):
-    """(identical, what was there at the kill)."""
-    flags = (*FLAGS, "--workdir", workdir, "--resume")
-    if not killed(kind, workdir, rng, flags) or (kind == "start" and processes.rows(workdir)):
-        return None, "it was faster"
+    if not processes.kill_at(process, lambda: True) or (kind == "start" and processes.rows(workdir)):
+        return None
     rows, left, writing = processes.rows(workdir), processes.whole(workdir), unfinished(workdir)
     assert rows <= EPOCHS - 3, f"only {EPOCHS - rows} epochs were to go"
     out = processes.finish(processes.start(*flags))
-    wrong = processes.differences(processes.result(workdir), whole)
     went_on = next((line for line in out.splitlines() if "resuming after" in line), "from the start")
-    state = f"rows {rows}, checkpoints {left}, {'one being written' if writing else 'none being written'}; {went_on}"
-    return not wrong, state + (f"; differs in {wrong}" if wrong else "")
+    state = f"rows {rows}, checkpoints {left}, one being written: {writing}; {went_on}"
+    return processes.differences(processes.result(workdir), whole), state
 
 
 def main():
@@ -72,14 +64,13 @@ def main():
         while done < arguments.kills:
             kind = "start" if done % 3 == 0 else ("anywhere", "checkpoint", "history")[done // 3 % 3]
             workdir = pathlib.Path(folder, "killed")
-            same, state = kill_and_resume(kind, workdir, whole, rng)
+            resumed = kill_and_resume(kind, workdir, whole, rng)
             shutil.rmtree(workdir)
-            if same is None:
-                continue
-            done += 1
-            good += same
-            sys.stdout.write(f"{done:3} {kind:10} {'identical' if same else 'DIFFERENT'}: {state}\n")
-            sys.stdout.flush()
+            if resumed:
+                wrong, state = resumed
+                done, good = done + 1, good + (not wrong)
+                sys.stdout.write(f"{done:3} {kind:10} {f'DIFFERENT in {wrong}' if wrong else 'identical'}: {state}\n")
+                sys.stdout.flush()
     sys.stdout.write(f"{good} of {done} resumed identically\n")
     return good != done
 

@@ -9,13 +9,13 @@ median of the runs: one takes half a minute, in which a machine may change its o
 """
 
 import argparse
-import csv
+import contextlib
 import pathlib
-import statistics
 import sys
 import tempfile
 import time
 
+import pandas as pd
 import psutil
 
 sys.path[:0] = [str(pathlib.Path(__file__).parents[1]), str(pathlib.Path(__file__).parents[2] / "train")]
@@ -25,61 +25,45 @@ import processes  # noqa: E402
 WARM, COUNT = 20, 40  # epochs before the first window; epochs in each window
 
 
-def watch(process, workdir):
-    """(epochs that are done, seconds, resident bytes, open files, threads) ten times a second, as long as it runs."""
+def compared(workdir, epochs, width):
+    """What is compared, of an early and of a late window of a run."""
+    process = processes.start("--width", width, "--epochs", epochs, "--workdir", workdir)
     watched, samples = psutil.Process(process.pid), []
-    while process.poll() is None:
-        try:
-            now = watched.memory_info().rss, watched.num_fds(), watched.num_threads()
-        except psutil.Error:  # it has just ended
-            break
-        samples.append((processes.rows(workdir), time.monotonic(), *now))
-        time.sleep(0.1)
-    return samples
-
-
-def medians(samples, speeds, epochs):
-    """What is compared, over the window of these epochs."""
-    inside = [sample for sample in samples if sample[0] in epochs]
-    _, seconds, memory, files, threads = zip(*inside, strict=True)
-    return {
-        "resident memory, MB": statistics.median(memory) / 1e6,
-        "open files": min(files),  # more while a checkpoint is written
-        "threads": statistics.median(threads),
-        "images/s": statistics.median(speeds[epoch] for epoch in epochs),
-        "epochs/s, all included": (inside[-1][0] - inside[0][0]) / (seconds[-1] - seconds[0]),
-    }
+    with contextlib.suppress(psutil.Error):  # it has just ended
+        while process.poll() is None:
+            now = watched.memory_info().rss / 1e6, watched.num_fds(), watched.num_threads()
+            samples.append((processes.rows(workdir), time.monotonic(), *now))
+            time.sleep(0.1)
+    processes.finish(process)
+    samples = pd.DataFrame(samples, columns=["epoch", "seconds", "memory", "files", "threads"])
+    speeds = pd.read_csv(f"{workdir}/history.csv").images_per_second
+    for first in (WARM, epochs - COUNT):
+        inside = samples[samples.epoch.between(first, first + COUNT - 1)]
+        yield {
+            "resident memory, MB": inside.memory.median(),
+            "open files": inside.files.min(),  # more while a checkpoint is written
+            "threads": inside.threads.median(),
+            "images/s": speeds[first : first + COUNT].median(),
+            "epochs/s, all included": (inside.epoch.iloc[-1] - inside.epoch.iloc[0])
+            / (inside.seconds.iloc[-1] - inside.seconds.iloc[0]),
+        }
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--epochs", type=int, default=200)
-    parser.add_argument("--width", type=float, default=0.01)
-    parser.add_argument("--runs", type=int, default=3)
-    arguments = parser.parse_args()
-    runs = [one_run(arguments) for _ in range(arguments.runs)]
-    changes = {name: [late[name] / early[name] for early, late in runs] for name in runs[0][0]}
-    sys.stdout.write(f"{'':24} {'early':>10} {'late':>10}  change, of each run\n")
-    for name, ratios in changes.items():
-        values = (statistics.median(window[i][name] for window in runs) for i in (0, 1))
-        all_of_it = ", ".join(f"{100 * (ratio - 1):+.1f}%" for ratio in ratios)
-        sys.stdout.write("{:24} {:10.1f} {:10.1f}  {}\n".format(name, *values, all_of_it))
-    ratio = {name: statistics.median(ratios) for name, ratios in changes.items()}
-    speed = min(ratio["images/s"], ratio["epochs/s, all included"])
-    return not (ratio["resident memory, MB"] < 1.05 and ratio["open files"] <= 1 and speed > 0.95)
-
-
-def one_run(arguments):
-    """What is compared, of an early and of a late window."""
-    with tempfile.TemporaryDirectory() as workdir:
-        flags = ("--width", arguments.width, "--epochs", arguments.epochs, "--workdir", workdir)
-        process = processes.start(*flags)
-        samples = watch(process, workdir)
-        processes.finish(process)
-        with open(f"{workdir}/history.csv", newline="") as file:
-            speeds = [float(row["images_per_second"]) for row in csv.DictReader(file)]
-    early = medians(samples, speeds, range(WARM, WARM + COUNT))
-    return early, medians(samples, speeds, range(arguments.epochs - COUNT, arguments.epochs))
+    for flag, default in {"epochs": 200, "width": 0.01, "runs": 3}.items():
+        parser.add_argument(f"--{flag}", type=type(default), default=default)
+    options, windows = parser.parse_args(), []
+    for _ in range(options.runs):
+        with tempfile.TemporaryDirectory() as workdir:
+            windows.append([*compared(workdir, options.epochs, options.width)])
+    early, late = (pd.DataFrame(rows) for rows in zip(*windows, strict=True))
+    changes = (late / early - 1).T.add_prefix("change of run ")
+    table = pd.DataFrame({"early": early.median(), "late": late.median()})
+    sys.stdout.write(f"{table.join(changes.map('{:+.1%}'.format)).to_string(float_format='{:.1f}'.format)}\n")
+    change = changes.median(axis=1)
+    speed = min(change["images/s"], change["epochs/s, all included"])
+    return not (change["resident memory, MB"] < 0.05 and change["open files"] <= 0 and speed > -0.05)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What the optimizer step and the trainer's step cost on a GPU, by programs compiled for an H100 and an A100.
 
-    pip install -e ".[gpu-compile]" && python tests/speed/gpu_cost.py [optimizer] [chunk] [--json FILE]
+    pip install -e ".[gpu-compile]" && python tests/speed/gpu_cost.py [optimizer] [chunk] [--out FOLDER]
 
 It needs no GPU. Nothing is run or timed: the tables hold what XLA says of its programs, and what their text says
 (`hlo.py`). Nothing is autotuned either, so the temporary memory is a lower bound: a convolution may ask for more. In an
@@ -8,18 +8,16 @@ environment of its own, with the compiler of NVIDIA's wheel and without its libr
 parameters' size.
 """
 
+import itertools
 import os
-import time
 from collections.abc import Iterator
 from typing import NamedTuple
 
 os.environ["JAX_PLATFORMS"] = "cpu"  # else jax looks for a driver first
 
-import hlo
-import jax
 import programs
+import timing
 from jax.experimental import topologies
-from programs import MIB, OPTIMIZERS
 
 from trainer import vgg
 
@@ -31,28 +29,24 @@ class Card(NamedTuple):
     cores: int  # streaming multiprocessors
     units: int  # float32 units of one
     clock: float  # GHz
-    shared: int  # bytes of shared memory of one
-    shared_of_block: int  # the most that a block of threads may ask for
+    shared: int  # bytes of shared memory of one; a block of threads may ask for 1 KiB less
     cache: int  # bytes of L2
     bandwidth: int  # bytes a second
     memory: int  # bytes
 
 
-KIB = 2**10
+HOPPER, AMPERE = "major: 9 minor: 0 feature_extension: ACCELERATED_FEATURES", "major: 8 minor: 0"
 CARDS = {
-    "H100": Card(
-        "major: 9 minor: 0 feature_extension: ACCELERATED_FEATURES",
-        *(132, 128, 1.98, 228 * KIB, 227 * KIB, 50 * KIB**2, 3_352_320_000_000, 84_942_979_072),
-    ),
-    "A100": Card(
-        "major: 8 minor: 0", *(108, 64, 1.41, 164 * KIB, 163 * KIB, 40 * KIB**2, 2_039_040_000_000, 85_100_068_864)
-    ),
+    "H100": Card(HOPPER, 132, 128, 1.98, 228 << 10, 50 << 20, 3_352_320_000_000, 84_942_979_072),
+    "A100": Card(AMPERE, 108, 64, 1.41, 164 << 10, 40 << 20, 2_039_040_000_000, 85_100_068_864),
 }
 
 
-def target(card: Card) -> str:
-    """The card as XLA wants it described: a GpuTargetConfigProto in text form."""
-    return f"""
+def devices(name: str, count: int) -> list:
+    """Cards of one host, none of which need be present."""
+    card = CARDS[name]
+    # As XLA wants them described: a GpuTargetConfigProto in text form.
+    target = f"""
     platform_name: "CUDA"
     dnn_version_info {{ major: 9 minor: 10 }}
     gpu_device_info {{
@@ -60,82 +54,29 @@ def target(card: Card) -> str:
       runtime_version: "12.9.0"
       core_count: {card.cores} fpus_per_core: {card.units} clock_rate_ghz: {card.clock}
       memory_bandwidth: {card.bandwidth} device_memory_size: {card.memory} l2_cache_size: {card.cache}
-      shared_memory_per_block: {48 * 2**10} shared_memory_per_block_optin: {card.shared_of_block}
+      shared_memory_per_block: {48 << 10} shared_memory_per_block_optin: {card.shared - 1024}
       shared_memory_per_core: {card.shared}
       registers_per_core_limit: {2**16} registers_per_block_limit: {2**16}
       threads_per_warp: 32 threads_per_block_limit: 1024 threads_per_core_limit: 2048
       thread_dim_limit_x: 1024 thread_dim_limit_y: 1024 thread_dim_limit_z: 64
       block_dim_limit_x: {2**31 - 1} block_dim_limit_y: {2**16 - 1} block_dim_limit_z: {2**16 - 1}
     }}"""
+    return topologies.get_topology_desc(platform="cuda", target_config=target, topology=f"1x1x{count}").devices
 
 
-def devices(card: str, count: int) -> list:
-    """Cards of one host, none of which need be present."""
-    topology = topologies.get_topology_desc(platform="cuda", target_config=target(CARDS[card]), topology=f"1x1x{count}")
-    return list(topology.devices)
-
-
-def step(tx, params, card: str = "H100") -> tuple[jax.stages.Compiled, hlo.Program]:
-    """The optimizer step for one card."""
-    sharding = jax.sharding.SingleDeviceSharding(devices(card, 1)[0])
-    compiled = programs.compiled_step(tx, params, lambda _: sharding)
-    return compiled, hlo.Program(compiled.as_text())
-
-
-def arrays_moved(program: hlo.Program, params) -> float:
-    """What a step reads from memory and writes to it, in units of the float32 parameters."""
-    return program.memory_traffic() / (4 * programs.size(params))
-
-
-def optimizer() -> Iterator[dict]:
+def optimizer(options) -> Iterator[dict]:
     """The optimizer step on one card: arrays moved through memory, temporaries, kernels, compile time."""
-    for card in CARDS:
-        for tree, params in programs.trees().items():
-            for name, tx in OPTIMIZERS.items():
-                start = time.perf_counter()
-                compiled, program = step(tx, params, card)
-                yield {
-                    "optimizer step": name,
-                    "card": card,
-                    "leaves": tree,
-                    "arrays moved": f"{arrays_moved(program, params):.4f}",
-                    "kernels": program.kernels(program.entry),
-                    "temporary MiB": programs.held(compiled)["temporary"] / MIB,
-                    "compile s": time.perf_counter() - start,
-                }
+    return programs.step_costs({card: devices(card, 1)[0] for card in CARDS})
 
 
-def chunk() -> Iterator[dict]:
+def chunk(options) -> Iterator[dict]:
     """VGG16's chunk of steps, batch 128, CIFAR-10 on each card: memory, all-reduces, kernels and copies of a step."""
-    for card in CARDS:
-        for precision in ("float32", "bfloat16"):
-            for count in (1, 8):
-                for name in ("gravity", "optax.adam") if count == 1 else ("gravity",):
-                    yield chunk_row(card, precision, count, name)
-
-
-def chunk_row(card: str, precision: str, count: int, name: str) -> dict:
-    model = vgg.build("vgg16", 1.0, 10, precision)
-    start = time.perf_counter()
-    compiled = programs.compiled_chunk(devices(card, count), model, 128, OPTIMIZERS[name])
-    seconds = time.perf_counter() - start
-    program = hlo.Program(compiled.as_text())
-    held, copies = programs.held(compiled), program.copies(program.loop_body())
-    collectives = [c["bytes"] for c in program.collectives() if c["in_loop"]]
-    return {
-        "VGG16's chunk": name,
-        "cards": f"{count} x {card}",
-        "--precision": precision,
-        "held MiB": round(held["sum"] / MIB),
-        "temporary MiB": round(held["temporary"] / MIB),
-        "of a card": f"{held['sum'] / CARDS[card].memory:.1%}",
-        "all-reduces": len(collectives),
-        "their bytes / gradients'": f"{sum(collectives) / (4 * programs.size(programs.vgg_shapes(model))):.6f}",
-        "kernels a step": program.kernels(program.loop_body()),
-        "compile s": seconds,
-        "copied a step": ", ".join(f"{n} {array}" for array, n in sorted(copies.items(), key=lambda kind: -kind[1])),
-    }
+    runs = [("gravity", 1), ("optax.adam", 1), ("gravity", 8)]
+    for card, precision, (name, count) in itertools.product(CARDS, ("float32", "bfloat16"), runs):
+        row = {"VGG16's chunk": name, "cards": f"{count} x {card}", "--precision": precision}
+        model = vgg.build("vgg16", 1.0, 10, precision)
+        yield row | programs.chunk_cost(devices(card, count), CARDS[card].memory, model, 128, name)
 
 
 if __name__ == "__main__":
-    programs.main(__doc__, {"optimizer": optimizer, "chunk": chunk})
+    timing.main(__doc__, optimizer, chunk)

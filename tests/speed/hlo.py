@@ -13,10 +13,10 @@ from typing import NamedTuple
 
 WIDTH = {"pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4}
 ARRAY = re.compile(rf"\b({'|'.join(WIDTH)})\[([0-9,]*)\](?:{{([^}}]*)}})?")
-INSTRUCTION = re.compile(r"\s+(?:ROOT )?%(\S+) = (.*)")
-CALL = re.compile(r" ([a-z][\w-]*)\(([^)]*)\)")
-ALL_REDUCES = ("all-reduce", "all-reduce-start")
-COLLECTIVES = (*ALL_REDUCES, "all-gather", "all-gather-start", "reduce-scatter", "all-to-all", "collective-permute")
+# As in `%name = f32[8]{0} add(%one, %other)` or `ROOT %name = (f32[8]{0}, ...) fusion(...)`.
+INSTRUCTION = re.compile(r"\s+(?:ROOT )?%(\S+) = ((.*?) ([a-z][\w-]*)\(([^)]*)\).*)")
+COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+STARTED, DONE = ("all-reduce-start", "all-gather-start"), ("all-reduce-done", "all-gather-done")
 # What only gives another name to an array, or stands for one that is already there.
 NAMES = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "copy-done", "slice-done", "while")
 
@@ -36,7 +36,7 @@ class Instruction(NamedTuple):
 
 
 class Program:
-    """The instructions of a compiled program."""
+    """The instructions of a compiled program, by name."""
 
     def __init__(self, text: str):
         self.instructions: dict[str, Instruction] = {}
@@ -44,50 +44,45 @@ class Program:
         for line in text.splitlines():
             if line.endswith("{") and not line.startswith(" "):
                 computation = line.split("%")[1].split(" ")[0]
-                if line.startswith("ENTRY"):
-                    self.entry = computation
+                self.entry = computation if line.startswith("ENTRY") else self.entry
             elif match := INSTRUCTION.match(line):
-                name, rest = match.groups()
-                end = _end_of_shape(rest)
-                opcode, operands = CALL.match(rest, end).groups()  # type: ignore[union-attr]
+                name, text, shape, opcode, operands = match.groups()
                 operands = re.findall(r"%([\w.-]+)", operands)
-                self.instructions[name] = Instruction(computation, opcode, _arrays(rest[:end]), operands, rest)
+                self.instructions[name] = Instruction(computation, opcode, _arrays(shape), operands, text)
 
     def memory_traffic(self) -> int:
         """Bytes that the entry computation reads from memory and writes to it. It must have no loops."""
-        return sum(self._read(i) + sum(a.nbytes for a in _written(i)) for i in self._entry())
+        return sum(self._read(i) + sum(a.nbytes for a in _written(i)) for i in self._of(self.entry))
 
     def loop_body(self) -> str:
         """The computation that the one loop of the entry computation repeats."""
-        (loop,) = (i for i in self._entry() if i.opcode == "while")
-        return re.search(r"body=%([\w.-]+)", loop.text)[1]  # type: ignore[index]
+        (loop,) = (i for i in self._of(self.entry) if i.opcode == "while")
+        return re.search(r"body=%([\w.-]+)", loop.text)[1]
 
     def passes(self, size: int, computation: str, scope: str) -> int:
         """How often kernels outside the named scope `scope` read or write an array of `size` bytes, copies included."""
         kernels = [i for i in self._kernels(computation) if not re.search(rf'op_name="[^"]*{scope}', i.text)]
-        read = [a for i in kernels for o in i.operands for a in self.instructions[o].arrays]
-        written = [a for i in kernels for a in i.arrays]
-        return sum(a.nbytes == size for a in read + written)
+        return sum(a.nbytes == size for i in kernels for a in (*self._operands(i), *i.arrays))
 
     def kernels(self, computation: str) -> int:
         """How many kernels a computation starts on a GPU: fusions, copies, and calls of libraries."""
         return len(self._kernels(computation))
 
     def copies(self, computation: str) -> dict[str, int]:
-        """The arrays that a computation copies as they are, as in {"f32[3,3,512,512]": 7}."""
-        copies = [i for i in self._kernels(computation) if i.opcode == "copy"]
-        return dict(collections.Counter(re.match(r"[^{ ]*", i.text)[0] for i in copies))
+        """The arrays that a computation copies as they are, as in {"f32[3,3,512,512]": 7}, the most frequent first."""
+        copies = [i.text for i in self._kernels(computation) if i.opcode == "copy"]
+        return dict(collections.Counter(re.match(r"[^{ ]*", text)[0] for text in copies).most_common())
 
     def collectives(self) -> list[dict]:
         """Each collective: its kind, the bytes that a device puts in, and whether it is in the loop."""
         return [
             {
                 "kind": i.opcode.removesuffix("-start"),
-                "bytes": sum(a.nbytes for o in i.operands for a in self.instructions[o].arrays),
+                "bytes": sum(a.nbytes for a in self._operands(i)),
                 "in_loop": i.computation != self.entry,
             }
             for i in self.instructions.values()
-            if i.opcode in COLLECTIVES
+            if i.opcode in (*COLLECTIVES, *STARTED)
         ]
 
     def convolutions(self) -> dict[tuple[str, ...], int]:
@@ -98,51 +93,35 @@ class Program:
         kinds: collections.Counter = collections.Counter()
         for i in self.instructions.values():
             if i.opcode == "convolution":
-                name = re.search(r'op_name="([^"]*)"', i.text)[1]  # type: ignore[index]
+                name = re.search(r'op_name="([^"]*)"', i.text)[1]
                 precision = re.search(r"operand_precision=\{(\w+)", i.text)
-                kinds[
-                    "dense" if "Dense" in name else "convolution",
-                    "backward" if "transpose(" in name else "forward",
-                    " x ".join(sorted(self.instructions[o].arrays[0].dtype for o in i.operands)),
-                    i.arrays[0].dtype,
-                    precision[1] if precision else "default",
-                ] += 1
+                layer = "dense" if "Dense" in name else "convolution"
+                direction = "backward" if "transpose(" in name else "forward"
+                operands = " x ".join(sorted(self.instructions[o].arrays[0].dtype for o in i.operands))
+                kinds[layer, direction, operands, i.arrays[0].dtype, precision[1] if precision else "default"] += 1
         return dict(kinds)
 
-    def _entry(self) -> list[Instruction]:
-        return [i for i in self.instructions.values() if i.computation == self.entry]
+    def _of(self, computation: str) -> list[Instruction]:
+        return [i for i in self.instructions.values() if i.computation == computation]
 
     def _kernels(self, computation: str) -> list[Instruction]:
-        others = (*NAMES, *COLLECTIVES, "all-reduce-done", "all-gather-done")
-        return [i for i in self.instructions.values() if i.computation == computation and i.opcode not in others]
+        return [i for i in self._of(computation) if i.opcode not in (*NAMES, *COLLECTIVES, *STARTED, *DONE)]
+
+    def _operands(self, i: Instruction) -> list[Array]:
+        return [a for o in i.operands for a in self.instructions[o].arrays]
 
     def _read(self, i: Instruction) -> int:
         if i.opcode in NAMES:
             return 0
         if i.opcode == "slice-start":  # of what it is handed it reads the slice
             return i.arrays[1].nbytes if i.arrays[0].in_memory else 0
-        return sum(a.nbytes for o in i.operands for a in self.instructions[o].arrays if a.in_memory)
-
-
-def _end_of_shape(rest: str) -> int:
-    """Where the shape ends with which an instruction begins: `f32[8]{0} add(...)` or `(f32[8]{0}, ...) fusion(...)`."""
-    if not rest.startswith("("):
-        return rest.index(" ")
-    depth = 0
-    for end, character in enumerate(rest):
-        depth += (character == "(") - (character == ")")
-        if depth == 0:
-            return end + 1
-    raise ValueError(f"no end of the shape in {rest!r}")
+        return sum(a.nbytes for a in self._operands(i) if a.in_memory)
 
 
 def _arrays(shape: str) -> list[Array]:
+    count = lambda sizes: math.prod(int(n) for n in sizes.split(",") if n)
     return [
-        Array(
-            dtype,
-            WIDTH[dtype] * math.prod(int(n) for n in sizes.split(",") if n),
-            not re.search(r"S\([1-9]", layout or ""),
-        )
+        Array(dtype, WIDTH[dtype] * count(sizes), not re.search(r"S\([1-9]", layout))
         for dtype, sizes, layout in ARRAY.findall(shape)
     ]
 

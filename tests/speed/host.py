@@ -1,22 +1,16 @@
 """What the host costs: the start, the trainer's loop beside the bare chunks, 8 virtual devices, `--watch`, memory.
 
-    pip install -e ".[train]" && python tests/speed/host.py [--data-dir DATA] [--json FILE]
+    pip install -e ".[train]" && python tests/speed/host.py [memory] [start] [steps] [watch] [--data-dir DATA]
 
-**start**: seconds of processes of their own, from start to end: `--help`; `main.py` up to the moment in which the sums
-of its first chunk of steps are back, with JAX's persistent compilation cache off, empty and filled; and the reading of
-MNIST from DATA, where it must be prepared.
-
-**steps**, of the default run: milliseconds per step of whole epochs. "loop" is what history.csv counts as training
-(batches, chunks, sums, progress); "bare" is the same compiled chunks one after another on prepared batches.
-
-**memory**: the largest resident size of a run of VGG16 on CIFAR-10 from DATA: 2 epochs of 1,280 pictures with
-checkpoints, beside dataset + 4 x parameters + 1 GiB.
+Memory, and how long reading MNIST takes, need DATA, a folder with MNIST and CIFAR-10 prepared.
 """
 
+import functools
 import json
 import os
 import pathlib
 import resource
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -25,7 +19,6 @@ import time
 import timing
 
 TRAIN = pathlib.Path(__file__).parents[2] / "train"
-EPOCHS = 3
 PICTURES = 1280
 MODELS = {"default": [], "vgg16": ["--model", "vgg16", "--width", "1", "--batch-size", "128"]}
 # The trainer, which ends when its first chunk is done.
@@ -44,48 +37,69 @@ sys.exit(main.main())
 READ_MNIST = "import sys; from trainer import data; assert len(data.load('mnist', sys.argv[1]).train_labels) == 60_000"
 
 
-def run(*command: str, **variables: str) -> str:
-    """A Python process in the trainer's folder; what it wrote is returned, and shown if it fails."""
+def run(*command: str, **variables: str) -> None:
+    """A Python process in the trainer's folder; what it wrote is shown if it fails."""
     command = (sys.executable, *command)
     done = subprocess.run(command, cwd=TRAIN, env=os.environ | variables, capture_output=True, text=True)
     if done.returncode:
         sys.exit(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
-    return done.stdout
 
 
-def start(data_dir: str | None, rounds: int) -> list[dict]:
+def memory(options):
+    """The largest resident size of a run of VGG16 on CIFAR-10: 2 epochs of 1,280 pictures with checkpoints."""
+    if not options.data_dir:
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        flags = f"--dataset cifar10 --model vgg16 --limit {PICTURES} --epochs 2 --workdir {folder}/run".split()
+        run("main.py", *flags, "--data-dir", options.data_dir)
+        parameters = json.loads(pathlib.Path(folder, "run", "config.json").read_text())["parameters"]
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+    limit = 2 * PICTURES * 32 * 32 * 3 + 4 * 4 * parameters + 2**30
+    yield {"peak GiB": peak / 2**30, "dataset + 4 x parameters + 1 GiB": limit / 2**30}
+
+
+def start(options):
+    """Processes from start to end: the trainer until its first chunk is done, with JAX's compilation cache; MNIST."""
     with tempfile.TemporaryDirectory() as folder:
 
         def first_chunk(model: str, cache: str) -> None:
             with tempfile.TemporaryDirectory(dir=folder) as fresh:
-                where = {"off": {}, "empty": {"JAX_COMPILATION_CACHE_DIR": f"{fresh}/cache"}}
-                variables = where.get(cache, {"JAX_COMPILATION_CACHE_DIR": f"{folder}/{model}"})
-                setting = ["--compilation-cache", "on" if variables else "off", "--workdir", f"{fresh}/run"]
-                run("-c", FIRST_CHUNK, *MODELS[model], *setting, **variables)
+                flags = ["--compilation-cache", "off" if cache == "off" else "on", "--workdir", f"{fresh}/run"]
+                where = {"JAX_COMPILATION_CACHE_DIR": f"{fresh if cache == 'empty' else folder}/{model}"}
+                run("-c", FIRST_CHUNK, *MODELS[model], *flags, **(where if cache != "off" else {}))
 
-        candidates = {"--help": lambda: run("main.py", "--help")}
+        runs = {"--help": lambda: run("main.py", "--help")}
         for model in MODELS:
             for cache in ("off", "empty", "filled"):
-                name = f"{model}, first chunk, cache {cache}"
-                candidates[name] = lambda model=model, cache=cache: first_chunk(model, cache)
-        if data_dir:
-            candidates["MNIST, 60,000 + 10,000 pictures"] = lambda: run("-c", READ_MNIST, data_dir)
-        times = timing.interleaved(candidates, rounds, warmup=1)  # which fills the caches
-    return [{"from start to end": name, **timing.summary(seconds)} for name, seconds in times.items()]
+                runs[f"{model}, first chunk, cache {cache}"] = functools.partial(first_chunk, model, cache)
+        if options.data_dir:
+            runs["MNIST, 60,000 + 10,000 pictures"] = lambda: run("-c", READ_MNIST, options.data_dir)
+        times = timing.interleaved(runs, options.rounds, warmup=1)  # which fills the caches
+    for name, seconds in times.items():
+        yield {"from start to end": name, **timing.summary(seconds)}
 
 
-def child() -> None:
-    """Times epochs of the default run in this process, and writes {name: seconds per step of each epoch}."""
+def digits(**flags):
+    """A trainer of the default run."""
     sys.path.insert(0, str(TRAIN))
+    from trainer import data, jax_setup, loop
+    from trainer.config import Config, resolve
+
+    jax_setup.work_around()
+    return loop.Trainer(resolve(Config(**flags)), data.load("digits", None, None))
+
+
+def epochs(devices: int) -> tuple[timing.Runs, dict[str, int]]:
+    """Epochs of the default run on so many devices, and the number of their steps."""
+    flags = f"--xla_force_host_platform_device_count={devices} {os.environ.get('XLA_FLAGS', '')}"
+    os.environ |= {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    trainer = digits()
     import jax
     import numpy as np
 
-    from trainer import data, loop, steps
-    from trainer.config import Config, resolve
+    from trainer import steps
 
-    config = resolve(Config())
-    trainer = loop.Trainer(config, data.load(config.dataset, None, None))
-    batches = steps.in_batches(np.arange(trainer.train_size), trainer.steps_per_epoch, config.batch_size)
+    batches = steps.in_batches(np.arange(trainer.train_size), trainer.steps_per_epoch, trainer.config.batch_size)
     parts = np.split(batches, np.cumsum(trainer.lengths)[:-1])
     ready = [jax.device_put(trainer.replicas.split(part)) for part in parts]
 
@@ -94,65 +108,32 @@ def child() -> None:
             trainer.state, sums = trainer.built.chunks[length](trainer.state, trainer.built.train_set, batches)
         jax.block_until_ready(sums)
 
-    times = timing.interleaved({"loop": lambda: trainer.train_epoch(1), "bare": bare}, EPOCHS, warmup=1)
-    steps_of = trainer.steps_per_epoch
-    sys.stdout.write(json.dumps({name: [s / steps_of for s in seconds] for name, seconds in times.items()}))
+    runs = {f"loop, devices: {devices}": lambda: trainer.train_epoch(1), f"bare, devices: {devices}": bare}
+    return runs, dict.fromkeys(runs, trainer.steps_per_epoch)
 
 
-def steps(rounds: int) -> list[dict]:
-    times: dict[str, list[float]] = {}
-    for _ in range(rounds):
-        for devices in (1, 8):
-            flags = f"--xla_force_host_platform_device_count={devices} {os.environ.get('XLA_FLAGS', '')}"
-            for name, seconds in json.loads(run(__file__, "--child", XLA_FLAGS=flags, JAX_PLATFORMS="cpu")).items():
-                times.setdefault(f"{name}, {devices} device{'s' * (devices > 1)}", []).extend(seconds)
-    rows = [{"a step of the default run": name, **timing.summary(seconds)} for name, seconds in times.items()]
-    return [row | {"loop, 1 device / this": rows[0]["median_ms"] / row["median_ms"]} for row in rows]
+def steps(options):
+    """A step of the default run: as history.csv counts it (batches, chunks, sums), and the bare compiled chunks."""
+    frameworks = [functools.partial(epochs, devices) for devices in (1, 8)]
+    times, steps_of = timing.in_processes(frameworks, options.rounds, warmup=1)
+    for name, seconds in times.items():
+        yield {"a step of the default run": name, **timing.summary(seconds, steps_of[name])}
 
 
-def watch(rounds: int) -> dict[str, list[dict]]:
-    """What `--watch` costs: to compile at the start, in seconds of the clock and of all cores; and once per epoch.
-
-    A measurement is a forward and a backward pass on one batch, and reading the numbers back.
-    """
-    sys.path.insert(0, str(TRAIN))
-    from trainer import data, jax_setup, loop
-    from trainer.config import Config, resolve
-
-    jax_setup.work_around()
-    digits = data.load("digits", None, None)
-    starts = []
-    for on in (False, False, True):  # the first one also compiles what all of them share
+def watch(options):
+    """What `--watch` costs: a start, at which its program is compiled; a forward and a backward pass each epoch."""
+    digits()  # compiles what both starts share
+    for on in (False, True):
         start, processor = time.perf_counter(), time.process_time()
-        trainer = loop.Trainer(resolve(Config(watch=on)), digits)
-        taken = {"seconds": time.perf_counter() - start, "processor": time.process_time() - processor}
-        starts.append({"start": "with --watch" if on else "without", **taken})
+        trainer = digits(watch=on)
+        taken = {"s": time.perf_counter() - start, "s of all cores": time.process_time() - processor}
+        yield {"--watch": "a start with it" if on else "a start without", **taken}
     runs = {"an epoch": lambda: trainer.train_epoch(1), "a measurement": lambda: trainer.watch(1)}
-    times = timing.interleaved(runs, rounds)
-    return {"starts": starts[1:], "epochs": [{"--watch": name, **timing.summary(s)} for name, s in times.items()]}
-
-
-def memory(data_dir: str) -> dict[str, float]:
-    """Peak resident GiB of a short run and the limit."""
-    with tempfile.TemporaryDirectory() as folder:
-        flags = f"--dataset cifar10 --model vgg16 --limit {PICTURES} --epochs 2 --workdir {folder}/run".split()
-        run("main.py", *flags, "--data-dir", data_dir)
-        parameters = json.loads(pathlib.Path(folder, "run", "config.json").read_text())["parameters"]
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
-    limit = 2 * PICTURES * 32 * 32 * 3 + 4 * 4 * parameters + 2**30
-    return {"peak GiB": peak / 2**30, "limit GiB": limit / 2**30}
-
-
-def main() -> None:
-    if sys.argv[1:] == ["--child"]:
-        child()
-        return
-    options = timing.arguments(__doc__, rounds=5, data_dir="folder with MNIST and CIFAR-10 prepared")
-    data_dir = options.data_dir and os.path.abspath(options.data_dir)
-    figures = {"memory": [memory(data_dir)]} if data_dir else {}  # first, before other children
-    figures |= {"start": start(data_dir, options.rounds), "steps": steps(options.rounds), **watch(options.rounds)}
-    timing.report(options.json, figures)
+    for name, seconds in timing.interleaved(runs, options.rounds).items():
+        yield {"--watch": name, "s": statistics.median(seconds), "s of all cores": ""}
 
 
 if __name__ == "__main__":
-    main()
+    data_dir = {"type": os.path.abspath, "help": "folder with MNIST and CIFAR-10 prepared"}
+    # Memory comes first, before other children.
+    timing.main(__doc__, memory, start, steps, watch, rounds=5, data_dir=data_dir)

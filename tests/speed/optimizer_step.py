@@ -1,6 +1,6 @@
 """One optimizer step (update and apply, state and parameters donated): Gravity beside optax's and PyTorch's optimizers.
 
-    pip install -e ".[train,peers]" && python tests/speed/optimizer_step.py [--json FILE]
+    pip install -e ".[train,peers]" && python tests/speed/optimizer_step.py [--out FOLDER]
 
 Three trees of float32 parameters: VGG16's 32 leaves, 1,000 leaves of 1,000, and one of 100 million. Every candidate
 does the same: new parameters and state from given gradients. JAX and PyTorch have a process each, so that their threads
@@ -9,10 +9,7 @@ twice, V and W in and out, six in all; momentum SGD five, Adam seven) over the m
 """
 
 import functools
-import importlib.util
 import os
-import sys
-from collections.abc import Callable
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
@@ -21,10 +18,8 @@ import programs
 import timing
 import torch_peer
 
-Runs = dict[str, Callable[[], object]]
 
-
-def with_jax(leaves: list) -> tuple[Runs, dict[str, float]]:
+def with_jax(leaves: list) -> tuple[timing.Runs, dict[str, float]]:
     """A step of each of optax's optimizers and of Gravity, and the seconds that its compilation took."""
     runs, seconds = {}, {}
     for name, tx in (programs.OPTIMIZERS | programs.IN_PLACE).items():
@@ -33,41 +28,31 @@ def with_jax(leaves: list) -> tuple[Runs, dict[str, float]]:
     return runs, seconds
 
 
-def with_torch(leaves: list) -> tuple[Runs, dict[str, float]]:
+def with_torch(leaves: list) -> tuple[timing.Runs, dict[str, float]]:
     """A step of PyTorch's optimizers, and of Gravity as others have it for PyTorch."""
     from pytorch_optimizer import Gravity
 
+    makers = {
+        "PyTorch, the authors' rule of Gravity": torch_peer.authors_rule(),
+        "pytorch_optimizer.Gravity": functools.partial(Gravity, lr=0.1),
+        "PyTorch Adam, fused": "Adam",
+        "PyTorch SGD with momentum, fused": "SGD",
+    }
     shapes = [leaf.shape for leaf in leaves]
-    step = functools.partial(torch_peer.optimizer_step, shapes=shapes, device="cpu")
-    return {
-        "torch: authors' rule of Gravity": step(torch_peer.authors_rule()),
-        "pytorch_optimizer Gravity": step(functools.partial(Gravity, lr=0.1)),
-        "torch Adam, fused": step("Adam"),
-        "torch SGD momentum, fused": step("SGD"),
-    }, {}
+    return {name: torch_peer.optimizer_step(make, shapes, "cpu") for name, make in makers.items()}, {}
 
 
-def main() -> None:
-    options = timing.arguments(__doc__, rounds=15)
-    peers = all(importlib.util.find_spec(name) for name in ("torch", "pytorch_optimizer"))
-    if not peers:
-        sys.stderr.write("PyTorch's optimizers are left out: torch or pytorch_optimizer is not installed\n")
-    figures = {}
+def step(options):
+    """The optimizer step."""
     for tree, leaves in programs.trees().items():
-        frameworks = {"jax": functools.partial(with_jax, leaves)}
-        if peers:
-            frameworks["torch"] = functools.partial(with_torch, leaves)
+        frameworks = [functools.partial(make, leaves) for make in (with_jax, with_torch)]
         times, compile_seconds = timing.in_processes(frameworks, options.rounds, settle=True)
-        own = timing.summary(times["gravity"])["median_ms"]
-        figures[tree] = rows = []
         for name, seconds in times.items():
-            row = {tree: name, **timing.summary(seconds)}
-            row["gravity / this"] = own / row["median_ms"]
-            row["GB/s"] = programs.arrays_moved(name) * 4 * programs.size(leaves) / row["median_ms"] / 1e6
-            row["compile s"] = compile_seconds.get(name, "")
-            rows.append(row)
-    timing.report(options.json, figures)
+            row = {"optimizer step": name, "leaves": tree, **timing.summary(seconds)}
+            row["gravity / this"] = timing.summary(times["gravity"])["median ms"] / row["median ms"]
+            row["GB/s"] = 1e3 * programs.gigabytes(name, leaves) / row["median ms"]
+            yield row | {"compile s": compile_seconds.get(name, "")}
 
 
 if __name__ == "__main__":
-    main()
+    timing.main(__doc__, step, rounds=15)

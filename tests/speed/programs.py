@@ -3,30 +3,30 @@
 To be counted they are compiled ahead of time from shapes alone, for devices that need not be present.
 """
 
-import argparse
 import collections
 import functools
+import itertools
 import math
 import pathlib
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
+import hlo
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import timing
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
-from gravity_optax import gravity
-
+sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))  # the library need not be installed
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / "train"))
+from gravity_optax import gravity
 from trainer import steps, vgg
 from trainer.devices import Program, Replicas
 
 MIB = 2**20
-IMAGES, SHAPE = 50_000, (32, 32, 3)  # CIFAR-10's training set
+IMAGES, SHAPE, CLASSES = 50_000, (32, 32, 3), 10  # CIFAR-10's training set
 # An epoch of 49 steps is dispatched in chunks of 7 and 6 (loop.py); the length changes nothing in a step.
 STEPS = 7
 OPTIMIZERS = {
@@ -35,14 +35,8 @@ OPTIMIZERS = {
     "optax.sgd, momentum": optax.sgd(0.1, momentum=0.9),
 }
 IN_PLACE = {"a pass in place": optax.stateless(lambda updates, params: jax.tree.map(lambda p: p + 1e-3, params))}
-
-
 # How many arrays of the parameters' size a step reads and writes at least, by a part of its name.
 ARRAYS = {"pass": 2, "gravity": 6, "adam": 7, "momentum": 5, "sgd": 5}
-
-
-def arrays_moved(name: str) -> int:
-    return next(count for part, count in ARRAYS.items() if part in name.lower())
 
 
 def vgg_shapes(model: vgg.VGG) -> dict:
@@ -50,10 +44,10 @@ def vgg_shapes(model: vgg.VGG) -> dict:
 
 
 def trees() -> dict[str, list[jax.ShapeDtypeStruct]]:
-    """Float32 leaves, as in optimizer_step.py."""
+    """Trees of float32 leaves."""
     leaves = lambda count, size: [jax.ShapeDtypeStruct((size,), jnp.float32)] * count
     return {
-        "VGG16": jax.tree.leaves(vgg_shapes(vgg.build("vgg16", 1.0, 10, "float32"))),
+        "VGG16": jax.tree.leaves(vgg_shapes(vgg.build("vgg16", 1.0, CLASSES, "float32"))),
         "1000 x 1000": leaves(1000, 1000),
         "1 x 100M": leaves(1, 100_000_000),
     }
@@ -66,7 +60,7 @@ def size(tree) -> int:
 
 def along_the_longest_axis(devices: Sequence) -> Callable:
     """The sharding of a leaf that is split along its longest axis that divides by the number of devices."""
-    mesh = Mesh(np.array(devices), ("devices",))
+    mesh = jax.sharding.Mesh(np.array(devices), ("devices",))
 
     def sharding_of(leaf):
         fitting = [axis for axis in range(leaf.ndim) if leaf.shape[axis] % len(devices) == 0]
@@ -83,47 +77,105 @@ def compiled_step(tx: optax.GradientTransformation, params, sharding_of: Callabl
     copy what it paired crosswise.
     """
 
-    def abstract(tree):
-        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding_of(x)), tree)
-
     def step(params, state, gradients):
         updates, state = tx.update(gradients, state, params)
         return optax.apply_updates(params, updates), state
 
-    params, state = abstract(params), abstract(jax.eval_shape(tx.init, params))
-    shardings = jax.tree.map(lambda x: x.sharding, (params, state))
+    shardings = jax.tree.map(sharding_of, (params, jax.eval_shape(tx.init, params)))
+    place = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+    params, state = jax.tree.map(place, (params, jax.eval_shape(tx.init, params)), shardings)
     return jax.jit(step, donate_argnums=(0, 1), out_shardings=shardings).lower(params, state, params).compile()
 
 
-def running_step(tx: optax.GradientTransformation, shapes: Sequence) -> tuple[Callable[[], object], float]:
-    """A function that starts a compiled step on given gradients, and the seconds that its compilation took."""
+def running_step(
+    tx: optax.GradientTransformation, shapes: Sequence, block: int = 1
+) -> tuple[Callable[[], object], float]:
+    """A function that starts `block` compiled steps on given gradients, and the seconds that the compilation took."""
     gradients = [0.01 * jax.random.normal(jax.random.key(i), leaf.shape) for i, leaf in enumerate(shapes)]
     params = [jnp.zeros_like(g) for g in gradients]
     start = time.perf_counter()
-    program = compiled_step(tx, params, lambda x: jax.sharding.SingleDeviceSharding(jax.devices()[0]))
+    program = compiled_step(tx, params, lambda x: SingleDeviceSharding(jax.devices()[0]))
     seconds = time.perf_counter() - start
     state = [params, tx.init(params)]
 
     def run():
-        state[:] = program(*state, gradients)
+        for _ in range(block):
+            state[:] = program(*state, gradients)
         return state
 
     return run, seconds
 
 
+def gigabytes(name: str, leaves: Sequence) -> float:
+    """What the step of an optimizer of this name must move at least."""
+    return 4e-9 * size(leaves) * next(count for part, count in ARRAYS.items() if part in name.lower())
+
+
+def counted_step(tx: optax.GradientTransformation, params, on: jax.Device) -> tuple[jax.stages.Compiled, hlo.Program]:
+    """The step compiled for one device, and what its text says."""
+    compiled = compiled_step(tx, params, lambda _: SingleDeviceSharding(on))
+    return compiled, hlo.Program(compiled.as_text())
+
+
+def arrays_moved(program: hlo.Program, params) -> float:
+    """What a step reads from memory and writes to it, in units of the float32 parameters."""
+    return program.memory_traffic() / (4 * size(params))
+
+
+def step_costs(devices: dict[str, jax.Device]) -> Iterator[dict]:
+    """A row for each optimizer, tree and device."""
+    for device, (tree, params), name in itertools.product(devices, trees().items(), OPTIMIZERS):
+        start = time.perf_counter()
+        compiled, program = counted_step(OPTIMIZERS[name], params, devices[device])
+        yield {
+            "optimizer step": name,
+            "on": device,
+            "leaves": tree,
+            "arrays moved": f"{arrays_moved(program, params):.4f}",
+            "kernels": program.kernels(program.entry),
+            "temporary MiB": held(compiled)["temporary"] / MIB,
+            "compile s": time.perf_counter() - start,
+        }
+
+
+def chunk(
+    replicas: Replicas, model: vgg.VGG, tx: optax.GradientTransformation, batch: int, images: int, count: int
+) -> Program:
+    """The trainer's program for so many steps, compiled from shapes, with the dataset on each of the devices."""
+    params = vgg_shapes(model)
+    state = steps.TrainState(params, jax.eval_shape(tx.init, params))
+    pictures = [jax.ShapeDtypeStruct((images, math.prod(SHAPE)), jnp.uint8), jax.ShapeDtypeStruct((images,), jnp.int32)]
+    train = functools.partial(steps.train_chunk, steps.on_flat(model.apply, SHAPE), tx)
+    batches = replicas.split(np.zeros((count, batch), np.int32))
+    return Program(replicas, train, state, steps.Split(*pictures), batches, donate_first=True).compile()
+
+
 def compiled_chunk(
     on: Sequence, model: vgg.VGG, batch: int, tx: optax.GradientTransformation = OPTIMIZERS["gravity"]
 ) -> jax.stages.Compiled:
-    """The trainer's program for a chunk of steps, with the dataset on each of the devices `on`."""
-    replicas = Replicas(on)
-    params = vgg_shapes(model)
-    state = steps.TrainState(params, jax.eval_shape(tx.init, params))
-    pictures = jax.eval_shape(
-        lambda: steps.Split(steps.flat(jnp.zeros((IMAGES, *SHAPE), jnp.uint8)), jnp.zeros(IMAGES, jnp.int32))
-    )
-    chunk = functools.partial(steps.train_chunk, steps.on_flat(model.apply, SHAPE), tx)
-    batches = replicas.split(np.zeros((STEPS, batch), np.int32))
-    return Program(replicas, chunk, state, pictures, batches, donate_first=True).compile().executable
+    """The trainer's program for a chunk of steps, with CIFAR-10 on each of the devices `on`."""
+    return chunk(Replicas(on), model, tx, batch, IMAGES, STEPS).executable
+
+
+def chunk_cost(on: Sequence, memory: float, model: vgg.VGG, batch: int, name: str = "gravity") -> dict:
+    """What a device of so much memory holds, and what a step sends and starts."""
+    start = time.perf_counter()
+    compiled = compiled_chunk(on, model, batch, OPTIMIZERS[name])
+    seconds = time.perf_counter() - start
+    program, bytes_held = hlo.Program(compiled.as_text()), held(compiled)
+    collectives = [c for c in program.collectives() if c["in_loop"]]
+    sent = sum(c["bytes"] for c in collectives) / (4 * size(vgg_shapes(model)))
+    text = lambda numbers: ", ".join(f"{n} {what}" for what, n in numbers.items()) or "none"
+    return {
+        "held MiB": round(bytes_held["sum"] / MIB),
+        "temporary MiB": round(bytes_held["temporary"] / MIB),
+        "of its memory": f"{bytes_held['sum'] / memory:.1%}",
+        "collectives": text(collections.Counter(c["kind"] for c in collectives)),
+        "their bytes / gradients'": f"{sent:.6f}",
+        "kernels a step": program.kernels(program.loop_body()),
+        "compile s": seconds,
+        "copied a step": text(program.copies(program.loop_body())),
+    }
 
 
 def held(compiled: jax.stages.Compiled) -> dict[str, int]:
@@ -138,23 +190,41 @@ def held(compiled: jax.stages.Compiled) -> dict[str, int]:
     return parts | {"sum": sum(parts.values())}
 
 
-def counted(names: Iterable[str]) -> list[tuple[str, int]]:
-    return sorted(collections.Counter(names).items())
+class Training:
+    """A run of the trainer, in chunks of `count` steps, on random pictures that lie on the devices."""
 
-
-def main(description: str, parts: dict[str, Callable[[], Iterator[dict]]]) -> None:
-    """The command line of a cost script: which parts to compile, each a table under the first line of its docstring."""
-    parser = argparse.ArgumentParser(description=description.splitlines()[0])
-    parser.add_argument("parts", nargs="*", choices=[*parts, []], metavar="|".join(parts), help="default: all")
-    parser.add_argument("--json", type=pathlib.Path, help="also write the figures to this file")
-    options = parser.parse_args()
-    figures: dict[str, list[dict]] = {}
-    for part in options.parts or parts:
+    def __init__(self, model: str, width: float, precision: str, batch: int, count: int, images: int):
+        self.replicas, self.batch, self.images, self.pictures = Replicas(), batch, images, batch * count
+        network, tx = vgg.build(model, width, CLASSES, precision), OPTIMIZERS["gravity"]
         start = time.perf_counter()
-        figures[part] = []
-        for row in parts[part]():
-            figures[part].append(row)
-            timing.write(options.json, figures)
-        note = f"{parts[part].__doc__.splitlines()[0]} ({time.perf_counter() - start:.0f} s)"
-        sys.stdout.write(f"{note}\n{timing.table(figures[part])}\n\n")
-        sys.stdout.flush()
+        self.chunk = chunk(self.replicas, network, tx, batch, images, count)
+        self.compile_seconds = time.perf_counter() - start
+        params = vgg.init(network, jax.random.key(0), SHAPE)
+        self.state = self.replicas.replicate(steps.TrainState(params, tx.init(params)))
+        self.apply, self.train_set = steps.on_flat(network.apply, SHAPE), self.random_pictures(images)
+
+    def random_pictures(self, count: int) -> steps.Split:
+        images = np.random.default_rng(0).integers(0, 256, (count, math.prod(SHAPE)), np.uint8)
+        return self.replicas.replicate(steps.Split(images, np.arange(count, dtype=np.int32) % CLASSES))
+
+    def batches(self, order: np.ndarray, pictures: int) -> np.ndarray:
+        return self.replicas.split(steps.in_batches(order, -(-pictures // self.batch), self.batch))
+
+    def run(self, order: np.ndarray | None = None) -> steps.Sums:
+        """Trains one chunk, on the first pictures of this order; by default full batches."""
+        order = np.arange(self.pictures) % self.images if order is None else order
+        self.state, sums = self.chunk(self.state, self.train_set, self.batches(order, self.pictures))
+        return sums
+
+    def epoch(self, test_size: int) -> Callable[[], object]:
+        """A function that trains all pictures in a new order, and evaluates so many others; it is compiled here."""
+        test_set, batches = self.random_pictures(test_size), self.batches(np.arange(test_size), test_size)
+        evaluate = functools.partial(steps.evaluate, self.apply)
+        evaluate = Program(self.replicas, evaluate, self.state.params, test_set, batches).compile()
+        order = np.random.default_rng(1).permutation(self.images)
+
+        def run():
+            sums = [self.run(order[start:]) for start in range(0, self.images, self.pictures)]
+            return sums, evaluate(self.state.params, test_set, batches)
+
+        return run

@@ -1,148 +1,130 @@
-"""What the speed scripts share: interleaved timing, an aligned table, a JSON file that says where and with what."""
+"""What the speed scripts share: their command line, timing in turns, an aligned table, where and with what they ran."""
 
 import argparse
+import concurrent.futures
 import contextlib
+import functools
 import importlib.metadata
 import json
 import multiprocessing
 import os
 import pathlib
 import platform
-import statistics
+import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any
 
-PACKAGES = [
-    "jax",
-    "jaxlib",
-    "libtpu",
-    "optax",
-    "flax",
-    "numpy",
-    "torch",
-    "pytorch_optimizer",
-    "tensorflow-cpu",
-    "keras",
-]
+import numpy as np
+
+PACKAGES = re.compile("jax|jaxlib|libtpu|optax|flax|torch|pytorch_optimizer|tensorflow-cpu|keras")
 PAUSE = 0.02  # seconds between two runs, in which idle threads that still spin fall asleep
+Runs = dict[str, Callable[[], object]]
+Framework = Callable[[], tuple[Runs, dict]]
 
 
-def arguments(description: str, rounds: int, **more: str) -> argparse.Namespace:
-    """--rounds and --json, which every script takes, and `more` flags with a text, by name and help."""
+def main(description: str, *parts: Callable[[argparse.Namespace], Iterable[dict]], **flags: Any) -> dict:
+    """Measures, row by row, the parts that the command line names; each is a table under its docstring's first line.
+
+    A part gets the options, whose `figures` are the rows so far; `flags` are the script's own: a default, or as for
+    argparse.
+    """
     parser = argparse.ArgumentParser(description=description.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=rounds, help=f"timed runs of each candidate (default {rounds})")
-    parser.add_argument("--json", type=pathlib.Path, help="also write the figures to this file")
-    for name, text in more.items():
-        parser.add_argument(f"--{name.replace('_', '-')}", help=text)
-    return parser.parse_args()
+    names = [part.__name__ for part in parts]
+    parser.add_argument("parts", nargs="*", choices=[*names, []], metavar="|".join(names), help="default: all")
+    parser.add_argument("--out", type=pathlib.Path, help="folder for the tables, and for the same as JSON, row by row")
+    for name, settings in flags.items():
+        settings = settings if isinstance(settings, dict) else {"type": type(settings), "default": settings}
+        parser.add_argument(f"--{name.replace('_', '-')}", **settings)
+    options = parser.parse_args()
+    options.figures, tables = {}, []
+    for part in (part for part in parts if part.__name__ in (options.parts or names)):
+        rows = options.figures[part.__name__] = []
+        tables.append("")
+        for row in part(options):
+            rows.append(row)
+            tables[-1] = f"{part.__doc__.splitlines()[0]}\n{table(rows)}\n\n"
+            if options.out:
+                options.out.mkdir(parents=True, exist_ok=True)
+                file = options.out / pathlib.Path(sys.argv[0]).name
+                file.with_suffix(".json").write_text(json.dumps(machine() | options.figures, indent=2) + "\n")
+                file.with_suffix(".txt").write_text("".join(tables))
+        sys.stdout.write(tables[-1])
+        sys.stdout.flush()
+    return options.figures
 
 
-def interleaved(candidates: dict[str, Callable[[], object]], rounds: int, warmup: int = 2) -> dict[str, list[float]]:
-    """Seconds of each run; the candidates take turns, so that a drift of the machine affects all of them equally."""
-    seconds: dict[str, list[float]] = {name: [] for name in candidates}
+def seconds_of(run: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def interleaved(
+    runs: Runs, rounds: int, warmup: int = 2, clock: Callable[..., float] = seconds_of
+) -> dict[str, list[float]]:
+    """Seconds of each run; the runs take turns, so that a drift of the machine affects all of them equally."""
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
     for number in range(warmup + rounds):
-        for name, run in candidates.items():
-            start = time.perf_counter()
-            run()
+        for name, run in runs.items():
+            elapsed = clock(run)
             if number >= warmup:
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(elapsed)
     return seconds
 
 
-Candidates = Callable[[], tuple[dict[str, Callable[[], object]], dict]]
-
-
 def in_processes(
-    frameworks: dict[str, Candidates], rounds: int, warmup: int = 2, settle: bool = False
+    frameworks: Iterable[Framework], rounds: int, warmup: int = 2, settle: bool = False
 ) -> tuple[dict[str, list[float]], dict]:
-    """As `interleaved`, with the candidates of each framework in a process of their own, where no other threads are.
+    """As `interleaved`, with the runs of each framework in a process of their own, where no other threads are.
 
-    A framework is a function (of a module, by name) to be called there; it gives its candidates, and figures to hand
-    on, which come back together. With `settle`, each timed run comes right after one that is not timed: a process that
-    has waited for the others begins slowly, which can double a run of tenths of a second.
+    A framework is a function (of a module, by name) to be called there; it gives its runs, and figures to hand on,
+    which come back together. With `settle`, each timed run comes right after one that is not timed: a process that has
+    waited for the others begins slowly, which can double a run of tenths of a second.
     """
-    context = multiprocessing.get_context("spawn")
-    turns, figures = [], {}
-    for make in frameworks.values():
-        connection, other = context.Pipe()
-        context.Process(target=_serve, args=(make, other, settle), daemon=True).start()
-        other.close()  # so that a process that dies is noticed
-        names, more = connection.recv()
-        turns += [(name, connection) for name in names]
-        figures |= more
-    seconds: dict[str, list[float]] = {name: [] for name, _ in turns}
-    for number in range(warmup + rounds):
-        for name, connection in turns:
-            connection.send(name)
-            elapsed = connection.recv()
-            time.sleep(PAUSE)
-            if number >= warmup:
-                seconds[name].append(elapsed)
-    for _, connection in turns:
-        connection.close()
-    return seconds, figures
+    runs, figures = {}, {}
+    with contextlib.ExitStack() as stack:
+        for make in frameworks:
+            pool = concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
+            names, more = stack.enter_context(pool).submit(_make, make).result()
+            runs |= {name: functools.partial(pool.submit, _run, name, settle) for name in names}
+            figures |= more
+        return interleaved(runs, rounds, warmup, lambda run: run().result()), figures
 
 
-def _serve(make: Candidates, connection, settle: bool) -> None:
+_runs: Runs = {}  # in a framework's process
+
+
+def _make(make: Framework) -> tuple[list[str], dict]:
     runs, figures = make()
-    connection.send((list(runs), figures))
-    with contextlib.suppress(EOFError):
-        while True:
-            name = connection.recv()
-            if settle:
-                runs[name]()
-            start = time.perf_counter()
-            runs[name]()
-            connection.send(time.perf_counter() - start)
+    _runs.update(runs)
+    return list(runs), figures
 
 
-def summary(seconds: list[float]) -> dict[str, float]:
-    """Median and spread (the quartiles) in milliseconds."""
-    low, median, high = (1e3 * q for q in statistics.quantiles(seconds, n=4, method="inclusive"))
-    return {"median_ms": median, "low_ms": low, "high_ms": high}
+def _run(name: str, settle: bool) -> float:
+    seconds = [seconds_of(_runs[name]) for _ in range(1 + settle)]
+    time.sleep(PAUSE)
+    return seconds[-1]
+
+
+def summary(seconds: list[float], steps: int = 1) -> dict[str, float]:
+    """Median and spread (the quartiles), in milliseconds, of a step, from runs of so many steps."""
+    low, median, high = (1e3 / steps * np.quantile(seconds, [0.25, 0.5, 0.75])).tolist()
+    return {"median ms": median, "low ms": low, "high ms": high}
 
 
 def table(rows: list[dict]) -> str:
     """Aligned columns under their names."""
-    columns = list(rows[0])
-    cells = [columns, *([_cell(row[c]) for c in columns] for row in rows)]
-    widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
-    first, *others = widths
-    return "\n".join(
-        "  ".join([line[0].ljust(first), *(text.rjust(w) for text, w in zip(line[1:], others, strict=True))])
-        for line in cells
-    )
-
-
-def write(path: pathlib.Path | None, figures: dict) -> None:
-    """The figures beside machine and versions, where a path was given."""
-    if path:
-        path.write_text(json.dumps(machine() | figures, indent=2) + "\n")
-
-
-def report(path: pathlib.Path | None, figures: dict[str, list[dict]]) -> None:
-    """Each table on standard output, and all of them in a file where a path was given."""
-    sys.stdout.write("".join(f"{table(rows)}\n\n" for rows in figures.values()))
-    write(path, figures)
+    text = lambda value: f"{value:.3g}" if isinstance(value, float) else str(value)
+    lines = [list(rows[0]), *([text(value) for value in row.values()] for row in rows)]
+    first, *widths = (max(map(len, column)) for column in zip(*lines, strict=True))
+    return "\n".join("  ".join([line[0].ljust(first), *map(str.rjust, line[1:], widths)]) for line in lines)
 
 
 def machine() -> dict:
     """Processor, cores and versions of what is installed."""
-    versions = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    cpu = [x for x in pathlib.Path("/proc/cpuinfo").read_text().splitlines() if x.startswith("model name")]
-    return {
-        "cpu": cpu[0].split(": ")[1] if cpu else platform.processor(),
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "versions": versions,
-    }
-
-
-def _cell(value: object) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+    versions = {d.name: d.version for d in importlib.metadata.distributions() if PACKAGES.fullmatch(d.name)}
+    cpu = re.search(r"model name\s*: (.*)", pathlib.Path("/proc/cpuinfo").read_text())
+    where = {"cpu": cpu and cpu[1], "cores": os.cpu_count(), "python": platform.python_version()}
+    return where | {"versions": versions}

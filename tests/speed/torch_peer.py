@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import itertools
 from collections.abc import Callable, Sequence
 
 
@@ -13,22 +12,12 @@ def device() -> str | None:
     with contextlib.suppress(ImportError):
         import torch
 
-        if jax.default_backend() == "gpu":
-            return "cuda" if torch.cuda.is_available() else None
-        return "cpu" if jax.default_backend() == "cpu" else None
+        return {"cpu": "cpu", "gpu": "cuda" if torch.cuda.is_available() else None}.get(jax.default_backend())
     return None
 
 
-def done(device: str) -> None:
-    """Waits for the device."""
-    import torch
-
-    if device == "cuda":
-        torch.cuda.synchronize()
-
-
 def optimizer_step(make, shapes: Sequence[tuple[int, ...]], device: str, block: int = 1) -> Callable[[], object]:
-    """A step of `make(params)`, or of the fused "Adam" or "SGD" (with momentum); each `block` of them waits."""
+    """`block` steps of `make(params)`, or of the fused "Adam" or "SGD" (with momentum); waits for the device."""
     import torch
 
     params = [torch.zeros(shape, device=device, requires_grad=True) for shape in shapes]
@@ -37,12 +26,12 @@ def optimizer_step(make, shapes: Sequence[tuple[int, ...]], device: str, block: 
     if isinstance(make, str):
         options = {"lr": 1e-3, "fused": True} | ({"momentum": 0.9} if make == "SGD" else {})
         make = functools.partial(getattr(torch.optim, make), **options)
-    optimizer, calls = make(params), itertools.count(1)
+    optimizer = make(params)
 
     def run():
-        optimizer.step()
-        if next(calls) % block == 0:
-            done(device)
+        for _ in range(block):
+            optimizer.step()
+        getattr(torch, device).synchronize()
 
     return run
 
@@ -71,35 +60,30 @@ def authors_rule():
     return AuthorsRule
 
 
-def vgg(counts: Sequence[int], channels: Sequence[int], dense: int, classes: int):
-    """For 32 x 32 pictures with 3 channels: these convolutions and channels per block, then two dense layers."""
-    from torch import nn
-
-    layers: list[nn.Module] = []
-    previous = 3
-    for count, features in zip(counts, channels, strict=True):
-        for _ in range(count):
-            layers += [nn.Conv2d(previous, features, 3, padding=1), nn.ReLU(inplace=True)]
-            previous = features
-        layers.append(nn.MaxPool2d(2))
-    layers += [nn.Flatten(), nn.Linear(previous, dense), nn.ReLU(inplace=True)]
-    layers += [nn.Linear(dense, dense), nn.ReLU(inplace=True), nn.Linear(dense, classes)]
-    return nn.Sequential(*layers)
-
-
 def training_steps(
-    network, batch: int, steps: int, precision: str, device: str, compiled: bool = False
+    model: str, width: float, classes: int, batch: int, steps: int, precision: str, device: str, compiled: bool = False
 ) -> Callable[[], object]:
-    """`steps` training steps on random pictures: channels-last, fused SGD with momentum; waits for the device."""
+    """`steps` steps of a VGG on random pictures: channels-last, fused SGD with momentum; waits for the device."""
     import torch
     from torch import nn
 
+    from trainer import vgg
+
+    layers: list[nn.Module] = []
+    previous, dense = 3, vgg.scaled(vgg.DENSE, width)
+    for count, features in zip(vgg.CONVOLUTIONS[model], vgg.CHANNELS, strict=True):
+        for _ in range(count):
+            layers += [nn.Conv2d(previous, vgg.scaled(features, width), 3, padding=1), nn.ReLU(inplace=True)]
+            previous = vgg.scaled(features, width)
+        layers.append(nn.MaxPool2d(2))
+    layers += [nn.Flatten(), nn.Linear(previous, dense), nn.ReLU(inplace=True)]
+    layers += [nn.Linear(dense, dense), nn.ReLU(inplace=True), nn.Linear(dense, classes)]
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision != "float32"
-    network = network.to(device, memory_format=torch.channels_last)
+    network = nn.Sequential(*layers).to(device, memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9, fused=True)
     images = torch.randint(0, 256, (batch, 3, 32, 32), device=device, dtype=torch.uint8)
     images = images.to(memory_format=torch.channels_last)
-    labels = torch.arange(batch, device=device) % network[-1].out_features
+    labels = torch.arange(batch, device=device) % classes
     if compiled:
         network.compile()
 
@@ -110,6 +94,6 @@ def training_steps(
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-        done(device)
+        getattr(torch, device).synchronize()
 
     return run
