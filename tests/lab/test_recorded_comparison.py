@@ -4,7 +4,6 @@ import dataclasses
 import io
 import pathlib
 import re
-import shlex
 
 import numpy as np
 import pandas as pd
@@ -13,7 +12,6 @@ import pytest
 from lab import evidence, frames, inference, runs, search
 from lab.options import CompareOptions, comparisons
 from trainer.config import flag
-from trainer.flags import parse_command
 
 ROOT = pathlib.Path(__file__).parents[2]
 FOLDERS = {machine: ROOT / "notebooks" / name for machine, name in (("CPU", "comparison"), ("H100", "comparison_h100"))}
@@ -71,12 +69,8 @@ def test_recorded_runs_hold_no_times():
     assert {outcome.seconds for made in EVERY.values() for outcome in made.values()} == {None}
 
 
-def test_the_commands_and_flags_of_the_readme_are_the_programs():
-    commands = re.findall(r"^python train/compare\.py (.*)$", README, re.MULTILINE)
-    assert len(commands) >= 3
-    for command in commands:
-        assert comparisons(parse_command(CompareOptions, "compare.py", shlex.split(command)))
-    names = {name.removesuffix("_only") for name in (field.name for field in dataclasses.fields(CompareOptions))}
+def test_the_table_of_flags_in_the_readme_is_whole():
+    names = {field.name.removesuffix("_only") for field in dataclasses.fields(CompareOptions)}
     table = "".join(line for line in README.splitlines() if line.startswith("| `--"))
     told = {"--workdir", "--list", "--data-dir", *re.findall(r"--[a-z-]+[a-z]", table)}
     assert told == {flag(name) for name in names}

@@ -131,9 +131,8 @@ class Laboratory:
         """The share of these pictures that are classified rightly."""
         model = self._model(config)
         score = functools.partial(steps.evaluate, steps.on_flat(model.apply, self._image_shape))
-        chunks = self._chunks(rows, _EVALUATION_STEPS)
-        sums = [self._on_devices(model, score, (state.params, self._pictures, batches)) for _, batches in chunks]
-        return sum(int(each.correct) for each in sums) / len(rows)
+        right = lambda batches: int(self._on_devices(model, score, (state.params, self._pictures, batches)).correct)
+        return sum(right(batches) for _, batches in self._chunks(rows, _EVALUATION_STEPS)) / len(rows)
 
     def _on_devices(self, key: Any, function: Callable, arguments: Any, donate_first: bool = False) -> Any:
         """`function` of (tree, pictures, batches) on all devices, compiled once for a key."""
