@@ -151,7 +151,7 @@ def _lines(axes: Any, labels: Iterable[str]) -> dict[str, Any]:
             *([],) * (3 if three_d else 2),
             label=label,
             color=palette.colour(label),
-            linestyle=palette.line_style(label),
+            linestyle="--" if "," in label else "-",
             linewidth=1.6,
             marker=palette.marker(label),
             markevery=[-1],

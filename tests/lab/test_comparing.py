@@ -61,9 +61,8 @@ def no_report(monkeypatch):
 
 
 def options(tmp_path, **flags):
-    return CompareOptions(
-        str(tmp_path), **{"optimizers": ("gravity", "adam"), "rates": 3, "search_seeds": 1, "seeds": 2} | flags
-    )
+    few = {"optimizers": ("gravity", "adam"), "rates": 3, "search_seeds": 1, "seeds": 2}
+    return CompareOptions(str(tmp_path), **few | flags)
 
 
 def test_all_runs_are_made_once_and_reported(tmp_path, stand):

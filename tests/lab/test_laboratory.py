@@ -49,14 +49,6 @@ def training_part(made_in):
     return dataclasses.replace(digits, train_images=digits.train_images[rows], train_labels=digits.train_labels[rows])
 
 
-@pytest.fixture
-def compiled(monkeypatch):
-    """An entry for each program that a laboratory compiles."""
-    programs, original = [], Laboratory._compiled
-    monkeypatch.setattr(Laboratory, "_compiled", lambda *args, **kw: programs.append(1) or original(*args, **kw))
-    return programs
-
-
 def test_the_validation_part_is_a_fixed_tenth():
     training, validation = split(1437)
     assert len(validation) == 143
@@ -103,27 +95,25 @@ def momentum():
 
 
 @slow
-def test_one_program_serves_every_learning_rate_and_seed(compiled):
+def test_one_program_serves_every_learning_rate_and_seed():
     made_in = made_on(optimizers=("adam",))
     trial = first_trial(made_in, "adam")
     one = made_in.run(trial)
     other = made_in.run(trial._replace(learning_rate=trial.learning_rate * 3))
     seeded = made_in.run(trial._replace(seed=1, part="final"))
     assert len({o.loss_by_epoch for o in (one, other, seeded)}) == 3
-    assert len(compiled) == 2  # a training and an evaluation
+    assert len(made_in._programs) == 2  # a training and an evaluation
     assert dataclasses.replace(made_in.run(trial), seconds=None) == dataclasses.replace(one, seconds=None)
 
 
 @slow
-def test_a_point_of_a_space_is_the_trainers_run_and_a_program_serves_all_of_a_warm_up(monkeypatch, compiled):
+def test_a_point_of_a_space_is_the_trainers_run_and_a_program_serves_all_of_a_warm_up(monkeypatch):
     made_in = made_on(optimizers=("gravity", "momentum"), sampler="qmc", trials=1)
     part = training_part(made_in)
     gravity, momentum = (first_trial(made_in, name)._replace(learning_rate=0.05) for name in ("gravity", "momentum"))
     gravity = gravity._replace(point="beta=0.6 warmup_epochs=1 weight_decay=0.5")
-    for trial, own in (
-        (gravity, {}),
-        (momentum._replace(point="momentum=0.5 warmup_epochs=0 weight_decay=0.5"), {"momentum": 0.5}),
-    ):
+    momentum = momentum._replace(point="momentum=0.5 warmup_epochs=0 weight_decay=0.5")
+    for trial, own in ((gravity, {}), (momentum, {"momentum": 0.5})):
         settings = {name: value for name, value in settings_of(trial.point).items() if name not in own}
         config = Config(model="mlp", optimizer=trial.optimizer, learning_rate=0.05, **settings, width=0.05, epochs=2)
         with monkeypatch.context() as patch:  # the trainer has no flag for momentum
@@ -133,7 +123,7 @@ def test_a_point_of_a_space_is_the_trainers_run_and_a_program_serves_all_of_a_wa
         assert made_in.run(trial).loss_by_epoch == pytest.approx(losses, rel=1e-4)
     other = made_in.run(gravity._replace(point="beta=0.7 warmup_epochs=1 weight_decay=0.1"))
     assert other.loss_by_epoch != made_in.run(gravity).loss_by_epoch
-    assert len(compiled) == 2 + 1  # a training for each optimizer and warm-up, and an evaluation
+    assert len(made_in._programs) == 2 + 1  # a training for each optimizer and warm-up, and an evaluation
 
 
 @slow
@@ -163,19 +153,13 @@ def test_several_devices_make_the_same_run(momentum):
 
 
 @slow
-def test_a_run_that_diverges_is_recorded_as_such(momentum):
-    trial = first_trial(momentum, "momentum", "final")._replace(learning_rate=1e20, epochs=3)
-    outcome = momentum.run(trial)
-    assert not math.isfinite(outcome.loss_by_epoch[-1])
+def test_a_run_that_diverges_is_recorded_and_one_can_be_stopped_between_two_chunks(momentum):
+    trial, epochs = first_trial(momentum, "momentum", "final"), []
+    outcome = momentum.run(trial._replace(learning_rate=1e20, epochs=3))
+    assert not math.isfinite(outcome.loss_by_epoch[-1]) and 0 <= outcome.test_accuracy < 0.3
     assert len(outcome.loss_by_epoch) == len(outcome.accuracy_by_epoch) == 3
-    assert 0 <= outcome.test_accuracy < 0.3
-
-
-@slow
-def test_a_run_can_be_stopped_between_two_chunks(momentum):
-    epochs = []
     with pytest.raises(Stopped):
-        momentum.run(first_trial(momentum, "momentum"), lambda: len(epochs) == 1, epochs.append)
+        momentum.run(trial, lambda: len(epochs) == 1, epochs.append)
     assert epochs == [1]
 
 

@@ -10,29 +10,23 @@ from lab import figures, frames, published, tables
 from lab.rules import chance_level
 
 ROOT = pathlib.Path(__file__).parents[2]
+PAGE = (ROOT / "train" / "paper" / "README.md").read_text()
+TEXT, FRONT = " ".join(PAGE.split()), " ".join((ROOT / "README.md").read_text().split())
+ORDER = ["gravity", "adam", "rmsprop"]
 
 
-TEXT = (ROOT / "train" / "paper" / "README.md").read_text()
-
-
-def table_after(heading: str) -> list[list[str]]:
-    lines = itertools.dropwhile(lambda line: not line.startswith("|"), TEXT.split(heading)[1].splitlines())
+def table_after(heading):
+    lines = itertools.dropwhile(lambda line: not line.startswith("|"), PAGE.split(heading)[1].splitlines())
     table = itertools.takewhile(lambda line: line.startswith("|"), lines)
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
 
 
-ORDER = ("gravity", "adam", "rmsprop")
-
-
-def both(dataset: str, metric: str = "val_accuracy"):
+def both(dataset, metric="val_accuracy"):
     """Our runs on VGG16 on the GPU and the published ones: a frame each, with a column for each optimizer."""
     ours = frames.load(ROOT / "notebooks" / "results_h100").epochs
     assert ours["comparable"].all() and set(ours["model"]) == {"vgg16"} and set(ours["seed"]) == {0}
-    here = lambda epochs: epochs[(epochs["dataset"] == dataset) & (epochs["model"] == "vgg16")]
-    wide = (
-        here(epochs).pivot(index="epoch", columns="optimizer", values=metric) for epochs in (ours, published.epochs())
-    )
-    return [frame[list(ORDER)] for frame in wide]
+    here = [all[(all["dataset"] == dataset) & (all["model"] == "vgg16")] for all in (ours, published.epochs())]
+    return [epochs.pivot(index="epoch", columns="optimizer", values=metric)[ORDER] for epochs in here]
 
 
 @pytest.mark.parametrize(
@@ -49,22 +43,17 @@ def test_the_tables_of_the_runs_on_the_gpu_agree_with_the_recorded_files(dataset
 
 
 def test_the_sentences_about_the_runs_on_the_gpu_agree_with_the_recorded_files():
-    text, said = (
-        " ".join(TEXT.split()),
-        lambda pair, at, to: [" / ".join(f"{y[name][at]:.{to}f}" for y in pair) for name in ORDER],
-    )
-    losses = said(both("cifar100_fine", "loss"), 10, 2)
-    assert "training loss after 10 epochs is {}, {} and {}.".format(*losses) in text
+    for dataset, epoch, digits in (("cifar100_fine", 10, 2), ("cifar10", 20, 3)):
+        ours, theirs = (losses.loc[epoch] for losses in both(dataset, "loss"))
+        said = [f"{ours[name]:.{digits}f} / {theirs[name]:.{digits}f}" for name in ORDER]
+        assert "training loss after {} epochs is {}, {} and {}.".format(epoch, *said) in TEXT
     ours, theirs = (y.loc[100] for y in both("cifar100_fine"))
     ahead = [run["gravity"] - max(run["adam"], run["rmsprop"]) for run in (ours, theirs)]
-    assert "by {:.3f}, where the published run does by {:.3f}.".format(*ahead) in text
-    front = "{:.3f} with Gravity, {:.3f} with Adam and {:.3f} with RMSProp; "
-    front += "the published runs have {:.3f}, {:.3f} and {:.3f}."
-    assert front.format(*ours, *theirs) in " ".join((ROOT / "README.md").read_text().split())
-    losses = said(both("cifar10", "loss"), 20, 3)
-    assert "training loss after 20 epochs is {}, {} and {}.".format(*losses) in text
+    assert "by {:.3f}, where the published run does by {:.3f}.".format(*ahead) in TEXT
+    said = "{:.3f} with Gravity, {:.3f} with Adam and {:.3f} with RMSProp; the published runs have {:.3f}, {:.3f} and"
+    assert f"{said} {{:.3f}}.".format(*ours, *theirs) in FRONT
     reached = [*both("cifar10")[0].count()]
-    assert "({}, {} and {} epochs)".format(*reached) in text and min(reached) == 29
+    assert "({}, {} and {} epochs)".format(*reached) in TEXT and min(reached) == 29
 
 
 def test_the_table_of_first_epochs_agrees_with_the_recorded_files():
@@ -94,20 +83,18 @@ def test_the_sentences_about_first_epochs_agree_with_the_recorded_files():
     assert set(rows["epoch"]) == {1}
     compared, outside = len(rows), tables.beyond(rows, 2)
     within = compared - len(outside)
-    text = " ".join(TEXT.split())
-    assert f"Of the {compared} means" in text and f"{within} lie within two of our own spreads" in text
+    assert f"Of the {compared} means" in TEXT and f"{within} lie within two of our own spreads" in TEXT
     assert compared == 15 * len(published.METRICS)
-    front = " ".join((ROOT / "README.md").read_text().split())
     # One more value of the distribution of three lies within so many of their spreads in 95% of cases.
     limit = stats.t.ppf(0.975, 2) * (1 + 1 / 3) ** 0.5
     inside = compared - len(tables.beyond(rows, limit))
     said = f"{inside} of {compared} published values lie in the 95% prediction interval of our three seeds"
-    assert f"{said} ({round(0.95 * compared)} expected)" in front
-    assert round(limit) == 5 and "reaches five standard deviations" in front
+    assert f"{said} ({round(0.95 * compared)} expected)" in FRONT
+    assert round(limit) == 5 and "reaches five standard deviations" in FRONT
     # One value and the mean of three, of one normal distribution: their distance over the spread of the three is
     # sqrt(1 + 1 / 3) times Student's t with two degrees of freedom, whose distribution has a closed form.
     t = 2 / (4 / 3) ** 0.5
-    assert f"would be expected of {int(compared * t / (2 + t * t) ** 0.5)} (Student's t)" in text
+    assert f"would be expected of {int(compared * t / (2 + t * t) ** 0.5)} (Student's t)" in TEXT
     assert outside["metric"].str.startswith("val_").all() and len(outside) == 8
     cells = outside.groupby("optimizer")["dataset"]
     assert cells.size().to_dict() == {"gravity": 3, "rmsprop": 5}

@@ -10,7 +10,6 @@ import pytest
 
 from lab import store
 from lab.store import Store
-from trainer.config import UserError
 
 
 @pytest.fixture
@@ -78,18 +77,3 @@ def test_a_worker_without_a_sign_of_life_loses_its_run_and_one_that_lives_keeps_
     assert not lost.finish(0.25, {"by": "lost"})
     assert other.outcomes() == {"a": {"by": "other"}}
     assert other.claim("b") is None and kept.finish(0.5, {})
-
-
-def test_runs_made_elsewhere_come_first_in_their_order(url):
-    one = Store(url, "test")
-    for name in "cab":
-        one.add(name, 0.5, {"name": name})
-    assert [*one.outcomes()] == [*"cab"] and one.claim("c") is None
-
-
-@pytest.mark.parametrize("url", ["nosuch://user:secret@host/name", "sqlite:////nowhere/at/all.db", "no url"])
-def test_a_storage_that_cannot_be_used_is_named_without_its_password(url, monkeypatch):
-    monkeypatch.setattr(store, "_SECONDS_BETWEEN", 0)
-    with pytest.raises(UserError, match=r"^--storage is .*, which cannot be used") as error:
-        Store(url, "test")
-    assert "secret" not in str(error.value) and "\n" not in str(error.value)

@@ -8,6 +8,7 @@ A cell is done when its folder or the store has all its epochs; a cell from anot
 from the store.
 """
 
+import contextlib
 import json
 import logging
 import math
@@ -16,9 +17,9 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from lab.worker import State, Worker
+from lab.worker import Run, Worker
 from trainer import csv_files
 from trainer.config import ResolvedConfig, RunAgain, as_recorded, flag, same_run
 from trainer.ownership import is_owned
@@ -34,15 +35,10 @@ _NUMBERS = ("epoch", "loss", "accuracy", "val_loss", "val_accuracy", "seconds", 
 _FILES = ("config.json", "history.csv")  # what the store keeps of a cell's folder
 
 
-def labels(cell: ResolvedConfig) -> tuple[str, ...]:
-    """Dataset, model, optimizer (or variant of the tuning study) and seed_<n>: the last parts of its folder."""
-    return cell.folder.parts[-4:]
-
-
 def cell_name(cell: ResolvedConfig) -> str:
-    """The cell's in the store."""
+    """The cell's in the store: dataset, model, optimizer (or variant of the study), seed_<n>; then the settings."""
     settings = {field: getattr(cell, field) for field in (*same_run(cell), "epochs")}
-    return f"{'/'.join(labels(cell))} {json.dumps(settings, sort_keys=True)}"
+    return f"{'/'.join(cell.folder.parts[-4:])} {json.dumps(settings, sort_keys=True)}"
 
 
 def history(folder: pathlib.Path) -> list[dict[str, str]]:
@@ -64,7 +60,7 @@ def command_line(cell: ResolvedConfig) -> list[str]:
     return words
 
 
-class CellWorker(Worker[ResolvedConfig]):
+class CellWorker(Worker):
     """Lists the cells, or trains them."""
 
     kind = "benchmark"
@@ -75,27 +71,15 @@ class CellWorker(Worker[ResolvedConfig]):
         self.cells = cells
         self.process: subprocess.Popen | None = None
 
-    def name(self, run: ResolvedConfig) -> str:
-        return cell_name(run)
-
-    def title(self, run: ResolvedConfig) -> str:
-        return "/".join(labels(run))
-
-    def columns(self, run: ResolvedConfig) -> tuple[str, ...]:
-        *names, seed = labels(run)
-        return *names, seed.removeprefix("seed_")
-
-    def alike(self, run: ResolvedConfig) -> tuple[object, ...]:
-        return labels(run)[:3], run.model
-
-    def states(self) -> dict[ResolvedConfig, State]:
+    def runs(self) -> list[Run]:
         done, running, failed = {}, set(), {}
         if self.store:
             done, running = self.store.outcomes(), self.store.running()
             failed = self.store.failures(since_start=self.write)
-        found = {}
+        found = []
         for cell in self.cells:
-            name, folder, rows = cell_name(cell), cell.folder, history(cell.folder)
+            name, folder, (*parts, seed) = cell_name(cell), cell.folder, cell.folder.parts[-4:]
+            rows = history(folder)
             if self.write and name in done and len(rows) < cell.epochs:
                 folder.mkdir(parents=True, exist_ok=True)
                 for file, text in done[name].items():
@@ -103,63 +87,58 @@ class CellWorker(Worker[ResolvedConfig]):
                 rows = history(folder)
             epochs = max(len(rows), cell.epochs if name in done else 0)
             seconds = sum(float(row["seconds"]) + float(row["val_seconds"]) for row in rows)
-            seconds = seconds if len(rows) == epochs else math.nan
             progress = f"{epochs} of {cell.epochs} epochs"
+            state: tuple[Any, str] = "to do", f"to do: {cell.epochs} epochs"
             if differences := _differences(cell):
                 text = f"another run is in this folder: {'; '.join(differences)}; choose another --workdir"
-                found[cell] = State("other run", 0, text)
+                state, epochs = ("other run", text), 0
             elif epochs >= cell.epochs:
-                found[cell] = State("done", epochs, f"done: {epochs} epochs", seconds)
+                state = "done", f"done: {epochs} epochs"
             elif name in running or is_owned(folder):  # by a trainer whose worker is gone, or that was started by hand
-                found[cell] = State("running", epochs, f"under way: {progress}, running now", seconds)
+                state = "running", f"under way: {progress}, running now"
             elif name in failed:
-                found[cell] = State("failed", epochs, f"failed after {progress}: {failed[name]}", seconds)
+                state = "failed", f"failed after {progress}: {failed[name]}"
             elif rows or (folder / "config.json").exists():
-                found[cell] = State("under way", epochs, f"under way: {progress}, stopped", seconds)
-            else:
-                found[cell] = State("to do", 0, f"to do: {cell.epochs} epochs")
+                state = "under way", f"under way: {progress}, stopped"
+            columns, alike = (*parts, seed.removeprefix("seed_")), ((*parts,), cell.model)
+            seconds = seconds if len(rows) == epochs else math.nan
+            found.append(Run(cell, name, "/".join([*parts, seed]), columns, alike, *state, epochs, seconds))
         return found
 
-    def make(self, run: ResolvedConfig, claim: "Claim") -> int | None:
-        run.folder.mkdir(parents=True, exist_ok=True)
-        with open(run.folder / "output.txt", "a") as output:
+    def make(self, run: Run, claim: "Claim") -> int | None:
+        cell, folder = run.what, run.what.folder
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(folder / "output.txt", "a") as output:
             # A session of its own: Ctrl-C on the terminal comes here alone and is passed on.
-            self.process = subprocess.Popen(
-                command_line(run),
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+            to: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": subprocess.STDOUT}
+            self.process = subprocess.Popen(command_line(cell), start_new_session=True, **to)
             if self.signal:  # it arrived before the process existed
                 self.process.send_signal(self.signal)
             code = self._watch(run, claim, self.process)
-        rows = history(run.folder)
-        if code == 0 and len(rows) >= run.epochs:
-            outcome = {file: (run.folder / file).read_text() for file in _FILES if (run.folder / file).exists()}
-            claim.finish(float(rows[run.epochs - 1]["val_accuracy"]), outcome)
+        rows = history(folder)
+        if code == 0 and len(rows) >= cell.epochs:
+            outcome = {file: (folder / file).read_text() for file in _FILES if (folder / file).exists()}
+            claim.finish(float(rows[cell.epochs - 1]["val_accuracy"]), outcome)
         elif code != RunAgain.exit_code and not self.signal:
-            why = _last_words(run.folder / "output.txt", code)
+            why = _last_words(folder / "output.txt", code)
             claim.fail(why)
-            log.error(f"{self.title(run)} failed: {why}")
+            log.error(f"{run.title} failed: {why}")
         return code if code == RunAgain.exit_code else None
 
-    def _watch(self, run: ResolvedConfig, claim: "Claim", process: subprocess.Popen) -> int:
+    def _watch(self, run: Run, claim: "Claim", process: subprocess.Popen) -> int:
         """Reports each epoch until the process ends; returns its exit code."""
-        seen, ended = len(history(run.folder)), False
-        while not ended:
-            try:
-                process.wait(_SECONDS_BETWEEN_LOOKS)
-                ended = True
-            except subprocess.TimeoutExpired:
-                pass
-            for row in history(run.folder)[seen:]:
+        code: int | None = None
+        seen = len(history(run.what.folder))
+        while code is None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                code = process.wait(_SECONDS_BETWEEN_LOOKS)
+            for row in history(run.what.folder)[seen:]:
                 seen, accuracy = seen + 1, float(row["val_accuracy"])
                 claim.report(seen, accuracy)
                 self.bar.update()
-                self.tell(run, f"epoch {seen} of {run.epochs}, validation accuracy {accuracy:.4f}")
+                self.tell(run, f"epoch {seen} of {run.what.epochs}, validation accuracy {accuracy:.4f}")
             self.bar.refresh()
-        return process.returncode
+        return code
 
     def on_signal(self, number: int, again: bool) -> None:
         if self.process and self.process.returncode is None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from lab import runs, search
 from lab.options import Comparison
 from lab.runs import Outcome, Outcomes, Trial
-from lab.worker import State, Worker
+from lab.worker import Run, Worker
 from trainer import command
 from trainer.config import UserError
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("train")
 
 
-class TrialWorker(Worker[Trial]):
+class TrialWorker(Worker):
     """Lists the runs of comparisons, or makes those that the store lacks."""
 
     kind = "compare"
@@ -35,11 +35,10 @@ class TrialWorker(Worker[Trial]):
         self.comparisons = [*comparisons]
         self._of: dict[Trial, Comparison] = {}
         self._laboratory: Any = None  # of the comparison that was worked on last
-        if self.store and write:
-            there = self.store.outcomes()
-            for name, (trial, outcome) in self._read.items():
-                if name not in there:
-                    self.store.add(name, outcome.validation_accuracy, runs.texts(trial, outcome))
+        there = self.store.outcomes() if write else self._read
+        for name, (trial, outcome) in self._read.items():
+            if name not in there:
+                self.store.add(name, outcome.validation_accuracy, runs.texts(trial, outcome))
         self._written: Outcomes | None = None
 
     def outcomes(self) -> Outcomes:
@@ -53,43 +52,35 @@ class TrialWorker(Worker[Trial]):
             self._written = outcomes
         return outcomes
 
-    def states(self) -> dict[Trial, State]:
+    def runs(self) -> list[Run]:
         outcomes, running = self.outcomes(), self.store.running() if self.store else set()
-        found = {}
+        found = []
         for comparison in self.comparisons:
-            for trial in search.known(comparison, outcomes):
+            undecided = dict.fromkeys(search.undecided(comparison, outcomes))
+            for trial in (*search.known(comparison, outcomes), *undecided):
                 self._of[trial] = comparison
-                if outcome := outcomes.get(trial):
+                name, at = runs.name(trial), runs.at(trial)
+                title = f"{trial.dataset}, {trial.optimizer}, learning rate {at}, seed {trial.seed}"
+                columns = trial.dataset, trial.model, trial.optimizer, at, str(trial.seed), trial.part
+                state: tuple[Any, ...] = "to do", "to do"
+                if trial in undecided:
+                    state = "not known yet", "to do, when the search has ended"
+                elif outcome := outcomes.get(trial):
                     text = f"done: validation accuracy {outcome.validation_accuracy:.4f}"
-                    found[trial] = State("done", trial.epochs, text, outcome.seconds or math.nan)
-                elif runs.name(trial) in running:
-                    found[trial] = State("running", 0, "under way, running now")
-                else:
-                    found[trial] = State("to do", 0, "to do")
-            for trial in search.undecided(comparison, outcomes):
-                found[trial] = State("not known yet", 0, "to do, when the search has ended")
+                    state = "done", text, trial.epochs, outcome.seconds or math.nan
+                elif name in running:
+                    state = "running", "under way, running now"
+                found.append(Run(trial, name, title, columns, (trial.setup,), *state))
         return found
 
-    def name(self, run: Trial) -> str:
-        return runs.name(run)
-
-    def title(self, run: Trial) -> str:
-        return f"{run.dataset}, {run.optimizer}, learning rate {runs.at(run)}, seed {run.seed}"
-
-    def columns(self, run: Trial) -> tuple[str, ...]:
-        return run.dataset, run.model, run.optimizer, runs.at(run), str(run.seed), run.part
-
-    def alike(self, run: Trial) -> tuple[object, ...]:
-        return (run.setup,)
-
-    def make(self, run: Trial, claim: "Claim") -> None:
+    def make(self, run: Run, claim: "Claim") -> None:
         from lab.laboratory import Laboratory, Stopped
 
-        comparison = self._of[run]
+        comparison = self._of[run.what]
         try:
             if self._laboratory is None or self._laboratory.comparison is not comparison:
                 self._laboratory = Laboratory(comparison)
-            outcome = self._laboratory.run(run, lambda: self.signal is not None, self.bar.update)
+            outcome = self._laboratory.run(run.what, lambda: self.signal is not None, self.bar.update)
         except Stopped:
             return
         except UserError as error:
@@ -100,7 +91,7 @@ class TrialWorker(Worker[Trial]):
         text = f"validation accuracy {outcome.validation_accuracy:.4f}"
         if outcome.test_accuracy is not None:
             text += f", test accuracy {outcome.test_accuracy:.4f}"
-        if claim.finish(outcome.validation_accuracy, runs.texts(run, outcome)):
+        if claim.finish(outcome.validation_accuracy, runs.texts(run.what, outcome)):
             self.tell(run, text)
 
     def on_signal(self, number: int, again: bool) -> None:

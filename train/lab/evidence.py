@@ -50,18 +50,18 @@ def leads(runs: pd.DataFrame) -> pd.DataFrame:
     return _titled(pd.DataFrame(rows))
 
 
-def growths(runs: pd.DataFrame, over: str = BASELINE) -> pd.DataFrame:
+def growths(runs: pd.DataFrame) -> pd.DataFrame:
     """Does Gravity's lead over Adam grow with the number of classes?
 
     The lead on the second dataset minus the lead on the first, and its 95% interval by Welch.
     """
     rows = []
     for (few, a), (many, b) in itertools.combinations(runs.groupby("setup").first().iterrows(), 2):
-        values = [tested(runs, setup, name) for setup in (many, few) for name in ("gravity", over)]
+        values = [tested(runs, setup, name) for setup in (many, few) for name in ("gravity", BASELINE)]
         if _alike(a, b) and a["classes"] < b["classes"] and all(map(len, values)):
-            row = {"few": a["dataset"], "many": b["dataset"]}
-            row["network"] = " and ".join(dict.fromkeys((a["network"], b["network"])))
-            row |= {"over": over} | _difference("change", *values, signs=(1, -1, -1, 1))
+            networks = " and ".join(dict.fromkeys((a["network"], b["network"])))
+            row = {"few": a["dataset"], "many": b["dataset"], "network": networks, "over": BASELINE}
+            row |= _difference("change", *values, signs=(1, -1, -1, 1))
             rows.append(row | {"answer": answer(row["from"], row["to"])})
     return _titled(pd.DataFrame(rows))
 
@@ -119,11 +119,9 @@ def failures(runs: pd.DataFrame) -> pd.DataFrame:
     At chance: not more than three standard errors above an equal share after any epoch. Diverged: the loss was not
     finite.
     """
-    counted: dict[str, pd.Series] = {}
-    for part in ("search", "final"):
-        here = runs["part"] == part
-        counted |= {f"{part}_runs": here, f"{part}_at_chance": here & runs["at_chance"]}
-        counted[f"{part}_diverged"] = here & runs["diverged"]
+    whats = {"runs": True, "at_chance": runs["at_chance"], "diverged": runs["diverged"]}
+    parts = {part: runs["part"] == part for part in ("search", "final")}
+    counted = {f"{part}_{name}": here & what for part, here in parts.items() for name, what in whats.items()}
     table = runs.assign(**counted).groupby([*WHO, *KEY])[[*counted]].sum()
     return _titled(table.reset_index().drop(columns=WHO))
 
@@ -147,7 +145,7 @@ def tested(runs: pd.DataFrame, setup: int, optimizer: str) -> np.ndarray:
 def _difference(name: str, *groups: np.ndarray, signs: Sequence[int] = (1, -1)) -> dict[str, float]:
     """The sum of the groups' means with these signs, and its interval, to the six decimals that files have."""
     found = welch(*groups, signs=signs)
-    return {name: round(found["difference"], 6), "from": round(found["from"], 6), "to": round(found["to"], 6)}
+    return {at: round(found[of], 6) for at, of in ((name, "difference"), ("from", "from"), ("to", "to"))}
 
 
 def _titled(table: pd.DataFrame) -> pd.DataFrame:

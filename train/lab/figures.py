@@ -1,6 +1,5 @@
 """The reports' figures, each a matplotlib Figure: a cell of the evaluation, and a comparison."""
 
-import io
 import re
 from typing import Any
 
@@ -62,11 +61,9 @@ def draw_cells(found: Results, dataset: str, model: str) -> Any:
 
 
 def _draw_published(axes: Any, name: str, run: pd.DataFrame, metric: str) -> None:
-    label = f"{OPTIMIZER_NAMES[name]}, published"
-    style: dict[str, Any] = {"linestyle": "--", "linewidth": 1}
-    if mark := run["mark"].iloc[0]:
-        label += f" ({mark}: not comparable)"
-        style = {"linestyle": ":", "linewidth": 1.5}
+    mark, label = run["mark"].iloc[0], f"{OPTIMIZER_NAMES[name]}, published"
+    label += f" ({mark}: not comparable)" if mark else ""
+    style = {"linestyle": ":", "linewidth": 1.5} if mark else {"linestyle": "--", "linewidth": 1}
     axes.plot(run["epoch"], run[metric], color=palette.colour(name), label=label, **style)
 
 
@@ -75,9 +72,9 @@ def _draw_ours(axes: Any, name: str, departures: str, runs: pd.DataFrame, metric
     curve = runs.groupby("epoch")[metric].agg(["mean", "std"])  # a spread of NaN is not drawn
     seeds = runs["seed"].unique()
     remarks = ", ".join(filter(None, [f"{len(seeds)} seeds" if len(seeds) > 1 else f"seed {seeds[0]}", departures]))
-    style: dict[str, Any] = {"color": palette.colour(name), "markersize": 4}
+    style: dict[str, Any] = {"color": palette.colour(name), "marker": "o" if len(curve) < _FEW_EPOCHS else ""}
     label = f"{OPTIMIZER_NAMES.get(name, name)}, ours ({remarks})"
-    axes.plot(curve.index, curve["mean"], label=label, marker="o" if len(curve) < _FEW_EPOCHS else "", **style)
+    axes.plot(curve.index, curve["mean"], label=label, markersize=4, **style)
     if len(seeds) > 1:
         low, high = curve["mean"] - curve["std"], curve["mean"] + curve["std"]
         axes.fill_between(curve.index, low, high, color=style["color"], alpha=0.25, lw=0)
@@ -92,12 +89,31 @@ def draw_comparison(runs: pd.DataFrame, epochs: pd.DataFrame) -> Any:
     figure = Figure(figsize=(12, 3.4 * len(setups) + 0.6), layout="constrained")
     panels = figure.subplots(len(setups), 3, squeeze=False)
     for (setup, found), (rates, curves, test) in zip(setups, panels, strict=True):
-        first = found.iloc[0]
-        _draw_rates(rates, found)
-        _draw_epochs(curves, epochs[(epochs["setup"] == setup) & epochs["chosen"]])
-        _draw_test(test, found[found["chosen"]])
-        curves.axhline(RULES[first["dataset"]].target, color="gray", linewidth=1, linestyle=":")
-        rates.set_title(f"{DATASET_NAMES[first['dataset']]}\n{first['network']}", fontsize="medium", loc="left")
+        tested: list[str] = []
+        for name, its in found.groupby("optimizer", sort=False):
+            scores = its[its["part"] == "search"].groupby(AT)["validation_accuracy"].mean()
+            line = {"linestyle": "none"} if its["point"].any() else {}
+            rates.plot(scores.index.get_level_values(0), scores, label=name, **(_style(name) | line))
+            values = its["test_accuracy"][its["chosen"]]
+            if len(values):
+                chosen = epochs[(epochs["setup"] == setup) & (epochs["optimizer"] == name) & epochs["chosen"]]
+                mean = chosen.groupby("epoch")["val_accuracy"].mean()
+                curves.plot(mean.index, mean, label=name, **_style(name))
+                i, style = len(tested), _style(name) | {"linestyle": "none", "alpha": 0.6}
+                test.plot(values, np.full(len(values), i), label=name, **style)
+                test.plot([values.mean()] * 2, [i - 0.3, i + 0.3], color=palette.colour(name))
+                tested.append(name)
+        dataset = found["dataset"].iloc[0]
+        title = f"{DATASET_NAMES[dataset]}\n{found['network'].iloc[0]}"
+        rates.set(xscale="log", xlabel="learning rate", ylabel="validation accuracy")
+        rates.set_title(title, fontsize="medium", loc="left")
+        curves.axhline(RULES[dataset].target, color="gray", linewidth=1, linestyle=":")
+        curves.set(xlabel="epoch (dotted: the target)", ylabel="validation accuracy, mean")
+        curves.xaxis.get_major_locator().set_params(integer=True)
+        test.set_yticks(range(len(tested)), tested)
+        test.set(xlabel="test accuracy: each seed, and the mean", ylim=(max(1, len(tested)) - 0.5, -0.5))
+        for axes, axis in ((rates, "both"), (curves, "both"), (test, "x")):
+            axes.grid(alpha=0.3, axis=axis)
     names = [*dict.fromkeys(runs["optimizer"])]
     handles = [Line2D([], [], label=name, **_style(name)) for name in names]
     figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(names)))
@@ -109,36 +125,6 @@ def _style(name: str) -> dict[str, Any]:
     settings = name.partition(", ")[2]
     line = _DASHES[sum(settings.encode()) % len(_DASHES)] if settings else "-"
     return {"color": palette.colour(name), "marker": palette.marker(name), "linestyle": line, "markersize": 5}
-
-
-def _draw_rates(axes: Any, found: pd.DataFrame) -> None:
-    for name, search in found[found["part"] == "search"].groupby("optimizer", sort=False):
-        scores = search.groupby(AT)["validation_accuracy"].mean()
-        line = {"linestyle": "none"} if search["point"].any() else {}
-        axes.plot(scores.index.get_level_values(0), scores, label=name, **(_style(name) | line))
-    axes.set(xscale="log", xlabel="learning rate", ylabel="validation accuracy")
-    axes.grid(alpha=0.3)
-
-
-def _draw_epochs(axes: Any, epochs: pd.DataFrame) -> None:
-    for name, curves in epochs.groupby("optimizer", sort=False):
-        mean = curves.groupby("epoch")["val_accuracy"].mean()
-        axes.plot(mean.index, mean, label=name, **_style(name))
-    axes.set(xlabel="epoch (dotted: the target)", ylabel="validation accuracy, mean")
-    axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.grid(alpha=0.3)
-
-
-def _draw_test(axes: Any, finals: pd.DataFrame) -> None:
-    groups = [*finals.groupby("optimizer", sort=False)["test_accuracy"]]
-    for i, (name, values) in enumerate(groups):
-        style = _style(name) | {"linestyle": "none", "alpha": 0.6}
-        axes.plot(values, np.full(len(values), i), label=name, **style)
-        axes.plot([values.mean()] * 2, [i - 0.3, i + 0.3], color=palette.colour(name))
-    axes.set_yticks(range(len(groups)), [name for name, _ in groups])
-    axes.set_ylim(max(1, len(groups)) - 0.5, -0.5)
-    axes.set(xlabel="test accuracy: each seed, and the mean")
-    axes.grid(alpha=0.3, axis="x")
 
 
 def draw_ablation(finals: pd.DataFrame, rates: pd.DataFrame) -> Any:
@@ -197,10 +183,3 @@ def points(figure: Any) -> list[dict[str, Any]]:
                 rounded = [[float(f"{number:.4g}") for number in row] for row in rows]
                 found.append({"label": line.get_label(), "names": names, "points": rounded})
     return found
-
-
-def png(figure: Any, dpi: int = 100) -> bytes:
-    """The figure as a PNG file."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=dpi)
-    return buffer.getvalue()

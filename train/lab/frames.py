@@ -32,14 +32,12 @@ RESULTS/study/<dataset>/<model>/<variant>/seed_<n>/ one of the tuning study. RES
 by hand: {"machine": TEXT, "notes": TEXT, "dataset_names": {"cifar10": "CIFAR-10 (JPEG)"}}.
 """
 
-import dataclasses
 import json
 import logging
 import math
 import pathlib
 import re
-from collections.abc import Iterator
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 import pandas as pd
 
@@ -48,7 +46,7 @@ from lab.cells import history
 from lab.rules import RULES, chance_level
 from lab.runs import Outcomes, Trial
 from lab.tuning_study import VARIANTS
-from trainer.config import RECIPE, Config, OptimizerName, UserError
+from trainer.config import SAME_RUN, Config, OptimizerName, UserError, resolve
 
 log = logging.getLogger("train")
 
@@ -62,17 +60,12 @@ DATASET_NAMES = {
     "cifar100_fine": "CIFAR-100 (fine)",
 }
 MODEL_NAMES = {"vgg11": "VGG11", "vgg16": "VGG16", "vgg19": "VGG19", "mlp": "MLP", "softmax": "softmax regression"}
-# The settings of the published runs, as config.json has them; the learning rate and the sizes come on top.
-_PLAIN = {field.name: field.default for field in dataclasses.fields(Config) if field.name in RECIPE}
-_PROTOCOL = {"width": 1.0, "batch_size": 128, "limit": None, "precision": "float32", **_PLAIN}
-_GRAVITY = {"alpha": 0.01, "beta": 0.9, "first_step": 0, "max_step_grad": "inverse_max_abs", "velocity": "normal"}
 _TRAIN_EXAMPLES = {"mnist": 60_000, "fashion_mnist": 60_000}  # else 50,000
 _SIZES = ("limit", "train_examples", "test_examples", "precision")  # what a variant of the tuning study does not set
 _NUMBERS = ["epoch", *published.METRICS, "seconds", "val_seconds"]
 
 
-@dataclasses.dataclass(frozen=True)
-class Results:
+class Results(NamedTuple):
     """Everything in a results folder."""
 
     path: pathlib.Path
@@ -85,53 +78,46 @@ class Results:
         return self.epochs.drop_duplicates("run", keep="last")
 
     def dataset_name(self, dataset: str) -> str:
-        return self.about.get("dataset_names", {}).get(dataset, DATASET_NAMES.get(dataset, dataset))
+        return self.about.get("dataset_names", {}).get(dataset, DATASET_NAMES[dataset])
 
 
 def load(path: str | pathlib.Path) -> Results:
-    """All runs with at least one epoch. UserError if there is no folder, or a file cannot be read."""
+    """All runs with at least one epoch. UserError if there is no folder, or a file cannot be read.
+
+    What is no folder of the benchmark's is named.
+    """
     path = pathlib.Path(path)
     if not path.is_dir():
         raise UserError(f"RESULTS is {path}, which is not a folder; give the --workdir of train/benchmark.py.")
     about = _json(path / "about.json") if (path / "about.json").exists() else {}
-    found = [*_runs(path, study=False), *_runs(path / "study", study=True)]
-    if not found:
-        return Results(path, published.epochs().iloc[:0].assign(machine="", seconds=0.0, val_seconds=0.0), about)
-    order = lambda column: column.map([*DATASET_NAMES].index) if column.name == "dataset" else column
-    epochs = pd.concat(found).sort_values(["study", "dataset", "model", "seed"], key=order, kind="stable")
-    return Results(path, epochs.reset_index(drop=True), about)
-
-
-def _runs(path: pathlib.Path, study: bool) -> Iterator[pd.DataFrame]:
-    """The epochs of each run; what is no folder of the benchmark's is named."""
-    strays = []
-    for file in sorted(path.glob("*/*/*/seed_*/history.csv")):
+    found, strays, cells = [], [], "*/*/*/seed_*/history.csv"
+    for file in (*sorted(path.glob(cells)), *sorted(path.glob(f"study/{cells}"))):
         dataset, model, optimizer, seed = file.parts[-5:-1]
         if not _is_cell(dataset, model, optimizer, seed):
-            strays.append("/".join(file.parts[-5:-1]))
+            strays.append(str(file.parent.relative_to(path)))
         elif rows := history(file.parent):
             config = _json(file.with_name("config.json"))
             departures = _departures((dataset, model, optimizer), config)
-            yield (
-                pd.DataFrame(rows)[_NUMBERS]
-                .astype(float)
-                .astype({"epoch": int})
-                .assign(
-                    run=str(file.parent),
-                    whose="ours",
-                    study=study,
-                    dataset=dataset,
-                    model=model,
-                    optimizer=optimizer,
-                    seed=int(seed.removeprefix("seed_")),
-                    departures=_text(departures),
-                    sizes=_text({name: value for name, value in departures.items() if name in _SIZES}),
-                    comparable=departures.keys() <= {"precision"},
-                    machine=_machine(config),
-                )
-            )
+            about_run = {
+                "run": str(file.parent),
+                "whose": "ours",
+                "study": len(file.relative_to(path).parts) == 6,
+                "dataset": dataset,
+                "model": model,
+                "optimizer": optimizer,
+                "seed": int(seed.removeprefix("seed_")),
+                "departures": _text(departures),
+                "sizes": _text({name: value for name, value in departures.items() if name in _SIZES}),
+                "comparable": departures.keys() <= {"precision"},
+                "machine": _machine(config),
+            }
+            found.append(pd.DataFrame(rows)[_NUMBERS].astype(float).astype({"epoch": int}).assign(**about_run))
     if strays:
         log.warning(f"left out, as no folders of train/benchmark.py: {', '.join(strays)} in {path}")
+    nothing = published.epochs().iloc[:0].assign(machine="", seconds=0.0, val_seconds=0.0)
+    order = lambda column: column.map([*DATASET_NAMES].index) if column.name == "dataset" else column
+    epochs = pd.concat(found or [nothing]).sort_values(["study", "dataset", "model", "seed"], key=order, kind="stable")
+    return Results(path, epochs.reset_index(drop=True), about)
 
 
 def _is_cell(dataset: str, model: str, optimizer: str, seed: str) -> bool:
@@ -143,13 +129,13 @@ def _is_cell(dataset: str, model: str, optimizer: str, seed: str) -> bool:
 
 def _departures(cell: tuple[str, str, str], config: dict[str, Any]) -> dict[str, Any]:
     """The settings that are not the published runs'."""
-    expected: dict[str, Any] = dict(_PROTOCOL)
+    settings: Any = {name: config[name] for name in ("dataset", "model", "optimizer")}
+    first_step = 0 if config["optimizer"] == "gravity" else None
+    published_run = resolve(Config(**settings, width=1.0, batch_size=128, first_step=first_step))
+    free = ("seed",) if cell in published.ends().index else ("seed", "learning_rate")
+    expected: dict[str, Any] = {name: getattr(published_run, name) for name in SAME_RUN if name not in free}
     if cell[0] in published.CLASSES:
         expected |= {"train_examples": _TRAIN_EXAMPLES.get(cell[0], 50_000), "test_examples": 10_000}
-    if config["optimizer"] == "gravity":
-        expected |= _GRAVITY
-    if cell in (theirs := published.ends()).index:
-        expected["learning_rate"] = theirs["learning_rate"][cell]
     found = {name: config[name] for name, value in expected.items() if config.get(name, value) != value}
     if "limit" in found:  # it says the sizes too
         found = {name: value for name, value in found.items() if not name.endswith("_examples")}

@@ -59,8 +59,7 @@ class Laboratory:
         self._pictures = self._replicas.replicate(steps.Split(steps.flat(images), labels))
         self._image_shape = images.shape[1:]
         self._steps_per_epoch = -(-len(self.training) // config.batch_size)
-        self._programs: dict[tuple[str, float], Callable] = {}  # by entrant and warm-up
-        self._evaluations: dict[networks.Network, Callable] = {}
+        self._programs: dict[ResolvedConfig | networks.Network, Callable] = {}  # of training, of an evaluation
         self._compiling = 0.0  # seconds, in the run that is being made
 
     def run(
@@ -78,16 +77,13 @@ class Laboratory:
         config = dataclasses.replace(config, warmup_epochs=varied.pop("warmup_epochs", config.warmup_epochs))
         state = self._start(config, varied)
         started, self._compiling = time.perf_counter(), 0.0
-        losses: list[float] = []
-        accuracies: list[float] = []
+        loss, accuracy, losses, accuracies = 0.0, 0.0, [], []
         for epoch in range(1, trial.epochs + 1):
-            if not losses or math.isfinite(losses[-1]):
-                state, loss = self._train_epoch(trial.optimizer, config, varied, state, epoch, stop)
-                losses.append(loss)
-                accuracies.append(self._accuracy(config, state, self.validation))
-            else:
-                losses.append(losses[-1])
-                accuracies.append(accuracies[-1])
+            if math.isfinite(loss):
+                state, loss = self._train_epoch(config, varied, state, epoch, stop)
+                accuracy = self._accuracy(config, state, self.validation)
+            losses.append(loss)
+            accuracies.append(accuracy)
             progress(1)
         test_accuracy = self._accuracy(config, state, self.test) if trial.part == "final" else None
         return Outcome(
@@ -112,28 +108,20 @@ class Laboratory:
         return self._replicas.replicate(steps.TrainState(params, tx.init(params)))
 
     def _train_epoch(
-        self,
-        entrant: str,
-        config: ResolvedConfig,
-        varied: Varied,
-        state: steps.TrainState,
-        epoch: int,
-        stop: Callable[[], bool],
+        self, config: ResolvedConfig, varied: Varied, state: steps.TrainState, epoch: int, stop: Callable[[], bool]
     ) -> tuple[steps.TrainState, float]:
         """The state after an epoch, and the mean loss over its pictures; an epoch is cut short where that breaks."""
         order = self.training[np.random.default_rng([config.seed, epoch]).permutation(len(self.training))]
         pictures = augment.pictures_of(self._pictures, config, epoch, self._replicas.replicate)
-        loss = 0.0
+        values = {name: np.float32(value) for name, value in varied.items()}
+        apply = steps.on_flat(self._model(config).apply, self._image_shape)
+        chunk = functools.partial(_train_some, apply, config, self._steps_per_epoch, self._image_shape)
+        key, loss = dataclasses.replace(config, seed=0), 0.0
         for count, batches in self._chunks(order, _STEPS):
             if stop():
                 raise Stopped
-            values = {name: np.float32(value) for name, value in varied.items()}
-            arguments = (state, (pictures, values, np.int32(count), np.uint32(config.seed)), batches)
-            if (key := (entrant, config.warmup_epochs)) not in self._programs:
-                apply = steps.on_flat(self._model(config).apply, self._image_shape)
-                chunk = functools.partial(_train_some, apply, config, self._steps_per_epoch, self._image_shape)
-                self._programs[key] = self._compiled(chunk, arguments, donate_first=True)
-            state, sums = self._programs[key](*arguments)
+            given = pictures, values, np.int32(count), np.uint32(config.seed)
+            state, sums = self._on_devices(key, chunk, (state, given, batches), donate_first=True)
             loss += float(sums.loss)
             if not math.isfinite(loss):
                 break
@@ -141,22 +129,20 @@ class Laboratory:
 
     def _accuracy(self, config: ResolvedConfig, state: steps.TrainState, rows: np.ndarray) -> float:
         """The share of these pictures that are classified rightly."""
-        model, correct = self._model(config), 0
-        for _, batches in self._chunks(rows, _EVALUATION_STEPS):
-            arguments = (state.params, self._pictures, batches)
-            if model not in self._evaluations:
-                apply = steps.on_flat(model.apply, self._image_shape)
-                self._evaluations[model] = self._compiled(functools.partial(steps.evaluate, apply), arguments)
-            correct += int(self._evaluations[model](*arguments).correct)
-        return correct / len(rows)
+        model = self._model(config)
+        score = functools.partial(steps.evaluate, steps.on_flat(model.apply, self._image_shape))
+        right = lambda batches: int(self._on_devices(model, score, (state.params, self._pictures, batches)).correct)
+        return sum(right(batches) for _, batches in self._chunks(rows, _EVALUATION_STEPS)) / len(rows)
 
-    def _compiled(self, function: Callable, arguments: Any, donate_first: bool = False) -> Callable:
-        """The program of `function` of (tree, pictures, batches) on all devices."""
-        started = time.perf_counter()
-        program = devices.Program(self._replicas, function, *arguments, donate_first=donate_first).compile()
-        devices.release_memory()
-        self._compiling += time.perf_counter() - started
-        return program
+    def _on_devices(self, key: Any, function: Callable, arguments: Any, donate_first: bool = False) -> Any:
+        """`function` of (tree, pictures, batches) on all devices, compiled once for a key."""
+        if key not in self._programs:
+            started = time.perf_counter()
+            program = devices.Program(self._replicas, function, *arguments, donate_first=donate_first)
+            self._programs[key] = program.compile()
+            devices.release_memory()
+            self._compiling += time.perf_counter() - started
+        return self._programs[key](*arguments)
 
     def _chunks(self, rows: np.ndarray, length: int) -> list[tuple[int, np.ndarray]]:
         """The batches of these row numbers, `length` at a time as a program takes them, and how many of them exist."""

@@ -28,11 +28,8 @@ from trainer.config import (
 )
 
 # What an entrant or --settings may set: what makes a run what it is, without what has a flag here or is searched.
-SETTABLE = tuple(
-    name
-    for name in SAME_RUN
-    if name not in ("dataset", "model", "width", "optimizer", "learning_rate", "batch_size", "seed", "limit")
-)
+_NOT = ("dataset", "model", "width", "optimizer", "learning_rate", "batch_size", "seed", "limit")
+SETTABLE = tuple(name for name in SAME_RUN if name not in _NOT)
 MOST_RATES, MOST_TRIALS, TRIALS = 21, 1000, 20
 
 
@@ -123,30 +120,28 @@ def comparisons(options: CompareOptions) -> list[Comparison]:
 
 
 def _comparison(options: CompareOptions, dataset: DatasetName) -> Comparison:
-    rule = RULES[dataset]
-    given = lambda name: getattr(rule if getattr(options, name) is None else options, name)
+    given = lambda name: getattr(RULES[dataset] if getattr(options, name) is None else options, name)
     shared = {name: given(name) for name in ("width", "epochs", "batch_size")} | {"model": options.model}
     shared |= {"dataset": dataset, "limit": options.limit, "data_dir": options.data_dir}
-    settings = _settings("--settings", options.settings)
+    settings, qmc = _settings("--settings", options.settings), options.sampler == "qmc"
     entrants: dict[str, ResolvedConfig] = {}
     for text in options.optimizers:
         name, chosen = _entrant(text)
         if twice := [key for key in chosen if key in settings]:
             raise UsageError(f"{twice[0]} is both in --settings and in --optimizers {text}: leave one out.")
-        if options.sampler == "qmc":
+        if qmc:
             _check_space(name, text, {**settings, **chosen})
         fields: dict[str, Any] = {"optimizer": name, **shared, **settings, **chosen}
         entrants[label(name, chosen)] = resolve(Config(**fields))
-    qmc = options.sampler == "qmc"
-    described = settings | {"sampler": "qmc"} if qmc else settings
+    described = settings | ({"sampler": "qmc"} if qmc else {})
     return Comparison(
         entrants,
-        " ".join(f"{key}={value}" for key, value in sorted(described.items())),
-        options.sampler,
-        (options.trials or TRIALS) if qmc else options.rates,
-        0 if qmc else options.widen,
-        tuple(range(given("search_seeds"))),
-        tuple(range(FIRST_FINAL_SEED, FIRST_FINAL_SEED + given("seeds"))),
+        settings=" ".join(f"{key}={value}" for key, value in sorted(described.items())),
+        sampler=options.sampler,
+        candidates=(options.trials or TRIALS) if qmc else options.rates,
+        widen=0 if qmc else options.widen,
+        search_seeds=tuple(range(given("search_seeds"))),
+        seeds=tuple(range(FIRST_FINAL_SEED, FIRST_FINAL_SEED + given("seeds"))),
     )
 
 

@@ -4,12 +4,11 @@
 """
 
 import base64
-import dataclasses
 import functools
 import math
 import pathlib
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jinja2
 import pandas as pd
@@ -22,8 +21,7 @@ from lab.studies import STUDIES
 from trainer import pictures
 
 
-@dataclasses.dataclass(frozen=True)
-class Table:
+class Table(NamedTuple):
     """A frame, rounded when shown; `name` is of its CSV file, if it has one."""
 
     name: str
@@ -43,8 +41,7 @@ class Table:
         return "\n".join("| " + " | ".join(text.replace("|", "\\|") for text in line) + " |" for line in lines)
 
 
-@dataclasses.dataclass(frozen=True)
-class Picture:
+class Picture(NamedTuple):
     name: str  # of its file
     alt: str
     content: bytes
@@ -55,46 +52,32 @@ class Picture:
         return base64.b64encode(self.content).decode()
 
 
-@dataclasses.dataclass(frozen=True)
-class Section:
+class Section(NamedTuple):
     title: str
-    notes: list[str] = dataclasses.field(default_factory=list)
-    figures: list[Picture] = dataclasses.field(default_factory=list)
-    tables: list[Table] = dataclasses.field(default_factory=list)
+    notes: Sequence[str] = ()
+    figures: Sequence[Picture] = ()
+    tables: Sequence[Table] = ()
 
 
-@dataclasses.dataclass(frozen=True)
-class Page:
+class Page(NamedTuple):
     title: str
     introduction: list[str]  # paragraphs
     sections: list[Section]
     warning: str = ""
 
-    def html(self) -> str:
-        """The page, which needs nothing else."""
-        loader = jinja2.FileSystemLoader(pathlib.Path(__file__).parent)
-        environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-        return environment.get_template("report.html.j2").render(page=self)
-
-    def markdown(self) -> str:
-        """The page, with its figures in report/."""
-        parts = [f"# {self.title}", *self.introduction, *filter(None, [self.warning])]
-        for section in self.sections:
-            parts += [f"## {section.title}", *section.notes]
-            parts += [f"![{picture.alt}](report/{picture.name})" for picture in section.figures]
-            parts += [f"**{table.caption}**\n\n{table.markdown()}" for table in section.tables]
-        return "\n\n".join(parts) + "\n"
-
     def write(self, folder: pathlib.Path) -> pathlib.Path:
-        """All files, some in report/, which exists; the path of the page."""
+        """All files, some in report/, which exists; the path of the page, which needs nothing else."""
         for section in self.sections:
             for picture in section.figures:
                 (folder / "report" / picture.name).write_bytes(picture.content)
             for table in filter(lambda table: table.name, section.tables):
                 table.frame.to_csv(folder / "report" / f"{table.name}.csv", index=False, float_format="%.6g")
-        (folder / "report.md").write_text(self.markdown())
-        (folder / "report.html").write_text(self.html())
-        return folder / "report.html"
+        loader = jinja2.FileSystemLoader(pathlib.Path(__file__).parent)
+        html_only = jinja2.select_autoescape(["html.j2"])
+        templates = jinja2.Environment(loader=loader, autoescape=html_only, trim_blocks=True, lstrip_blocks=True)
+        for name in ("report.md", "report.html"):
+            (folder / name).write_text(templates.get_template(f"{name}.j2").render(page=self).strip() + "\n")
+        return folder / name
 
 
 def _picture(name: str, alt: str, draw: Callable[[], Any], dpi: int = 100) -> list[Picture]:

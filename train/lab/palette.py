@@ -28,11 +28,6 @@ def marker(label: str) -> str:
     return MARKERS[_name(label)]
 
 
-def line_style(label: str) -> str:
-    """Solid for an optimizer's name, dashed for a label "name, remark"."""
-    return "--" if "," in label else "-"
-
-
 def _name(label: str) -> str:
     name = label.split(",")[0]
     if name not in COLOURS:

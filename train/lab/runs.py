@@ -8,6 +8,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import typing
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -60,15 +61,10 @@ class Outcome:
 
 Outcomes = dict[Trial, Outcome]
 COLUMNS = (*Trial._fields, *(field.name for field in dataclasses.fields(Outcome)))
-# How a column is read; the others are text.
-_KINDS: dict[str, Callable[[str], Any]] = {
-    **dict.fromkeys(("seed", "epochs", "batch_size", "classes"), int),
-    **dict.fromkeys(("training_pictures", "validation_pictures", "test_pictures"), int),
-    **dict.fromkeys(("learning_rate", "width"), float),
-    **dict.fromkeys(("loss_by_epoch", "accuracy_by_epoch"), lambda text: tuple(map(float, text.split()))),
-    **dict.fromkeys(("test_accuracy", "seconds"), lambda text: float(text) if text else None),
-    "limit": lambda text: int(text) if text else None,
-}
+_or_none = lambda kind: lambda text: kind(text) if text else None
+_READ: dict[Any, Callable[[str], Any]] = {int: int, float: float, int | None: _or_none(int)}
+_READ |= {float | None: _or_none(float), tuple[float, ...]: lambda text: tuple(map(float, text.split()))}
+_TYPES = typing.get_type_hints(Trial) | typing.get_type_hints(Outcome)
 
 
 def read(path: pathlib.Path) -> Outcomes:
@@ -83,10 +79,9 @@ def read(path: pathlib.Path) -> Outcomes:
     outcomes: Outcomes = {}
     for number, row in rows:
         try:
-            trial, outcome = parsed(row)
+            outcomes.update([parsed(row)])
         except (TypeError, ValueError) as error:
             raise UserError(f"{path}, line {number} is not a run ({error!r}); correct or remove it.") from error
-        outcomes[trial] = outcome
     return outcomes
 
 
@@ -107,8 +102,7 @@ def write(path: pathlib.Path, outcomes: Outcomes) -> None:
 
 def texts(trial: Trial, outcome: Outcome) -> dict[str, str]:
     """A line of the file, by column."""
-    how = (getattr(outcome, field.name) for field in dataclasses.fields(outcome))
-    return dict(zip(COLUMNS, (*map(_exact, trial), *map(_text, how)), strict=True))
+    return dict(zip(COLUMNS, (*map(_exact, trial), *map(_text, vars(outcome).values())), strict=True))
 
 
 def name(trial: Trial) -> str:
@@ -125,7 +119,7 @@ def at(trial: Trial) -> str:
 
 def parsed(row: dict[str, str]) -> tuple[Trial, Outcome]:
     """The run of a line. ValueError if it is none."""
-    values = {name: _KINDS.get(name, str)(row.get(name, "")) for name in COLUMNS}
+    values = {name: _READ.get(_TYPES[name], str)(row.get(name, "")) for name in COLUMNS}
     trial, outcome = Trial(*(values.pop(name) for name in Trial._fields)), Outcome(**values)
     if trial.part not in ("search", "final"):
         raise ValueError(f"part is {trial.part}")

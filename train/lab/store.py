@@ -32,7 +32,7 @@ _ENDED = ValueError, UpdateFinishedTrialError  # raised for a trial that has alr
 
 
 class Claim:
-    """A run claimed by this worker, until `finish`, `fail` or `release`; as a context it is released at its end."""
+    """A run claimed by this worker, until `finish` or `fail`; as a context it is released at its end."""
 
     def __init__(self, study: optuna.Study, trial: Any):
         self._study, self._number, self._id = study, trial.number, trial._trial_id
@@ -46,7 +46,7 @@ class Claim:
 
     def __exit__(self, *error: object) -> None:
         if not self._ended.is_set():
-            self.release()
+            self.fail()
 
     def report(self, epoch: int, value: float) -> None:
         """Records the validation accuracy after an epoch, for dashboards."""
@@ -57,13 +57,9 @@ class Claim:
         """The run is finished; False if this worker counted as gone and another one has claimed the run."""
         return self._end(TrialState.COMPLETE, value, outcome=outcome)
 
-    def fail(self, why: str) -> None:
-        """The run failed and is not tried again."""
+    def fail(self, why: str | None = None) -> None:
+        """The run failed and is not tried again; without a reason it was not finished, and any worker may claim it."""
         self._end(TrialState.FAIL, why=why)
-
-    def release(self) -> None:
-        """The run was not finished; another worker may claim it."""
-        self._end(TrialState.FAIL)
 
     def _end(self, state: TrialState, value: float | None = None, **attributes: Any) -> bool:
         self._ended.set()
@@ -121,7 +117,7 @@ class Store:
         return {
             name: trial.user_attrs["why"]
             for name, trial in last.items()
-            if "why" in trial.user_attrs and trial.number >= self._first * since_start
+            if trial.user_attrs.get("why") and trial.number >= self._first * since_start
         }
 
     def add(self, name: str, value: float, outcome: dict[str, str]) -> None:

@@ -5,6 +5,7 @@ our own seeds (n - 1 in the denominator), NaN for one seed: none is borrowed fro
 """
 
 import math
+from typing import Any
 
 import pandas as pd
 
@@ -30,13 +31,13 @@ def summary(dataset: str, epochs: pd.DataFrame) -> pd.DataFrame:
     theirs, target = published.epochs(), TARGETS[dataset]
     ours = epochs[(epochs["dataset"] == dataset) & ~epochs["study"]]
     both = pd.concat([ours.assign(mark=""), theirs[theirs["dataset"] == dataset]])
-    rows = []
-    for key, found in both.groupby(["model", "optimizer", "whose", "departures", "mark"]):
-        row = dict(zip(("model", "optimizer", "whose"), key[:3], strict=True)) | _ends(found)
-        row |= dict(zip((f"epochs to {target:g}", f"seconds to {target:g}"), _to_target(found, target), strict=True))
-        rows.append(row | {"remarks": key[3] or key[4]})
+    key = ["model", "optimizer", "whose", "departures", "mark"]
+    rows = [
+        dict(zip(key, of, strict=True)) | _ends(found) | _to_target(found, target) for of, found in both.groupby(key)
+    ]
+    table = pd.DataFrame(rows).assign(remarks=lambda made: made["departures"] + made["mark"])
     columns = "model|optimizer|whose|seeds|epoch|validation accuracy|spread|best|loss|epochs to {0:g}|seconds to {0:g}"
-    return pd.DataFrame(rows)[[*columns.format(target).split("|"), "remarks"]]
+    return table[[*columns.format(target).split("|"), "remarks"]]
 
 
 def _furthest(found: pd.DataFrame) -> pd.DataFrame:
@@ -44,7 +45,7 @@ def _furthest(found: pd.DataFrame) -> pd.DataFrame:
     return found[found["run"].isin(found["run"][found["epoch"] == found["epoch"].max()])]
 
 
-def _ends(found: pd.DataFrame) -> dict:
+def _ends(found: pd.DataFrame) -> dict[str, Any]:
     """Means over the runs that got furthest, after their first and last epoch."""
     there = _furthest(found)
     last = there[there["epoch"] == there["epoch"].max()]
@@ -59,17 +60,18 @@ def _ends(found: pd.DataFrame) -> dict:
     }
 
 
-def _to_target(found: pd.DataFrame, target: float) -> tuple[float | str, float | str]:
+def _to_target(found: pd.DataFrame, target: float) -> dict[str, float | str]:
     """Mean epochs, and seconds of training and validation without compilation, until the target is reached."""
     there = _furthest(found)
     first = there[there["val_accuracy"] >= target].groupby("run")["epoch"].min()
     if len(first) < (seeds := there["run"].nunique()):
-        return (f"{len(first)} of {seeds} seeds" if len(first) else "not reached",) * 2
-    # NaN: runs on a machine that was shared are recorded without their times.
-    until = there[there["epoch"] <= there["run"].map(first)]
-    seconds = (until["seconds"] + until["val_seconds"]).groupby(until["run"]).sum(min_count=1)
-    timed = (until["seconds"] + until["val_seconds"]).notna().all()
-    return first.mean(), seconds.mean() if timed else "not recorded"
+        epochs = seconds = f"{len(first)} of {seeds} seeds" if len(first) else "not reached"
+    else:
+        # NaN: runs on a machine that was shared are recorded without their times.
+        until = there[there["epoch"] <= there["run"].map(first)]
+        total = (until["seconds"] + until["val_seconds"]).sum(skipna=False) / seeds
+        epochs, seconds = first.mean(), "not recorded" if math.isnan(total) else total
+    return {f"epochs to {target:g}": epochs, f"seconds to {target:g}": seconds}
 
 
 def distance(epochs: pd.DataFrame) -> pd.DataFrame:
@@ -109,14 +111,12 @@ def missing(epochs: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for cell, theirs in published.ends().iterrows():
         found = epochs[(epochs[CELL] == list(cell)).all(axis=1) & ~epochs["study"]]
-        reached = found["epoch"][found["comparable"]].max() if found["comparable"].any() else 0
-        others = found[~found["comparable"]]
-        text = f"{reached} of {EPOCHS} epochs" if reached else "no run"
+        ours, others = found[found["comparable"]], found[~found["comparable"]]
+        text = f"{ours['epoch'].max()} of {EPOCHS} epochs" if len(ours) else "no run"
         if len(others):
             text += f"; {others['run'].nunique()} of another kind ({others['departures'].iloc[0]})"
-        if reached < EPOCHS:
-            remark = f"published: a {theirs['mark']}" if theirs["mark"] else ""
-            rows.append(dict(zip(CELL, cell, strict=True)) | {"ours": text, "remarks": remark})
+        if ours.empty or ours["epoch"].max() < EPOCHS:
+            rows.append((*cell, text, f"published: a {theirs['mark']}" if theirs["mark"] else ""))
     return pd.DataFrame(rows, columns=[*CELL, "ours", "remarks"])
 
 
@@ -131,25 +131,22 @@ def published_ends() -> pd.DataFrame:
     marks = published.ends()["mark"].unstack()["gravity"]
     table["Gravity's lead"] = (table["gravity"] - table[["adam", "rmsprop"]].max(axis=1)).where(marks == "")
     late = theirs[theirs["epoch"] > EPOCHS - 50].groupby(CELL)["val_accuracy"].std(ddof=0).round(6).unstack()
-    for name in names:
-        table[f"swing, {name}"] = late[name]
+    table = table.join(late[names].add_prefix("swing, "))
     table["remarks"] = ("gravity: " + marks).where(marks != "", "")
     return table.reset_index().rename_axis(columns=None)
 
 
 def study(epochs: pd.DataFrame) -> pd.DataFrame:
     """The variants of the tuning study that we ran, beside each of the authors' runs of them."""
-    rows, tuning = [], published.tuning()
+    rows, names = [], {"epochs": "epoch", "first_epoch_loss": "loss after epoch 1", "final_loss": "loss"}
+    names |= {"final_val_accuracy": "validation accuracy", "best_val_accuracy": "best", "authors_comment": "remarks"}
+    theirs = published.tuning().rename(columns=names).assign(whose="the authors'", seeds=1)
     for variant in VARIANTS:
         start = {"dataset": variant.dataset, "variant": variant.name}
         of = epochs["study"] & (epochs["dataset"] == variant.dataset) & (epochs["optimizer"] == variant.name)
         for sizes, found in epochs[of].groupby("sizes"):
-            rows.append(start | {"whose": "ours", "remarks": sizes} | _ends(found))
-        for run in (tuning.iloc[i] for i in variant.rows if of.any()):
-            ends = {"seeds": 1, "epoch": run["epochs"], "loss after epoch 1": run["first_epoch_loss"]}
-            ends |= {"loss": run["final_loss"], "validation accuracy": run["final_val_accuracy"], "spread": math.nan}
-            ends |= {"best": run["best_val_accuracy"], "remarks": run["authors_comment"]}
-            rows.append(start | {"whose": "the authors'"} | ends)
+            rows.append(_ends(found) | start | {"whose": "ours", "remarks": sizes})
+        rows += [run | start for run in theirs.iloc[[*variant.rows] if of.any() else []].to_dict("records")]
     columns = "dataset|variant|whose|seeds|epoch|loss after epoch 1|loss|validation accuracy|spread|best|remarks"
     table = pd.DataFrame(rows, columns=columns.split("|"))
     return table.rename(columns={"epoch": "epochs", "loss": "final loss"})

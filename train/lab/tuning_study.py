@@ -9,15 +9,13 @@ at the first update.
 Nothing heavy is imported here.
 """
 
-import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 # t at the first update. From here on beta-hat (Eq. 26) is beta to 1e-9: the plain average of Eq. 22.
 CONSTANT_BETA = 1_000_000_000
 
 
-@dataclasses.dataclass(frozen=True)
-class Variant:
+class Variant(NamedTuple):
     """Gravity on VGG16 as the authors tried it."""
 
     name: str
@@ -30,10 +28,11 @@ class Variant:
 def _variants() -> list[Variant]:
     paper = {"learning_rate": 0.1, "beta": 0.9, "first_step": 0, "max_step_grad": "inverse_max_abs"}
     ranged = paper | {"max_step_grad": "inverse_range"}
-    from_rest = {"first_step": CONSTANT_BETA, "alpha": 0.0}
+    late = {"first_step": CONSTANT_BETA}
+    from_rest = late | {"alpha": 0.0}
     drawn = "lecun_uniform he_normal lecun_normal glorot_uniform he_uniform random_normal truncated_normal"
     drawn += " random_uniform glorot_normal"
-    slow = ranged | {"learning_rate": 0.01, "first_step": CONSTANT_BETA}
+    slow = ranged | late | {"learning_rate": 0.01}
     return [
         Variant("paper", "cifar10", (7,), 100, paper),
         Variant("m_max", "cifar10", (5,), 100, paper | {"max_step_grad": "max"}),
@@ -52,13 +51,7 @@ def _variants() -> list[Variant]:
         ),
         Variant("m_inverse_range", "mnist", (10, 11), 100, ranged),
         Variant("from_rest_m_inverse_range", "mnist", (8,), 100, ranged | from_rest),
-        Variant(
-            "velocity_random_normal",
-            "mnist",
-            (9,),
-            100,
-            ranged | {"first_step": CONSTANT_BETA, "velocity": "random_normal"},
-        ),
+        Variant("velocity_random_normal", "mnist", (9,), 100, ranged | late | {"velocity": "random_normal"}),
     ]
 
 

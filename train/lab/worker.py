@@ -12,122 +12,106 @@ import pathlib
 import signal
 import tempfile
 import time
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, NamedTuple, TypeVar
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from trainer import command
 from trainer.config import RunAgain, UserError
 
 if TYPE_CHECKING:
-    from lab.store import Claim, Store
+    from lab.store import Claim
 
 log = logging.getLogger("train")
 
 FILE = "runs.db"  # the storage in the workdir, if no other is given
 _SECONDS_BETWEEN_LOOKS = 0.5
 _LOOKS_BETWEEN_TRIES = 6  # at the store, while other workers make all that is left
-_OPEN = ("to do", "under way", "running")
-
-Run = TypeVar("Run", bound=Any)  # hashable, with `epochs`
 
 
-class State(NamedTuple):
-    """How much of a run is done."""
+class Run(NamedTuple):
+    """A run of the plan, and how much of it is done."""
 
+    what: Any  # a cell or a trial, with `epochs`
+    name: str  # in the store
+    title: str  # for people
+    columns: tuple[str, ...]  # of the listing
+    alike: tuple[object, ...]  # what it shares with runs that take as long, the closest match first
     kind: Literal["done", "running", "under way", "to do", "not known yet", "failed", "other run"]
-    epochs: int  # finished
-    text: str  # for people
+    text: str  # the state for people
+    epochs: int = 0  # finished
     seconds: float = math.nan  # that those epochs took; NaN where that is not known
 
 
-def open_store(folder: pathlib.Path, storage: str | None, kind: str, write: bool) -> "Store | None":
-    """The given storage, or FILE in the folder. Without `write` nothing is created: None where there is none."""
-    if write:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=folder):
-                pass
-        except OSError as error:
-            raise UserError(f"--workdir is {folder}, where nothing can be written ({error.strerror}).") from error
-    elif not storage and not (folder / FILE).exists():
-        return None
-    from lab.store import Store
-
-    return Store(storage or f"sqlite:///{(folder / FILE).absolute()}", kind)
-
-
-class Worker(abc.ABC, Generic[Run]):
+class Worker(abc.ABC):
     """Lists the runs of a plan, or makes them until all are finished or it is told to stop."""
 
     kind: ClassVar[str]  # the study's name in the store
     head: ClassVar[tuple[str, ...]]  # of the listing's columns but for the state
 
     def __init__(self, folder: pathlib.Path, storage: str | None, write: bool):
-        """Without `write` it only lists, and creates nothing. UserError if the folder or storage cannot be used."""
-        self.folder, self.write = folder, write
-        self.store = open_store(folder, storage, self.kind, write)
+        """Opens the given storage, or FILE in the folder. UserError if the folder or storage cannot be used.
+
+        Without `write` it only lists, and creates nothing: `store` is None where there is no storage.
+        """
+        self.write = write
+        if write:
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                with tempfile.TemporaryFile(dir=folder):
+                    pass
+            except OSError as error:
+                raise UserError(f"--workdir is {folder}, where nothing can be written ({error.strerror}).") from error
+        self.store: Any = None
+        if write or storage or (folder / FILE).exists():
+            from lab.store import Store
+
+            self.store = Store(storage or f"sqlite:///{(folder / FILE).absolute()}", self.kind)
         self.signal: int | None = None
         self.failed = False  # whether the exit code is 1 whatever the states say
         self.bar: Any = None
 
     @abc.abstractmethod
-    def states(self) -> Mapping[Run, State]:
-        """The state of each run, in the order in which they are made."""
-
-    @abc.abstractmethod
-    def columns(self, run: Run) -> tuple[str, ...]:
-        """Those of the listing."""
-
-    @abc.abstractmethod
-    def name(self, run: Run) -> str:
-        """Its name in the store."""
-
-    @abc.abstractmethod
-    def title(self, run: Run) -> str:
-        """Its name for people."""
-
-    @abc.abstractmethod
-    def alike(self, run: Run) -> tuple[object, ...]:
-        """What it shares with runs that take as long, the closest match first."""
+    def runs(self) -> Sequence[Run]:
+        """All of the plan, in the order in which they are made."""
 
     @abc.abstractmethod
     def make(self, run: Run, claim: "Claim") -> int | None:
         """Makes it and ends the claim if it is finished; returns an exit code if the worker should end too."""
 
+    @abc.abstractmethod
     def on_signal(self, number: int, again: bool) -> None:
         """Reacts to a signal; `again` if it is not the first."""
 
     def listing(self) -> str:
         """A line per run, and a sum."""
-        found = self.states()
-        rows = [(*self.head, "state"), *((*self.columns(run), state.text) for run, state in found.items())]
+        runs = self.runs()
+        rows = [(*self.head, "state"), *((*run.columns, run.text) for run in runs)]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
-        return "\n".join([*lines, self.summary(found), ""])
+        return "\n".join([*lines, self.summary(runs), ""])
 
-    def summary(self, found: Mapping[Run, State]) -> str:
+    def summary(self, runs: Sequence[Run]) -> str:
         """How many runs are in which state, and the time left, in a line."""
-        kinds = collections.Counter(state.kind for state in found.values())
-        counts = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
-        done, total = self._epochs(found)
-        runs = f"{len(found)} run{'s' * (len(found) != 1)}"
-        return f"{runs}: {counts}; {done:,} of {total:,} epochs; time left: {self.left(found)}"
+        counts = ", ".join(f"{n} {kind}" for kind, n in collections.Counter(run.kind for run in runs).items())
+        done, total = _epochs(runs)
+        plural = "s" * (len(runs) != 1)
+        return f"{len(runs)} run{plural}: {counts}; {done:,} of {total:,} epochs; time left: {self.left(runs)}"
 
-    def left(self, found: Mapping[Run, State]) -> str:
+    def left(self, runs: Sequence[Run]) -> str:
         """The time left, at the mean pace of the most similar runs, whatever machine they were made on."""
         pace: dict[object, list[float]] = collections.defaultdict(lambda: [0.0, 0])
-        for run, state in found.items():
-            if state.epochs and math.isfinite(state.seconds):
-                for group in (*self.alike(run), ()):
-                    pace[group][0] += state.seconds
-                    pace[group][1] += state.epochs
+        for run in runs:
+            if run.epochs and math.isfinite(run.seconds):
+                for group in (*run.alike, ()):
+                    pace[group][0] += run.seconds
+                    pace[group][1] += run.epochs
         if not pace:
             return "not measured yet"
         total, skipped = 0.0, ("done", "other run", *(["failed"] if self.write else []))
-        for run, state in found.items():
-            if state.kind not in skipped:
-                seconds, epochs = next(pace[group] for group in (*self.alike(run), ()) if group in pace)
-                total += (run.epochs - state.epochs) * seconds / epochs
+        for run in runs:
+            if run.kind not in skipped:
+                seconds, epochs = next(pace[group] for group in (*run.alike, ()) if group in pace)
+                total += (run.what.epochs - run.epochs) * seconds / epochs
         return f"about {datetime.timedelta(seconds=round(total))}"
 
     def work(self) -> int:
@@ -135,60 +119,55 @@ class Worker(abc.ABC, Generic[Run]):
         from tqdm.contrib.logging import logging_redirect_tqdm
 
         command.on_stop(self._on_signal, signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-        log.info(f"{self.summary(self.states())}; --list shows them all")
+        log.info(f"{self.summary(self.runs())}; --list shows them all")
         bar = {"unit": "epoch", "bar_format": "{n_fmt}/{total_fmt} epochs |{bar}| {elapsed}{postfix}"}
         with command.progress_bar(**bar) as self.bar, logging_redirect_tqdm([log]):
             code = self._work()
-        if code in (RunAgain.exit_code, command.INTERRUPTED):
+        if code:
             word = "interrupted" if code == command.INTERRUPTED else "stopped"
             log.error(f"{word}; the same command resumes from here")
             return code
-        found = self.states()
-        for run, state in found.items():
-            if state.kind in ("failed", "other run"):
-                log.error(f"{self.title(run)}: {state.text}")
-        log.info(self.summary(found))
-        return int(self.failed or any(state.kind == "failed" for state in found.values()))
+        runs = self.runs()
+        for run in runs:
+            if run.kind in ("failed", "other run"):
+                log.error(f"{run.title}: {run.text}")
+        log.info(self.summary(runs))
+        return int(self.failed or any(run.kind == "failed" for run in runs))
 
     def _work(self) -> int:
-        assert self.store is not None
         waiting = False
         while not self.signal:
-            found = self.states()
-            self.bar.n, self.bar.total = self._epochs(found)
-            free = (run for run, state in found.items() if state.kind in ("to do", "under way"))
-            claimed = next(((run, claim) for run in free if (claim := self.store.claim(self.name(run)))), None)
+            runs = self.runs()
+            self.bar.n, self.bar.total = _epochs(runs)
+            free = (run for run in runs if run.kind in ("to do", "under way"))
+            claimed = next(((run, claim) for run in free if (claim := self.store.claim(run.name))), None)
             if claimed:
                 with claimed[1]:
                     code = self.make(*claimed)
                 if code is not None and not self.signal:
                     return code
-            elif left := sum(state.kind in _OPEN for state in found.values()):
+            elif left := sum(run.kind in ("to do", "under way", "running") for run in runs):
                 if not waiting:
                     log.info(f"waiting for other workers, which are making {left} run{'s' * (left > 1)} of this plan")
                     waiting = True
-                self._wait()
+                for _ in range(_LOOKS_BETWEEN_TRIES):  # their runs decide what comes next; a stale one is made here
+                    if not self.signal:
+                        time.sleep(_SECONDS_BETWEEN_LOOKS)
             else:
                 return 0
         return command.INTERRUPTED if self.signal == signal.SIGINT else RunAgain.exit_code
 
     def tell(self, run: Run, text: str) -> None:
         """Logs that of a run, with the time left."""
-        left = self.left(self.states())
-        self.bar.set_postfix_str(f"time left: {left}; {self.title(run)}", refresh=False)
-        log.info(f"{self.title(run)}: {text}; time left: {left}")
-
-    def _epochs(self, found: Mapping[Run, State]) -> tuple[int, int]:
-        """How many of the planned epochs are done (a run may have more), and how many are planned."""
-        done = sum(min(state.epochs, run.epochs) for run, state in found.items())
-        return done, sum(run.epochs for run in found)
-
-    def _wait(self) -> None:
-        """For the runs of other workers: they decide what comes next, and a stale one is made here."""
-        for _ in range(_LOOKS_BETWEEN_TRIES):
-            if not self.signal:
-                time.sleep(_SECONDS_BETWEEN_LOOKS)
+        left = self.left(self.runs())
+        self.bar.set_postfix_str(f"time left: {left}; {run.title}", refresh=False)
+        log.info(f"{run.title}: {text}; time left: {left}")
 
     def _on_signal(self, number: int, frame: Any) -> None:
         again, self.signal = self.signal is not None, self.signal or number
         self.on_signal(number, again)
+
+
+def _epochs(runs: Sequence[Run]) -> tuple[int, int]:
+    """How many of the planned epochs are done (a run may have more), and how many are planned."""
+    return sum(min(run.epochs, run.what.epochs) for run in runs), sum(run.what.epochs for run in runs)
