@@ -1,7 +1,6 @@
 """The trainer in separate processes, which can be killed, and what such a run leaves behind."""
 
 import contextlib
-import csv
 import os
 import pathlib
 import signal
@@ -11,6 +10,8 @@ import sys
 import time
 
 import numpy as np
+
+import stop_after
 
 MAIN = pathlib.Path(__file__).parent.parent / "train" / "main.py"
 # Calls main.main(), but a signal ends the process at the `call`th call of a function, before its work or after it.
@@ -30,7 +31,6 @@ def ending(*args):
 import main
 sys.exit(main.main())
 """
-TIMES = ("seconds", "images_per_second", "val_seconds")
 
 
 def ending(name, call, number, after=False):
@@ -42,14 +42,10 @@ def ending(name, call, number, after=False):
 
 def start(*flags, devices=1, program=(str(MAIN),)):
     """A process of the trainer with `devices` virtual devices; its stdout has output and errors."""
-    environment = {
-        **os.environ,
-        "JAX_PLATFORMS": "cpu",
-        "JAX_NUMPY_DTYPE_PROMOTION": "standard",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-    }
-    command = [sys.executable, *program, *map(str, flags)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+    settings = {"JAX_PLATFORMS": "cpu", "JAX_NUMPY_DTYPE_PROMOTION": "standard"}
+    settings["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "env": {**os.environ, **settings}}
+    return subprocess.Popen([sys.executable, *program, *map(str, flags)], **options)
 
 
 def start_together(count, *flags, devices):
@@ -67,10 +63,19 @@ def finish(process, code=0, seconds=900):
         out, _ = process.communicate(timeout=seconds)
     finally:
         process.kill()
-    assert process.returncode in (code if isinstance(code, tuple) else (code,)), (
-        f"exit code {process.returncode}, not {code}:\n{out}"
-    )
+    codes = code if isinstance(code, tuple) else (code,)
+    assert process.returncode in codes, f"exit code {process.returncode}, not {code}:\n{out}"
     return out
+
+
+def finish_all(together, code=0):
+    """What each of several processes wrote; all are gone then, whatever happens."""
+    try:
+        return [finish(process, code) for process in together]
+    finally:
+        for process in together:
+            process.kill()
+            process.communicate()
 
 
 def wait_for(process, moment, seconds=900):
@@ -84,19 +89,9 @@ def wait_for(process, moment, seconds=900):
     return True
 
 
-def finish_all(together, code=0, seconds=900):
-    """What each of several processes wrote; all are gone then, whatever happens."""
-    try:
-        return [finish(process, code, seconds) for process in together]
-    finally:
-        for process in together:
-            process.kill()
-            process.communicate()
-
-
-def kill_at(process, moment, seconds=900):
+def kill_at(process, moment):
     """SIGKILL as soon as `moment()` is true; False if the process was faster."""
-    if wait_for(process, moment, seconds):
+    if wait_for(process, moment):
         process.send_signal(signal.SIGKILL)
     process.communicate()
     return process.returncode == -signal.SIGKILL
@@ -116,20 +111,17 @@ def whole(workdir):
 
 def result(workdir):
     """The arrays of the newest checkpoint, and history.csv without the columns that are times."""
-    from trainer.checkpoints import Checkpoints
+    from trainer.checkpoints import ReadCheckpoints
 
-    checkpoints = Checkpoints(pathlib.Path(workdir) / "checkpoints", keep=100)
-    arrays, _ = checkpoints.restore()
-    checkpoints.close()
-    with open(pathlib.Path(workdir) / "history.csv", newline="") as file:
-        history = [{k: v for k, v in row.items() if k not in TIMES} for row in csv.DictReader(file)]
+    workdir, times = pathlib.Path(workdir), ("seconds", "images_per_second", "val_seconds")
+    _, arrays, _ = ReadCheckpoints(workdir / "checkpoints").read(None)
+    history = [{k: v for k, v in row.items() if k not in times} for row in stop_after.rows(workdir / "history.csv")]
     return arrays, history
 
 
 def differences(one, other):
     """Where two results are not bit for bit the same: a list of names, empty if nowhere."""
     (arrays, history), (others, other_history) = one, other
-    bits = lambda array: (array.dtype, array.shape, np.asarray(array).tobytes())
-    wrong = [name for name in arrays | others if name not in arrays or name not in others]
-    wrong += [name for name in arrays.keys() & others.keys() if bits(arrays[name]) != bits(others[name])]
+    bits = lambda name, of: name in of and (of[name].dtype, of[name].shape, np.asarray(of[name]).tobytes())
+    wrong = [name for name in arrays | others if bits(name, arrays) != bits(name, others)]
     return wrong + ["history.csv"] * (history != other_history)

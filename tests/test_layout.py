@@ -24,18 +24,15 @@ OURS = {*LAYERS, *(path.stem for path in COMMANDS)}
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
+def nodes(source, *kinds):
+    return [node for node in ast.walk(ast.parse(source)) if isinstance(node, kinds)]
+
+
 def imported(source):
     """The top-level packages that it imports, wherever in the file."""
-    nodes = [*ast.walk(ast.parse(source))]
-    names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
-    names += [node.module for node in nodes if isinstance(node, ast.ImportFrom) if node.module]
+    names = [alias.name for node in nodes(source, ast.Import) for alias in node.names]
+    names += [node.module for node in nodes(source, ast.ImportFrom) if node.module]
     return {name.split(".")[0] for name in names}
-
-
-def code(notebook):
-    cells = [cell for cell in json.loads(notebook.read_text())["cells"] if cell["cell_type"] == "code"]
-    lines = [line for cell in cells for line in "".join(cell["source"]).splitlines()]
-    return "\n".join(line for line in lines if not line.startswith("%"))
 
 
 @pytest.mark.parametrize("layer", LAYERS)
@@ -58,10 +55,9 @@ def test_only_devices_knows_how_work_is_spread_over_devices():
     spreading = {"pmap", "shard_map", "psum", "pmean", "pmax", "all_gather", "axis_index", "NamedSharding", "AXIS"}
     knowing = set()
     for path in [path for path in MODULES if path.is_relative_to(ROOT / "train")]:
-        nodes = [*ast.walk(ast.parse(path.read_text()))]
-        names = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
-        names |= {node.id for node in nodes if isinstance(node, ast.Name)}
-        names |= {alias.name for node in nodes if isinstance(node, ast.ImportFrom) for alias in node.names}
+        source = path.read_text()
+        names = {node.attr for node in nodes(source, ast.Attribute)} | {node.id for node in nodes(source, ast.Name)}
+        names |= {alias.name for node in nodes(source, ast.ImportFrom) for alias in node.names}
         if names & spreading:
             knowing.add(path.stem)
     assert knowing == {"devices"}
@@ -69,19 +65,17 @@ def test_only_devices_knows_how_work_is_spread_over_devices():
 
 def test_notebooks_use_the_layers_and_no_command():
     for path in NOTEBOOKS:
-        assert imported(code(path)) & OURS <= {*LAYERS}, path
+        cells = [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
+        lines = [line for cell in cells for line in "".join(cell["source"]).splitlines()]
+        code = "\n".join(line for line in lines if not line.startswith("%"))
+        assert imported(code) & OURS <= {*LAYERS}, path
 
 
-def test_every_module_has_a_name_of_its_own():
-    names = [path.stem for path in MODULES if path.name not in ("__init__.py", "__main__.py")]
-    assert sorted(names) == sorted({*names})
-
-
-def test_every_class_has_a_name_of_its_own():
-    nodes = [node for path in MODULES for node in ast.walk(ast.parse(path.read_text()))]
-    names = [node.name for node in nodes if isinstance(node, ast.ClassDef)]
-    assert len(names) > 20
-    assert sorted(names) == sorted({*names})
+def test_every_module_and_every_class_has_a_name_of_its_own():
+    modules = [path.stem for path in MODULES if path.name not in ("__init__.py", "__main__.py")]
+    classes = [node.name for path in MODULES for node in nodes(path.read_text(), ast.ClassDef)]
+    assert len(classes) > 20
+    assert sorted(modules) == sorted({*modules}) and sorted(classes) == sorted({*classes})
 
 
 def test_no_notebook_and_no_readme_touches_sys_path():

@@ -31,25 +31,14 @@ PAGES = {
 }
 README = PAGES["README.md"]
 
-# Commands that .ci/run runs, and how they read there.
-IN_CI = {
-    command: command
-    for command in (
-        "ruff check .",
-        "mypy",
-        "pytest -m prepare",
-        "pytest -m peers",
-        "pytest -m slow",
-        "pytest -m postgresql -n 0",
-        "pytest -m browser -n 0",
-    )
-} | {
+# Commands that .ci/run runs, and how they read there where that differs.
+IN_CI = ["ruff check .", "mypy", "pytest -m prepare", "pytest -m peers", "pytest -m slow", "pytest -m postgresql -n 0"]
+IN_CI += ["pytest -m browser -n 0", ". .venv/bin/activate", "pytest tests/library"]
+IN_CI = dict(zip(IN_CI, IN_CI, strict=True)) | {
     ".ci/run": "passed",
     "pytest": "$test_command",
     "python3 -m venv .venv": "python3 -m venv",
-    ". .venv/bin/activate": ". .venv/bin/activate",
     "ruff format .": "ruff format --check .",
-    "pytest tests/library": "pytest tests/library",
     "pytest -n 0 -m tpu_compile tests/trainer/test_tpu_compile.py": 'pytest -n 0 -m "${target}_compile"',
     "pytest -n 0 -m gpu_compile tests/trainer/test_gpu_compile.py": 'pytest -n 0 -m "${target}_compile"',
 }
@@ -112,32 +101,26 @@ def test_every_command_is_run():
     assert IN_CI.keys() | TRAINING.keys() <= {command for _, command in ALL}, "a command that no page has"
 
 
-def run(command, cwd, **places):
-    """In `cwd`, with the scripts of this checkout."""
-    words = [places.get(word, word) for word in shlex.split(command)][1:]
-    environment = {**os.environ, "XLA_FLAGS": "", "JAX_NUMPY_DTYPE_PROMOTION": "standard"}
-    done = subprocess.run(
-        [sys.executable, ROOT / words[0], *words[1:]],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        env=environment,
-        timeout=1800,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+def example(page, start):
+    """The page's Python block that begins with `start`, and how many lines it has, imports aside."""
+    (code,) = re.findall(rf"```python\n({start}.*?)```", PAGES[page], re.DOTALL)
+    return code, len([line for line in code.splitlines() if line and not line.startswith(("import", "from"))])
 
 
 @pytest.mark.slow
 def test_the_commands_train_and_report(tmp_path, tiny_tfds, monkeypatch):
+    environment = {**os.environ, "XLA_FLAGS": "", "JAX_NUMPY_DTYPE_PROMOTION": "standard"}
+    options = {"capture_output": True, "text": True, "cwd": tmp_path, "env": environment, "timeout": 1800}
     for command, more in TRAINING.items():
-        run(f"{command} {more}", tmp_path, DATA=tiny_tfds)
+        words = [tiny_tfds if word == "DATA" else word for word in shlex.split(f"{command} {more}")]
+        done = subprocess.run([sys.executable, ROOT / words[1], *words[2:]], **options)
+        assert done.returncode == 0, done.stdout + done.stderr
     assert len(list((tmp_path / "runs").iterdir())) == 1
     monkeypatch.chdir(tmp_path)
-    (example,) = re.findall(r"```python\n(from flax.*?)```", PAGES["train/README.md"], re.DOTALL)
+    code, _ = example("train/README.md", "from flax")
     names = {"images": load_digits().images[..., None].astype(np.uint8)}
     with jax.numpy_dtype_promotion("standard"):
-        exec(example.replace("0.25", "0.05"), names)
+        exec(code.replace("0.25", "0.05"), names)
     assert names["logits"].shape == (1797, 10)
     assert (tmp_path / "RESULTS" / "report.html").stat().st_size > 0
     assert (tmp_path / "FOLDER" / "report.md").stat().st_size > 0
@@ -181,12 +164,8 @@ def test_links_and_paths_lead_somewhere():
 
 def table_flags(page):
     """The flags in the first column of a page's tables."""
-    return {
-        name
-        for line in page.splitlines()
-        if line.startswith("| `--")
-        for name in re.findall(r"--[a-z-]+", line.split("|")[1])
-    }
+    cells = [line.split("|")[1] for line in page.splitlines() if line.startswith("| `--")]
+    return {name for cell in cells for name in re.findall(r"--[a-z-]+", cell)}
 
 
 def test_the_tables_of_flags_are_whole():
@@ -196,22 +175,21 @@ def test_the_tables_of_flags_are_whole():
 
 
 def test_the_first_example_ends_where_its_comment_says():
-    (example,) = re.findall(r"```python\n(import jax\n.*?)```", README, re.DOTALL)
+    code, lines = example("README.md", "import jax\n")
     namespace = {}
-    exec(example.replace("print(w)", "w"), namespace)
+    exec(code.replace("print(w)", "w"), namespace)
     np.testing.assert_allclose(namespace["w"], [0.5, -0.25], atol=0.01)
-    assert len([line for line in example.splitlines() if line and not line.startswith("import")]) <= 15
+    assert lines <= 15
 
 
 def test_the_example_of_minimize_converges_and_draws(monkeypatch, tmp_path):
-    page = PAGES["notebooks/README.md"]
-    (example,) = re.findall(r"```python\n(import jax.numpy as jnp, optax\nfrom helpers.*?)```", page, re.DOTALL)
+    code, lines = example("notebooks/README.md", "import jax.numpy as jnp, optax\nfrom helpers")
     monkeypatch.chdir(tmp_path)
     namespace = {}
     with jax.numpy_dtype_promotion("standard"):  # Adam raises a float to an int32
-        exec(re.sub(r"^print.*$", "", example, flags=re.MULTILINE), namespace)
+        exec(re.sub(r"^print.*$", "", code, flags=re.MULTILINE), namespace)
     path = namespace["path"]
     assert path.converged
     np.testing.assert_allclose(path.positions[path.steps_taken], [0, 4], atol=1e-3)
     assert (tmp_path / "paths.png").stat().st_size > 0
-    assert len([line for line in example.splitlines() if line]) <= 11
+    assert lines <= 7

@@ -20,14 +20,6 @@ def workflow(name):
     return yaml.safe_load((ROOT / ".github" / "workflows" / f"{name}.yml").read_text())["jobs"]
 
 
-def check_tag(tag, folder):
-    """The return code of the step of release.yml that compares the tag with the version and the changelog."""
-    (step,) = (step for step in workflow("release")["build"]["steps"] if "tag" in step.get("name", ""))
-    return subprocess.run(
-        ["bash", "-e", "-c", step["run"]], cwd=folder, env={"GITHUB_REF_NAME": tag, "PATH": "/usr/bin:/bin"}
-    ).returncode
-
-
 @pytest.mark.parametrize(
     ("tag", "changelog", "passes"),
     [
@@ -38,11 +30,15 @@ def check_tag(tag, folder):
     ],
 )
 def test_only_the_tag_of_the_version_in_the_changelog_is_published(tmp_path, tag, changelog, passes):
+    """By the step of release.yml that compares them."""
+    (step,) = (step for step in workflow("release")["build"]["steps"] if "tag" in step.get("name", ""))
+    source, version = ROOT / PROJECT["tool"]["hatch"]["version"]["path"], gravity_optax.__version__
     (tmp_path / "gravity_optax").mkdir()
-    source = ROOT / PROJECT["tool"]["hatch"]["version"]["path"]
     (tmp_path / "gravity_optax" / "__init__.py").write_text(source.read_text())
-    (tmp_path / "CHANGELOG.md").write_text(changelog.format(version=gravity_optax.__version__))
-    assert (check_tag(tag.format(version=gravity_optax.__version__), tmp_path) == 0) is passes
+    (tmp_path / "CHANGELOG.md").write_text(changelog.format(version=version))
+    environment = {"GITHUB_REF_NAME": tag.format(version=version), "PATH": "/usr/bin:/bin"}
+    done = subprocess.run(["bash", "-e", "-c", step["run"]], cwd=tmp_path, env=environment)
+    assert (done.returncode == 0) is passes
 
 
 def test_nothing_is_published_before_the_tests_pass():

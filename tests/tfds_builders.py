@@ -10,14 +10,13 @@ from tfds_fixture import png, shades
 
 class _Base(tfds.core.GeneratorBasedBuilder):
     VERSION = tfds.core.Version("1.0.0")
-    SHAPE = (40, 48, 3)
-    SPLITS = ("train", "test")
-
-    def features(self):
-        return {"picture": tfds.features.Image(shape=self.SHAPE), "kind": tfds.features.ClassLabel(num_classes=3)}
+    SHAPE, SPLITS, FEATURES = (40, 48, 3), ("train", "test"), ("picture", "kind")
 
     def _info(self):
-        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(self.features()))
+        kind, parity = tfds.features.ClassLabel(num_classes=3), tfds.features.ClassLabel(names=["even", "odd"])
+        every = {"picture": tfds.features.Image(shape=self.SHAPE), "kind": kind, "parity": parity}
+        features = tfds.features.FeaturesDict({name: every[name] for name in self.FEATURES})
+        return tfds.core.DatasetInfo(builder=self, features=features)
 
     def _split_generators(self, dl_manager):
         return {split: self._generate_examples(split) for split in self.SPLITS}
@@ -25,10 +24,8 @@ class _Base(tfds.core.GeneratorBasedBuilder):
     def _generate_examples(self, split):
         shape = [size or 20 + i for i, size in enumerate(self.SHAPE)]
         for i, (image, label) in enumerate(zip(*shades(split, shape), strict=True)):
-            yield i, self.example(png(image), int(label))
-
-    def example(self, image, label):
-        return {"picture": image, "kind": label}
+            every = {"picture": png(image), "kind": int(label), "parity": int(label % 2)}
+            yield i, {name: every[name] for name in self.FEATURES}
 
 
 class TinyColour(_Base):
@@ -38,14 +35,8 @@ class TinyColour(_Base):
 class TinyGrey(_Base):
     """One channel, two labels, neither of them called "label"; two configurations."""
 
-    SHAPE = (256, 200, 1)
+    SHAPE, FEATURES = (256, 200, 1), ("picture", "kind", "parity")
     BUILDER_CONFIGS = tuple(tfds.core.BuilderConfig(name=name) for name in ("plain", "other"))
-
-    def features(self):
-        return super().features() | {"parity": tfds.features.ClassLabel(names=["even", "odd"])}
-
-    def example(self, image, label):
-        return {"picture": image, "kind": label, "parity": label % 2}
 
 
 class TinyDefault(_Base):
@@ -65,13 +56,7 @@ class TinyUnsplit(_Base):
 
 
 class TinyBlind(_Base):
-    """No pictures."""
-
-    def features(self):
-        return {"kind": tfds.features.ClassLabel(num_classes=3)}
-
-    def example(self, image, label):
-        return {"kind": label}
+    FEATURES = ("kind",)
 
 
 def main(data_dir):

@@ -14,6 +14,8 @@ import numpy as np
 
 TFDS_NAMES = ("mnist", "fashion_mnist", "cifar10", "cifar100")
 SIZES = {"train": 200, "test": 100}
+OFFLINE = dict.fromkeys(("http_proxy", "https_proxy", "all_proxy"), "http://127.0.0.1:1")  # no proxy listens there
+OFFLINE |= {name.upper(): proxy for name, proxy in OFFLINE.items()} | {"no_proxy": "", "NO_PROXY": ""}
 
 
 def pictures(name: str, split: str) -> tuple[np.ndarray, np.ndarray]:
@@ -41,6 +43,15 @@ def shades(split: str, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
     return images.astype(np.uint8), labels
 
 
+def assert_shades(dataset, split: str) -> None:
+    """That the split of the dataset has these pictures, in any order, each with its label."""
+    images, labels = getattr(dataset, f"{split}_images"), getattr(dataset, f"{split}_labels")
+    expected, kinds = shades(split, images.shape[1:])
+    label_of = {image.tobytes(): kind % dataset.num_classes for image, kind in zip(expected, kinds, strict=True)}
+    assert {image.tobytes(): label for image, label in zip(images, labels, strict=True)} == label_of
+    assert len(images) == len(label_of)
+
+
 def png(image: np.ndarray) -> io.BytesIO:
     """As a file, which TFDS copies as it is; an array it would encode with TensorFlow."""
     from PIL import Image
@@ -52,10 +63,12 @@ def png(image: np.ndarray) -> io.BytesIO:
 
 
 def python(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Run Python in another process, where train/ can be imported, with these environment variables on top of ours."""
-    train = pathlib.Path(__file__).parents[1] / "train"
-    environment = {**os.environ, "PYTHONPATH": str(train), **variables}
-    return subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True, timeout=1800)
+    """Runs Python in another process, where train/ can be imported, with these environment variables on top of ours."""
+    environment = {**os.environ, "PYTHONPATH": str(pathlib.Path(__file__).parents[1] / "train"), **variables}
+    command = [sys.executable, *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1800)
+    assert done.returncode == 0, done.stderr
+    return done
 
 
 def tiny(genuine):

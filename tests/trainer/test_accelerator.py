@@ -19,17 +19,15 @@ def test_a_tiny_run_measures_every_part(tmp_path):
     code = f"import sys, runpy; {blocked}sys.argv = {[str(SCRIPT), '--tiny', '--out', str(tmp_path / 'out')]!r}; "
     code += f"sys.path.insert(0, {str(SCRIPT.parent)!r}); runpy.run_path({str(SCRIPT)!r}, run_name='__main__')"
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1800)
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, done.stderr
     figures = json.loads((tmp_path / "out" / "accelerator.json").read_text())
     assert [row["right"] for row in figures["correctness"]] == [True] * 3
     assert {row["optimizer step"] for row in figures["optimizer"]} >= {"gravity", "optax.adam", "a pass in place"}
-    assert [row["training step"] for row in figures["training"]] == [
-        f"vgg11, {precision}" for precision in ("float32", "default", "bfloat16")
-    ]
+    precisions = [row["training step"] for row in figures["training"]]
+    assert precisions == ["vgg11, float32", "vgg11, default", "vgg11, bfloat16"]
     assert [row["runs at once"] for row in figures["side_by_side"]] == [1, 2]
-    assert all(row["hours"] > 0 for row in figures["evaluation"]) and len(figures["evaluation"]) == 3
-    for row in (*figures["optimizer"], *figures["side_by_side"]):
+    assert len(figures["evaluation"]) == 3
+    for row in (*figures["evaluation"], *figures["optimizer"], *figures["side_by_side"]):
         assert all(value > 0 for value in row.values() if isinstance(value, float))
     assert "30 cells x 100 epochs" in (tmp_path / "out" / "accelerator.txt").read_text()

@@ -1,9 +1,7 @@
 """Wrong invocations of main.py: each is answered in one line, and nothing is overwritten."""
 
 import os
-import pathlib
 import re
-import shutil
 
 import pytest
 
@@ -56,68 +54,57 @@ USAGE = {
 
 
 @pytest.fixture
-def command(monkeypatch, capfd):
-    """`command(flags)`: main.main() in this process; (exit code, the one line that it prints)."""
+def command(call, tmp_path):
+    """`command(flags)`: main.py, which may change no file; (exit code, the line that it prints)."""
 
     def command(*flags):
-        monkeypatch.setattr("sys.argv", ["main.py", *map(str, flags)])
-        code = main.main()
-        out, err = capfd.readouterr()
-        assert "Traceback" not in out + err
-        *notes, line = (out + err).splitlines()
-        assert line.startswith("error: ") and all(note.startswith("the checkpoint ") for note in notes)
+        before = snapshot(tmp_path), sorted(tmp_path.iterdir())
+        code, *notes, line = call(main, *map(str, flags))
+        assert all(note.startswith("the checkpoint ") for note in notes)
+        assert (snapshot(tmp_path), sorted(tmp_path.iterdir())) == before
         return code, line
 
     return command
 
 
 @pytest.mark.parametrize(("flags", "fix"), [(flags, fix) for fix, every in USAGE.items() for flags in every])
-def test_an_invalid_flag(command, monkeypatch, tmp_path, flags, fix):
-    monkeypatch.chdir(tmp_path)
+def test_an_invalid_flag(command, flags, fix):
     code, line = command(*flags.split())
     assert code == 2 and fix in line
     name, *value = flags.split()[:2]
     assert name in line
     if given := re.search(rf"{name} is (.+?)[;,]", line):
         assert given[1] == value[0] or float(given[1]) == float(value[0])
-    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("name", ["--workdir", "--data-dir", "--coordinator"])
 @pytest.mark.parametrize("value", ["", " ", os.fsdecode(b"/tmp/\xff")], ids=["empty", "blank", "not UTF-8"])
-def test_a_path_that_is_empty_or_not_utf8(command, monkeypatch, tmp_path, name, value):
+def test_a_path_that_is_empty_or_not_utf8(command, name, value):
     """As with an unset variable; --resume would then start again in a new folder each time."""
-    monkeypatch.chdir(tmp_path)
     together = ("--num-processes", 2, "--process-id", 0) if name == "--coordinator" else ("--resume",)
     code, line = command(f"{name}={value}", *together)
     assert code == 2 and f"{name} is " in line
-    assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("name", ["--workdir", "--data-dir"])
-def test_a_scheme_that_cannot_be_read_is_refused_before_anything_is_made(command, monkeypatch, tmp_path, name):
-    monkeypatch.chdir(tmp_path)
+@pytest.mark.parametrize(("name", "dataset"), [("--workdir", "digits"), ("--data-dir", "mnist")])
+def test_a_scheme_that_cannot_be_read_is_refused_before_anything_is_made(command, monkeypatch, name, dataset):
     monkeypatch.setenv("TFDS_DATA_DIR", "nowhere://x")
-    code, line = command(name, "nowhere://bucket/x", "--dataset", "mnist" if name == "--data-dir" else "digits")
+    code, line = command(name, "nowhere://bucket/x", "--dataset", dataset)
     assert code == 1 and "nowhere://bucket/x" in line and "choose another" in line
-    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("file", ["run", "run/history.csv", "run/config.json"])
 def test_a_workdir_that_holds_something_is_never_overwritten(command, tmp_path, file):
     (tmp_path / file).parent.mkdir(exist_ok=True)
     (tmp_path / file).write_text("mine")
-    before = snapshot(tmp_path)
     code, line = command("--workdir", tmp_path / "run")
     assert code == 1 and f"--workdir is {tmp_path / 'run'}, " in line and "choose another folder" in line
-    assert snapshot(tmp_path) == before
 
 
 @pytest.mark.parametrize("name", ["/dev/null/below", "/proc/nowhere/run", "x" * 300])
 def test_a_workdir_that_cannot_be_made(command, tmp_path, name):
     code, line = command("--workdir", tmp_path / name)
     assert code == 1 and f"--workdir is {tmp_path / name}, " in line and "choose another folder" in line
-    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
@@ -134,17 +121,5 @@ def test_a_run_that_cannot_be_resumed(command, tmp_path, config, fix):
     (tmp_path / "checkpoints" / "8").mkdir(parents=True)
     if config is not None:
         (tmp_path / "config.json").write_text(config)
-    before = snapshot(tmp_path)
     code, line = command("--workdir", tmp_path, "--resume", "--width", 0.25)
     assert code == 1 and f"--workdir is {tmp_path}, " in line and fix in line
-    assert snapshot(tmp_path) == before
-
-
-def test_a_dataset_that_cannot_be_used(command, tiny_tfds, tmp_path):
-    version = pathlib.Path(shutil.copytree(f"{tiny_tfds}/mnist", tmp_path / "data" / "mnist")) / "3.0.1"
-    for path in version.iterdir():
-        path.unlink()
-    before = snapshot(tmp_path)
-    code, line = command("--dataset", "mnist", "--data-dir", tmp_path / "data", "--workdir", tmp_path / "run")
-    assert code == 1 and "no dataset_info.json" in line and str(version) in line and "--data-dir" in line
-    assert snapshot(tmp_path) == before

@@ -4,7 +4,6 @@ import collections
 import hashlib
 import importlib.util
 import json
-import logging
 import os
 import pathlib
 import shutil
@@ -20,14 +19,12 @@ import tfds_fixture
 from stop_after import snapshot
 from trainer import data
 
-OFFLINE = dict.fromkeys(("http_proxy", "https_proxy", "all_proxy"), "http://127.0.0.1:1")  # no proxy listens there
-OFFLINE |= {name.upper(): proxy for name, proxy in OFFLINE.items()} | {"no_proxy": "", "NO_PROXY": ""}
-TFDS_DATASETS = [name for name in data.DATASETS if name != "digits"]
 TRAIN_FILE = "mnist-train.array_record-00000-of-00001"
 
 
 def counted(images, labels):
     """How often every labelled picture occurs, in any order."""
+    assert images.dtype == np.uint8
     return collections.Counter((image.tobytes(), int(label)) for image, label in zip(images, labels, strict=True))
 
 
@@ -61,23 +58,13 @@ def mnist_copy(tiny_tfds, tmp_path):
     return tmp_path / "mnist" / "3.0.1"
 
 
-# Digits
-
-
-@pytest.fixture(scope="module")
-def digits():
-    return data.load("digits")
-
-
-def test_digits_are_scikit_learns_scaled_to_255_and_always_split_alike(digits):
+def test_digits_are_scikit_learns_scaled_to_255_and_always_split_alike():
+    digits, bunch = data.load("digits"), load_digits()
     assert digits.train_images.shape == (1437, 8, 8, 1) and digits.test_images.shape == (360, 8, 8, 1)
-    assert digits.train_images.dtype == digits.test_images.dtype == np.uint8
     assert digits.train_labels.dtype == digits.test_labels.dtype == np.int32
     assert digits.name == "digits" and digits.num_classes == 10
-    bunch = load_digits()
-    scaled = np.rint(bunch.images / 16 * 255).astype(np.uint8)
     parts = counted(digits.train_images, digits.train_labels) + counted(digits.test_images, digits.test_labels)
-    assert parts == counted(scaled, bunch.target)
+    assert parts == counted(np.rint(bunch.images / 16 * 255).astype(np.uint8), bunch.target)
     assert max(parts.values()) == 1  # all pictures differ, so that no test picture is a training picture
     assert hashlib.sha256(digits.test_labels.astype("<i4").tobytes()).hexdigest()[:16] == "a464b705a1e3cf13"
     few = data.load("digits", limit=400)
@@ -85,62 +72,41 @@ def test_digits_are_scikit_learns_scaled_to_255_and_always_split_alike(digits):
     np.testing.assert_array_equal(few.test_images, digits.test_images)
 
 
-# The datasets of TFDS
-
-
-@pytest.mark.parametrize("name", TFDS_DATASETS)
+@pytest.mark.parametrize("name", [name for name in data.DATASETS if name != "digits"])
 def test_what_is_read_is_what_was_written(tiny_tfds, name):
     loaded = data.load(name, tiny_tfds)
-    tfds_name = "cifar100" if name.startswith("cifar100") else name
-    for split, images, labels in (
-        ("train", loaded.train_images, loaded.train_labels),
-        ("test", loaded.test_images, loaded.test_labels),
-    ):
-        expected_images, expected_labels = tfds_fixture.pictures(tfds_name, split)
-        if name == "cifar100_coarse":
-            expected_labels = expected_labels // 5
-        assert images.shape == expected_images.shape and images.dtype == np.uint8
-        assert labels.shape == expected_labels.shape and labels.dtype == np.int32
-        assert counted(images, labels) == counted(expected_images, expected_labels)
     assert loaded.name == name
     assert loaded.num_classes == {"cifar100_coarse": 20, "cifar100_fine": 100}.get(name, 10)
-
-
-@pytest.mark.parametrize("limit", [150, 10**9])
-def test_the_limit_takes_the_first_examples_of_both_splits(tiny_tfds, limit):
-    everything, few = data.load("cifar10", tiny_tfds), data.load("cifar10", tiny_tfds, limit)
-    assert len(few.train_images) == min(limit, 200) and len(few.test_images) == min(limit, 100)
-    np.testing.assert_array_equal(few.train_images, everything.train_images[:limit])
-    np.testing.assert_array_equal(few.test_labels, everything.test_labels[:limit])
+    for split in ("train", "test"):
+        images, labels = getattr(loaded, f"{split}_images"), getattr(loaded, f"{split}_labels")
+        expected, classes = tfds_fixture.pictures("cifar100" if name.startswith("cifar100") else name, split)
+        assert images.shape == expected.shape and labels.dtype == np.int32
+        assert counted(images, labels) == counted(expected, classes // 5 if name == "cifar100_coarse" else classes)
+        for limit in (150, 10**9):
+            few = data.load(name, tiny_tfds, limit)
+            np.testing.assert_array_equal(getattr(few, f"{split}_images"), images[:limit])
+            np.testing.assert_array_equal(getattr(few, f"{split}_labels"), labels[:limit])
 
 
 def test_the_default_folder_is_that_of_tfds_and_loading_says_nothing(tiny_tfds, monkeypatch, capfd, caplog):
     monkeypatch.setenv("TFDS_DATA_DIR", tiny_tfds)
-    with caplog.at_level(logging.INFO):
-        assert len(data.load("mnist").train_images) == 200
+    assert len(data.load("mnist").train_images) == 200
     assert capfd.readouterr() == ("", "") and not caplog.records
     monkeypatch.delenv("TFDS_DATA_DIR")
-    assert data._default_data_dir() == "~/tensorflow_datasets"
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)
+    with pytest.raises(data.DataError, match=r"no home folder for ~/tensorflow_datasets .* give --data-dir\.$"):
+        data.load("mnist")
 
 
-# Failures
+def flipped(part):
+    def flip(version):
+        """One bit of a byte that is no padding, which is zeros."""
+        content = bytearray((version / TRAIN_FILE).read_bytes())
+        at = next(i for i in range(int(part * len(content)), len(content)) if content[i])
+        content[at] ^= 8
+        (version / TRAIN_FILE).write_bytes(content)
 
-
-def test_an_unknown_name_and_a_limit_below_one_are_refused():
-    for name, limit, message in (("MNIST", None, "digits, mnist, .*, cifar100_fine"), ("digits", 0, "at least 1")):
-        with pytest.raises(data.DataError, match=message):
-            data.load(name, limit=limit)
-
-
-@pytest.mark.parametrize("part", [0.02, 0.5])
-def test_one_flipped_bit_is_noticed(mnist_copy, part):
-    content = bytearray((mnist_copy / TRAIN_FILE).read_bytes())
-    at = next(i for i in range(int(part * len(content)), len(content)) if content[i])  # padding is zeros
-    content[at] ^= 8
-    (mnist_copy / TRAIN_FILE).write_bytes(content)
-    assert TRAIN_FILE in failure("mnist", mnist_copy.parents[1])
-    if part == 0.5:  # only what is requested is read
-        assert len(data.load("mnist", str(mnist_copy.parents[1]), limit=10).train_images) == 10
+    return flip
 
 
 def edited(**changes):
@@ -151,70 +117,65 @@ def edited(**changes):
     return edit
 
 
-def written(content):
-    return lambda version: (version / "dataset_info.json").write_bytes(content)
-
-
 def replaced_by_a_file(version):
     shutil.rmtree(version)
     version.write_text("")
 
 
-NO_TRAINING_EXAMPLES = {"name": "train", "shardLengths": ["0"]}
-
-
 @pytest.mark.parametrize(
     ("damage", "why"),
     [
+        (flipped(0.02), TRAIN_FILE),
+        (flipped(0.5), TRAIN_FILE),
         (lambda version: os.truncate(version / TRAIN_FILE, 100_000), TRAIN_FILE),
         (lambda version: (version / TRAIN_FILE).unlink(), TRAIN_FILE),
         (lambda version: (version / "dataset_info.json").unlink(), "has no dataset_info.json"),
         (replaced_by_a_file, "has no dataset_info.json"),
-        (written(b'{"name": "mn'), "dataset_info.json is damaged"),
-        (written(b"{}"), "dataset_info.json is damaged"),
+        (lambda version: (version / "dataset_info.json").write_text('{"name": "mn'), "dataset_info.json is damaged"),
         (edited(version="3.0.0"), "Proto version: 3.0.0"),
         (edited(fileFormat="tfrecord"), "prepared as tfrecord"),
         (edited(fileFormat="nonsense"), "dataset_info.json is damaged"),
-        (edited(splits=[NO_TRAINING_EXAMPLES]), "its train split is empty"),
+        (edited(splits=[{"name": "train", "shardLengths": ["0"]}]), "its train split is empty"),
     ],
 )
 def test_a_folder_that_cannot_be_used_is_named(mnist_copy, damage, why):
     damage(mnist_copy)
     message = failure("mnist", mnist_copy.parents[1])
-    assert why in message and f"{mnist_copy} cannot be used" in message
-    assert "another --data-dir" in message
+    assert why in message and f"{mnist_copy} cannot be used" in message and "another --data-dir" in message
 
 
 def test_a_split_without_labels_is_refused(tiny_tfds, monkeypatch):
     monkeypatch.setattr(data, "_read", lambda *_: (np.zeros((2, 28, 28, 1), np.uint8), np.array([3, -1], np.int32)))
-    with pytest.raises(data.DataError, match="mnist: not all labels of its train split are known"):
-        data.load("mnist", tiny_tfds)
+    assert "not all labels of its train split are known" in failure("mnist", tiny_tfds)
 
 
 TRAIN, PREPARE, HERE = '`pip install -e ".[train]"`', '`pip install -e ".[prepare]"`', sys.version_info[:2]
+NO_RELEASE = f"no release for Python {HERE[0]}.{HERE[1]}", f"with Python 3.9 run {PREPARE}"
 
 
 @pytest.mark.parametrize(
     ("name", "missing", "newest", "parts"),
     [
+        ("MNIST", "", HERE, ["there is no dataset 'MNIST'; choose one of digits, mnist"]),
         ("digits", "sklearn", HERE, ["digits needs sklearn", TRAIN]),
         ("mnist", "tensorflow_datasets", HERE, ["mnist needs tensorflow_datasets", TRAIN]),
         ("mnist", "array_record", HERE, ["mnist needs array_record", TRAIN]),
         ("cifar100_fine", "tensorflow", HERE, ["not prepared in", "needs tensorflow:", PREPARE, "another --data-dir"]),
         ("mnist", "importlib_resources", HERE, ["needs importlib_resources:", PREPARE]),
-        (
-            "mnist",
-            "tensorflow",
-            (3, 9),
-            [f"no release for Python {HERE[0]}.{HERE[1]}", f"with Python 3.9 run {PREPARE}"],
-        ),
+        ("mnist", "tensorflow", (3, 9), NO_RELEASE),
     ],
 )
-def test_a_missing_package_is_named(tmp_path, hide, monkeypatch, name, missing, newest, parts):
+def test_a_missing_package_or_dataset_is_named(tmp_path, hide, monkeypatch, name, missing, newest, parts):
     monkeypatch.setattr(data, "_NEWEST_WITH_TENSORFLOW", newest)
     hide(missing)
     message = failure(name, tmp_path)
     assert all(part in message for part in parts), message
+
+
+def test_another_version_is_mentioned(mnist_copy, hide):
+    hide("tensorflow")
+    other, root = mnist_copy.rename(mnist_copy.parent / "3.0.0"), mnist_copy.parents[1]
+    assert f"not prepared in {root} in version 3.0.1, only {other.name}" in failure("mnist", root)
 
 
 def test_the_extra_for_preparing_asks_for_tensorflow_where_it_is_released():
@@ -224,16 +185,9 @@ def test_the_extra_for_preparing_asks_for_tensorflow_where_it_is_released():
     assert [marker.evaluate({"python_version": f"{major}.{minor + newer}"}) for newer in (0, 1)] == [True, False]
 
 
-def test_another_version_is_mentioned(mnist_copy, hide):
-    hide("tensorflow")
-    mnist_copy.rename(mnist_copy.parent / "3.0.0")
-    message = failure("mnist", mnist_copy.parents[1])
-    assert f"not prepared in {mnist_copy.parents[1]} in version 3.0.1, only 3.0.0" in message
-
-
 def test_without_a_network_the_answer_says_how_to_prepare_it(tmp_path, monkeypatch, hide):
     hide()
-    for variable, value in OFFLINE.items():
+    for variable, value in tfds_fixture.OFFLINE.items():
         monkeypatch.setenv(variable, value)
     message = failure("cifar100_coarse", tmp_path)
     assert f"not prepared in {tmp_path}" in message and "cannot be reached" in message
@@ -241,35 +195,20 @@ def test_without_a_network_the_answer_says_how_to_prepare_it(tmp_path, monkeypat
     assert PREPARE in message and "copy a prepared" in message
 
 
-# What surrounds a --data-dir
-
-
-def test_a_data_dir_that_is_no_folder(tmp_path):
-    (tmp_path / "file").write_text("")
-    assert f"{tmp_path}/file/below is not a readable folder" in failure("mnist", tmp_path / "file" / "below")
-
-
-@pytest.mark.parametrize("inside", [".", "3.0.1"])
-def test_a_data_dir_that_lies_too_deep_is_answered_with_the_right_one(mnist_copy, inside):
-    root = mnist_copy.parent
-    message = f"--data-dir {root / inside} is the dataset's own folder; give --data-dir {root.parent}."
-    assert message in failure("mnist", root / inside)
-    assert len(data.load("mnist", str(root.parent), 5).test_labels) == 5
+def test_a_data_dir_that_is_no_folder_or_lies_too_deep_is_named_with_the_right_one(mnist_copy):
+    (mnist_copy.parents[1] / "file").write_text("")
+    below = mnist_copy.parents[1] / "file" / "below"
+    assert f"{below} is not a readable folder" in failure("mnist", below)
+    for root in (mnist_copy.parent, mnist_copy):
+        message = f"--data-dir {root} is the dataset's own folder; give --data-dir {mnist_copy.parents[1]}."
+        assert message in failure("mnist", root)
 
 
 @pytest.mark.parametrize("name", ["x [1]", "a\\b"])
 def test_a_data_dir_may_have_any_name(tiny_tfds, tmp_path, name):
     shutil.copytree(f"{tiny_tfds}/mnist", tmp_path / name / "mnist")
-    np.testing.assert_array_equal(
-        data.load("mnist", str(tmp_path / name)).train_images, data.load("mnist", tiny_tfds).train_images
-    )
-
-
-def test_a_user_without_a_home_is_told_what_to_give(monkeypatch):
-    monkeypatch.delenv("TFDS_DATA_DIR", raising=False)
-    monkeypatch.setattr("os.path.expanduser", lambda path: path)
-    with pytest.raises(data.DataError, match=r"no home folder for ~/tensorflow_datasets .* give --data-dir\.$"):
-        data.load("mnist")
+    found, expected = data.load("mnist", str(tmp_path / name)), data.load("mnist", tiny_tfds)
+    np.testing.assert_array_equal(found.train_images, expected.train_images)
 
 
 def test_a_certificate_bundle_that_is_gone_is_one_line(monkeypatch):

@@ -3,12 +3,10 @@
 import os
 
 import nbformat
-import pytest
 from nbclient import NotebookClient
 
 from processes import MAIN
 
-TRAIN = MAIN.parent
 SMALL = "--model softmax --limit 48 --batch-size 16"
 INTERRUPT = """import os, pathlib, signal, threading, time
 def interrupt():
@@ -17,53 +15,38 @@ def interrupt():
     os.kill(os.getpid(), signal.SIGINT)
 threading.Thread(target=interrupt).start()
 """
+# A cell's source or command -> the exit code with which it fails.
 CELLS = {
-    "main": f"%run {TRAIN}/main.py {SMALL} --epochs 1 --workdir run",
-    "main again": f"%run {TRAIN}/main.py {SMALL} --epochs 2 --workdir run --resume",
-    "help": f"%run {TRAIN}/main.py --help",
-    "usage error": f"%run {TRAIN}/main.py --epochs x",
-    "thread": INTERRUPT,
-    "interrupt": f"%run {TRAIN}/main.py {SMALL} --epochs 100000 --workdir stopped",
-    "evaluate": f"%run {TRAIN}/evaluate.py run",
-    "evaluate again": f"%run {TRAIN}/evaluate.py run",
-    "benchmark": f"%run {TRAIN}/benchmark.py --workdir results --list",
-    "compare": f"%run {TRAIN}/compare.py --workdir comparison --list --optimizers sgd",
-    "report": f"%run {TRAIN}/report.py results",
+    f"main.py {SMALL} --epochs 1 --workdir run": None,
+    f"main.py {SMALL} --epochs 2 --workdir run --resume": None,
+    "main.py --help": None,
+    "main.py --epochs x": 2,
+    INTERRUPT: None,
+    f"main.py {SMALL} --epochs 100000 --workdir stopped": 130,
+    "evaluate.py run": None,
+    "evaluate.py  run": None,
+    "benchmark.py --workdir results --list": None,
+    "compare.py --workdir comparison --list --optimizers sgd": None,
+    "report.py results": 2,
 }
-FAILING = {"usage error": "2", "interrupt": "130", "report": "2"}  # the exit codes
 
 
-@pytest.fixture(scope="module")
-def ran(tmp_path_factory):
-    """By the name of the cell: its standard output, its standard error, and the error that ended it."""
-    cells = [nbformat.v4.new_code_cell(source) for source in CELLS.values()]
-    resources = {"metadata": {"path": str(tmp_path_factory.mktemp("notebook"))}}
-    environment = {**os.environ, "XLA_FLAGS": "", "JAX_NUMPY_DTYPE_PROMOTION": "standard"}
-    notebook, options = nbformat.v4.new_notebook(cells=cells), {"coalesce_streams": True, "allow_errors": True}
-    client = NotebookClient(notebook, timeout=600, resources=resources, **options)
-    client.execute(env=environment)
-    found = {}
-    for name, cell in zip(CELLS, client.nb.cells, strict=True):
+def test_the_commands_run_more_than_once_and_only_a_failure_ends_a_cell_with_an_error(tmp_path):
+    sources = [source if source == INTERRUPT else f"%run {MAIN.parent}/{source}" for source in CELLS]
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources])
+    options = {"coalesce_streams": True, "allow_errors": True, "resources": {"metadata": {"path": str(tmp_path)}}}
+    client = NotebookClient(notebook, timeout=600, **options)
+    client.execute(env={**os.environ, "XLA_FLAGS": "", "JAX_NUMPY_DTYPE_PROMOTION": "standard"})
+    found = []
+    for (source, code), cell in zip(CELLS.items(), client.nb.cells, strict=True):
         streams = {output.name: output.text for output in cell.outputs if output.output_type == "stream"}
         errors = [f"{o.ename}: {o.evalue}" for o in cell.outputs if o.output_type == "error"]
-        found[name] = streams.get("stdout", ""), streams.get("stderr", ""), errors
-    return found
-
-
-def test_only_a_failure_ends_a_cell_with_an_error(ran):
-    for name, (out, err, errors) in ran.items():
-        assert errors == ([f"SystemExit: {FAILING[name]}"] if name in FAILING else []), f"{name}: {out}{err}"
-        assert "Traceback" not in out + err, name
-
-
-def test_each_line_is_logged_once_in_every_run(ran):
-    for name, epoch in (("main", "1"), ("main again", "2")):
-        lines = [line for line in ran[name][0].splitlines() if line.strip()]
+        assert errors == ([] if code is None else [f"SystemExit: {code}"]), f"{source}: {streams}"
+        assert "Traceback" not in "".join(streams.values()), source
+        found.append(streams.get("stdout", ""))
+    for out, epoch in zip(found[:2], ("1", "2"), strict=True):
+        lines = [line for line in out.splitlines() if line.strip()]
         assert [line.split()[0] for line in lines[-2:]] == [epoch, "results"], lines
-        assert len(set(lines)) == len(lines)
-    assert ran["evaluate"][0] and ran["evaluate"][0] == ran["evaluate again"][0]
-
-
-def test_an_interrupt_stops_the_run_with_a_checkpoint(ran):
-    assert "stopped on an interrupt after epoch" in ran["interrupt"][0]
-    assert "accuracy" in ran["evaluate"][0], "the kernel is gone"
+        assert len(set(lines)) == len(lines), "a line was logged twice"
+    assert "stopped on an interrupt after epoch" in found[5]
+    assert "accuracy" in found[6] == found[7], "the kernel is gone"

@@ -28,10 +28,8 @@ def test_the_owner_is_named_and_nothing_is_touched(tmp_path):
         with pytest.raises(UserError, match=message):
             records.Workdir(resolve(Config(workdir=str(tmp_path), resume=resume)))
     assert [path.name for path in tmp_path.iterdir()] == ["lock"] and (tmp_path / "lock").read_bytes() == before
-    assert is_owned(tmp_path)
     owner.release()
     assert not is_owned(tmp_path) and list(tmp_path.iterdir()) == []
-    Ownership(tmp_path).release()
 
 
 def test_it_ends_with_the_process_and_asking_does_not_take_it(tmp_path):
@@ -49,50 +47,35 @@ def test_it_ends_with_the_process_and_asking_does_not_take_it(tmp_path):
     Ownership(tmp_path).release()
 
 
-def test_a_file_system_without_locks_is_warned_about(tmp_path, monkeypatch, caplog):
-    def flock(file, how):
-        raise OSError(38, "Function not implemented")
+@pytest.mark.parametrize("locks", [False, True])
+def test_a_lock_on_a_file_that_its_owner_has_just_deleted_is_taken_again_and_one_that_cannot_be_had_warned_about(
+    tmp_path, monkeypatch, caplog, locks
+):
+    flock, calls = fcntl.flock, []
 
-    monkeypatch.setattr("fcntl.flock", flock)
-    Ownership(tmp_path).release()
-    assert "this file system has no locks (Function not implemented)" in caplog.text
+    def replaced(file, how):
+        calls.append(how)
+        if not locks:
+            raise OSError(38, "Function not implemented")
+        if len(calls) == 1:
+            (tmp_path / "lock").unlink()
+        flock(file, how)
+
+    monkeypatch.setattr("fcntl.flock", replaced)
+    owner = Ownership(tmp_path)
+    assert len(calls) == 1 + locks and (tmp_path / "lock").exists()
+    assert ("this file system has no locks (Function not implemented)" in caplog.text) is not locks
+    owner.release()
     assert not is_owned(tmp_path)
 
 
-def test_a_lock_on_a_file_that_its_owner_has_just_deleted_is_taken_again(tmp_path, monkeypatch):
-    flock, calls = fcntl.flock, []
-
-    def after_its_release(file, how):
-        if not calls:
-            (tmp_path / "lock").unlink()
-        calls.append(how)
-        flock(file, how)
-
-    monkeypatch.setattr("fcntl.flock", after_its_release)
-    owner = Ownership(tmp_path)
-    assert len(calls) == 2 and (tmp_path / "lock").exists()
-    owner.release()
-
-
-def test_runs_that_start_at_the_same_moment_have_a_folder_each(tmp_path, monkeypatch):
+def test_runs_that_start_together_have_a_folder_each_and_one_that_fails_before_it_begins_none(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config, barrier = resolve(Config()), threading.Barrier(4)
-
-    def begin(_):
-        barrier.wait(300)
-        return records.Workdir(config)
-
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
-        runs = list(pool.map(begin, range(4)))
-    paths = [str(run.path) for run in runs]
-    assert len(set(paths)) == 4 and all((tmp_path / path / "config.json").exists() for path in paths), paths
+        runs = list(pool.map(lambda _: (barrier.wait(300) and None) or records.Workdir(config), range(4)))
+    folders = list((tmp_path / "runs").iterdir())
+    assert len(folders) == 4 and all((folder / "config.json").exists() for folder in folders)
     for run in runs:
         run.close()
-
-
-def test_a_run_that_fails_before_it_begins_leaves_nothing_behind(tmp_path):
-    config = resolve(Config(workdir=str(tmp_path)))
-    workdir = records.Workdir(config)
-    assert (tmp_path / "config.json").exists()
-    workdir.close()
-    assert list(tmp_path.iterdir()) == []
+    assert not any(any(folder.iterdir()) for folder in folders)

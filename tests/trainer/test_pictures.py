@@ -35,17 +35,13 @@ def test_one_that_fails_is_a_warning(caplog):
 
 
 @pytest.mark.parametrize(
-    ("where", "settings", "environment"),
+    ("where", "settings", "environment", "drawn"),
     [
-        (
-            "rc",
-            b"text.usetex: True\nsavefig.format: pdf\n# caf\xe9\n",
-            {"MATPLOTLIBRC": "rc", "MPLBACKEND": "nonsense"},
-        ),
-        (".", b"# caf\xe9\n", {}),
+        ("rc", b"text.usetex: True\n# caf\xe9\n", {"MATPLOTLIBRC": "rc", "MPLBACKEND": "nonsense"}, True),
+        (".", b"# caf\xe9\n", {}, False),  # matplotlib looks in the current folder first
     ],
 )
-def test_settings_that_are_there_before_it_is_imported(tmp_path, where, settings, environment):
+def test_settings_that_are_there_before_it_is_imported(tmp_path, where, settings, environment, drawn):
     (tmp_path / where).mkdir(exist_ok=True)
     (tmp_path / where / "matplotlibrc").write_bytes(settings)
     program = (
@@ -53,10 +49,7 @@ def test_settings_that_are_there_before_it_is_imported(tmp_path, where, settings
         "def draw():\n    from matplotlib.figure import Figure\n    return Figure()\n"
         "print((pictures.png('a.png', draw) or b'none')[:4], dict(os.environ) == before)"
     )
-    command = [sys.executable, "-c", program]
-    done = subprocess.run(
-        command, capture_output=True, text=True, cwd=tmp_path, env={**os.environ, **environment}, timeout=600
-    )
-    skipped = where == "."  # matplotlib looks in the current folder first
-    assert done.stdout == f"{b'none' if skipped else PNG} True\n", done.stderr
-    assert "Traceback" not in done.stderr and ("a.png was not drawn" in done.stderr) == skipped
+    options = {"capture_output": True, "text": True, "cwd": tmp_path, "env": {**os.environ, **environment}}
+    done = subprocess.run([sys.executable, "-c", program], timeout=600, **options)
+    assert done.stdout == f"{PNG if drawn else b'none'} True\n", done.stderr
+    assert "Traceback" not in done.stderr and ("a.png was not drawn" in done.stderr) != drawn

@@ -1,5 +1,6 @@
 """What prepares a dataset through TFDS, which needs TensorFlow; the other tests read what was written without it."""
 
+import gzip
 import json
 import os
 import pathlib
@@ -8,19 +9,42 @@ import numpy as np
 import pytest
 
 import tfds_fixture
-import tfds_official
 from trainer import data
 
 pytestmark = pytest.mark.prepare
 
-OFFLINE = dict.fromkeys(("http_proxy", "https_proxy", "all_proxy"), "http://127.0.0.1:1")  # no proxy listens there
-OFFLINE |= {name.upper(): proxy for name, proxy in OFFLINE.items()} | {"no_proxy": "", "NO_PROXY": ""}
 TESTS = os.path.dirname(tfds_fixture.__file__)
 
 
+def fill_cache(data_dir):
+    """Puts our pictures as MNIST's own files where TFDS looks for finished downloads: no network is needed.
+
+    That is under the expected name in DATA_DIR/downloads/NAME, with an .INFO file beside it.
+    """
+    import tensorflow_datasets as tfds
+    from tensorflow_datasets.core.download import resource
+
+    folder = data_dir / "downloads" / "mnist"
+    folder.mkdir(parents=True)
+    for url, info in tfds.builder_cls("mnist").url_infos.items():
+        images, labels = tfds_fixture.pictures("mnist", "train" if info.filename.startswith("train") else "test")
+        array = images[..., 0] if "images" in info.filename else labels.astype(np.uint8)
+        head = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">u4").tobytes()
+        path = resource.epath.Path(folder / resource.get_dl_fname(url, info.checksum))
+        path.write_bytes(gzip.compress(head + array.tobytes()))
+        resource.write_info_file(url=url, path=path, dataset_name="mnist", original_fname=info.filename, url_info=info)
+
+
 def test_the_tiny_set_is_what_the_genuine_builder_prepares(tmp_path, tiny_tfds):
-    done = tfds_fixture.python(tfds_official.__file__, str(tmp_path))
-    assert done.returncode == 0, done.stderr
+    fill_cache(tmp_path)
+    # The builder asks its files for as many pictures as the real ones hold.
+    code = f"""if True:
+        from tensorflow_datasets.image_classification import mnist
+        from trainer import data
+        mnist._TRAIN_EXAMPLES, mnist._TEST_EXAMPLES = {tuple(tfds_fixture.SIZES.values())}
+        data.load("mnist", {str(tmp_path)!r})
+    """
+    tfds_fixture.python("-c", code)
     folder, tiny = (pathlib.Path(root) / "mnist" / "3.0.1" for root in (tmp_path, tiny_tfds))
     assert sorted(path.name for path in folder.iterdir()) == sorted(path.name for path in tiny.iterdir())
     infos = [json.loads((version / "dataset_info.json").read_text()) for version in (folder, tiny)]
@@ -36,44 +60,33 @@ def test_the_tiny_set_is_what_the_genuine_builder_prepares(tmp_path, tiny_tfds):
         np.testing.assert_array_equal(getattr(found, array), getattr(expected, array))
 
 
-def load_elsewhere(name, folder, before=""):
-    """Load a set of tfds_builders.py, where their code is known, in another process."""
-    code = f"import sys; sys.path.append({TESTS!r}); import tfds_builders\nfrom trainer import data\n{before}\n"
-    return tfds_fixture.python("-c", f"{code}data.load({name!r}, {str(folder)!r})", TMPDIR=str(folder.parent))
-
-
 @pytest.mark.parametrize(
     ("name", "before"),
     [
         ("tiny_colour", ""),
         ("tiny_grey/other:parity", ""),
-        ("tiny_default", "tfds_builders.TinyDefault(data_dir='FOLDER').download_and_prepare()"),
+        ("tiny_default", "tfds_builders.TinyDefault(data_dir=FOLDER).download_and_prepare()"),
     ],
 )
 def test_any_set_is_prepared_and_read_in_either_format(tmp_path, name, before):
+    """In another process, where the code of tfds_builders.py is known."""
     folder = tmp_path / "sets"
-    done = load_elsewhere(f"tfds:{name}", folder, before.replace("FOLDER", str(folder)))
-    assert done.returncode == 0, done.stderr
+    code = f"import sys; sys.path.append({TESTS!r}); import tfds_builders\nfrom trainer import data"
+    code += f"\nFOLDER = {str(folder)!r}"
+    tfds_fixture.python("-c", f"{code}\n{before}\ndata.load('tfds:{name}', FOLDER)", TMPDIR=str(tmp_path))
     (info,) = (folder / name.split("/")[0].split(":")[0]).rglob("dataset_info.json")
     assert json.loads(info.read_text())["fileFormat"] == ("tfrecord" if before else "array_record")
-    dataset = data.load(f"tfds:{name}", str(folder))
     for split in ("train", "test"):
-        images, labels = getattr(dataset, f"{split}_images"), getattr(dataset, f"{split}_labels")
-        expected, kinds = tfds_fixture.shades(split, images.shape[1:])
-        label_of = {image.tobytes(): kind % dataset.num_classes for image, kind in zip(expected, kinds, strict=True)}
-        assert len(images) == len(label_of)
-        assert [label_of[image.tobytes()] for image in images] == labels.tolist()
+        tfds_fixture.assert_shades(data.load(f"tfds:{name}", str(folder)), split)
 
 
 def test_a_network_that_goes_away(tmp_path):
     """One of four files is already downloaded, so TFDS itself requests the others; it would retry for 200 seconds."""
-    tfds_official.fill_cache(str(tmp_path))
+    fill_cache(tmp_path)
     for path in (tmp_path / "downloads" / "mnist").glob("*t10k-labels*"):
         path.unlink()
     code = """if True:
-        import logging
-        import sys
-        import time
+        import logging, sys, time
         from trainer import data
         import tensorflow
         logging.basicConfig(level="INFO")
@@ -83,9 +96,8 @@ def test_a_network_that_goes_away(tmp_path):
         except data.DataError as error:
             print(time.monotonic() - start, error)
     """
-    done = tfds_fixture.python(
-        "-c", code, str(tmp_path), TF_CPP_MIN_LOG_LEVEL="3", TF_ENABLE_ONEDNN_OPTS="0", **OFFLINE
-    )
+    quiet = {"TF_CPP_MIN_LOG_LEVEL": "3", "TF_ENABLE_ONEDNN_OPTS": "0"}
+    done = tfds_fixture.python("-c", code, str(tmp_path), **quiet, **tfds_fixture.OFFLINE)
     seconds, message = done.stdout.strip().split(" ", 1)
     assert float(seconds) < 100 and "Dl Completed" not in done.stderr  # no progress bars in a pipe
     assert f"INFO:train:Preparing mnist in {tmp_path}" in done.stderr and "INFO:absl" not in done.stderr

@@ -1,7 +1,7 @@
 """The trainer in processes of its own: killed, asked to stop, and several of them together over loopback."""
 
 import re
-import signal
+from signal import SIGABRT, SIGKILL, SIGTERM
 
 import numpy as np
 import pytest
@@ -15,9 +15,7 @@ SMALL = ("--model", "mlp", "--width", 0.05, "--limit", 128, "--batch-size", 8, "
 STEPS = ("--limit", 19 * 32 + 13, "--resume", "--keep", 99, "--watch")  # 20 an epoch, the last one partial
 DENSE = (*STEPS, "--model", "mlp", "--width", 0.05)  # each process compiles it, in seconds: no cache serves several
 EPOCHS = 8
-
-
-# One process
+TRIES = 6  # a process that waits for another longer than the 30 s that Gloo allows is started again, as by a supervisor
 
 
 @pytest.fixture(scope="module")
@@ -31,40 +29,28 @@ def whole(tmp_path_factory):
 @pytest.mark.parametrize(
     ("moment", "rows", "says"),
     [
-        (("loop.Trainer", 1, signal.SIGTERM), 0, "stopped on SIGTERM before training; start again"),
-        (("loop.Trainer", 1, signal.SIGKILL), 0, ""),
-        (("progress.Progress.add_chunk", 19, signal.SIGTERM), 2, r"stopped on SIGTERM after epoch 3, step \d+ of 16"),
-        (("checkpoints.Checkpoints.save", 3, signal.SIGKILL, True), 3, ""),
-        (("checkpoints.Checkpoints.save", 4, signal.SIGKILL), 4, ""),
+        (("loop.Trainer", 1, SIGTERM), 0, "stopped on SIGTERM before training; start again"),
+        (("loop.Trainer", 1, SIGKILL), 0, ""),
+        (("progress.Progress.add_chunk", 19, SIGTERM), 2, r"stopped on SIGTERM after epoch 3, step \d+ of 16"),
+        (("checkpoints.Checkpoints.save", 3, SIGKILL, True), 3, ""),  # as it is written
+        (("checkpoints.Checkpoints.save", 4, SIGKILL), 4, ""),  # after history.csv
     ],
-    ids=["at the start", "killed at the start", "in an epoch", "as a checkpoint is written", "after history.csv"],
 )
 def test_a_run_that_a_signal_ends_resumes_bit_for_bit(tmp_path, whole, moment, rows, says):
     flags = (*SMALL, "--workdir", tmp_path)
     process = processes.start(*flags, program=processes.ending(*moment))
-    out = processes.finish(process, code=-signal.SIGKILL if signal.SIGKILL in moment else 75)
+    out = processes.finish(process, code=-SIGKILL if SIGKILL in moment else 75)
     assert processes.rows(tmp_path) == rows
     assert re.search(says, out) and "Traceback" not in out
     processes.finish(processes.start(*flags))
     assert processes.differences(processes.result(tmp_path), whole) == []
 
 
-# Several
-
-
-def together(workdir, *flags, count=2):
-    return processes.start_together(count, *flags, "--workdir", workdir, devices=8 // count)
-
-
-def finish_together(workdir, *flags):
-    """The output of two processes at the end of the run.
-
-    On a busy machine one may wait for the other longer than the 30 s that Gloo allows; then they are started again, as
-    a supervisor would.
-    """
-    for _ in range(6):
-        pair = together(workdir, *flags)
-        out = processes.finish_all(pair, code=(0, 75, -signal.SIGABRT))
+def finish_together(workdir):
+    """The output of two processes at the end of the run."""
+    for _ in range(TRIES):
+        pair = processes.start_together(2, *DENSE, "--epochs", EPOCHS, "--workdir", workdir, devices=4)
+        out = processes.finish_all(pair, code=(0, 75, -SIGABRT))
         if all(process.returncode == 0 for process in pair):
             return out
     raise AssertionError(f"the run never ended: {out}")
@@ -74,7 +60,7 @@ def finish_together(workdir, *flags):
 def two(tmp_path_factory):
     """The workdir of an uninterrupted run by two processes of four devices each."""
     workdir = tmp_path_factory.mktemp("two")
-    out = finish_together(workdir, *DENSE, "--epochs", EPOCHS)
+    out = finish_together(workdir)
     assert "results are in" in out[0] and "results are in" not in out[1]
     return workdir
 
@@ -103,28 +89,27 @@ def test_two_processes_train_as_one_does(two, tmp_path):
 
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_killed_process_ends_the_other_and_the_run_resumes_bit_for_bit(two, tmp_path, victim):
-    flags = (*DENSE, "--epochs", EPOCHS)
-    for _ in range(6):  # see finish_together
-        pair = together(tmp_path, *flags)
+    for _ in range(TRIES):
+        pair = processes.start_together(2, *DENSE, "--epochs", EPOCHS, "--workdir", tmp_path, devices=4)
         killed = processes.kill_at(pair[victim], lambda: processes.rows(tmp_path) > 1)
         # The trainer reports a broken exchange of gradients. Jax's own service may be faster, with abort().
-        (out,) = processes.finish_all([pair[1 - victim]], code=(75, -signal.SIGABRT))
+        (out,) = processes.finish_all([pair[1 - victim]], code=(75, -SIGABRT))
         if killed:
             break
     assert killed, out
     assert processes.rows(tmp_path) < EPOCHS
     ours = "error: another process of this run has ended or cannot be reached; start all of them again"
     assert ours in out or "another task died" in out
-    finish_together(tmp_path, *flags)
+    finish_together(tmp_path)
     assert processes.differences(processes.result(tmp_path), processes.result(two)) == []
 
 
 def test_sigterm_to_one_of_four_processes_stops_them_all_with_a_checkpoint(tmp_path):
-    for _ in range(6):  # see finish_together
-        four = together(tmp_path, *DENSE, "--epochs", 500, count=4)
+    for _ in range(TRIES):
+        four = processes.start_together(4, *DENSE, "--epochs", 500, "--workdir", tmp_path, devices=2)
         if running := processes.wait_for(four[2], lambda: processes.rows(tmp_path) > 1):
-            four[2].send_signal(signal.SIGTERM)
-        out = processes.finish_all(four, code=75 if running else (75, -signal.SIGABRT))
+            four[2].send_signal(SIGTERM)
+        out = processes.finish_all(four, code=75 if running else (75, -SIGABRT))
         if running:
             break
     assert all("stopped on SIGTERM after epoch" in text for text in out), out

@@ -21,15 +21,8 @@ def sets(tmp_path_factory):
     """A data_dir with the builders of tfds_builders.py prepared; their code is not known in this process."""
     folder = str(tmp_path_factory.mktemp("sets"))
     code = f"import sys; sys.path.append({TESTS!r}); import tfds_builders as t; t.main({folder!r})"
-    done = tfds_fixture.python("-c", code, TMPDIR=str(tmp_path_factory.mktemp("temporary")))
-    assert done.returncode == 0, done.stderr
+    tfds_fixture.python("-c", code, TMPDIR=str(tmp_path_factory.mktemp("temporary")))
     return folder
-
-
-def by_bytes(images, labels):
-    """Sorted by all their bytes: the builders keep no order."""
-    order = sorted(range(len(images)), key=lambda i: images[i].tobytes())
-    return images[order], labels[order]
 
 
 @pytest.mark.parametrize("name", ["tfds:tiny_colour", "tfds:tiny_colour:kind"])
@@ -37,9 +30,7 @@ def test_a_set_is_read_by_its_features(sets, name):
     dataset = data.load(name, sets)
     assert (dataset.num_classes, dataset.class_names) == (3, ("0", "1", "2"))
     for split in ("train", "test"):
-        found = by_bytes(getattr(dataset, f"{split}_images"), getattr(dataset, f"{split}_labels"))
-        for array, other in zip(found, by_bytes(*tfds_fixture.shades(split, (40, 48, 3))), strict=True):
-            np.testing.assert_array_equal(array, other)
+        tfds_fixture.assert_shades(dataset, split)
     assert len(data.load(name, sets, limit=7).train_images) == 7
 
 
@@ -64,9 +55,8 @@ def test_a_configuration_and_a_label_are_chosen_by_name(sets):
     ],
 )
 def test_a_set_of_no_use_gets_one_clear_line(sets, name, message):
-    with pytest.raises(data.DataError, match=f"^tfds:{name}: {message}") as caught:
+    with pytest.raises(data.DataError, match=f"^tfds:{name}: {message}.*$"):
         data.load(f"tfds:{name}", sets)
-    assert "\n" not in str(caught.value)
 
 
 def test_the_default_format_needs_tensorflow(sets, tmp_path, monkeypatch):

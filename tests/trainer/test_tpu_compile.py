@@ -1,9 +1,6 @@
 """Programs compiled ahead of time for 8 TPU chips. It needs libtpu, in an environment of its own, and no TPU.
 
-libtpu slows every start of jax, so none of the other environments has it:
-
-    pip install -e '.[tpu]' pytest
-    pytest -m tpu_compile tests/trainer/test_tpu_compile.py
+libtpu slows every start of jax, so none of the other environments has it. tests/README.md says how to run it.
 """
 
 import functools

@@ -55,14 +55,12 @@ class Dataset:
 def load(name: str, data_dir: str | None = None, limit: int | None = None) -> Dataset:
     """Load one of DATASETS, or any image set of TFDS as tfds:NAME or tfds:NAME:LABEL.
 
-    `limit`: use only the first `limit` training and the first `limit` test examples.
+    `limit`, from 1: use only the first `limit` training and the first `limit` test examples.
     `data_dir` is where TFDS keeps its datasets; None means its own default (TFDS_DATA_DIR or ~/tensorflow_datasets).
     Raises DataError for everything that the user can fix.
     """
     if name not in DATASETS and not TFDS_SET.fullmatch(name):
         raise DataError(f"there is no dataset {name!r}; choose one of {', '.join(DATASETS)}, or tfds:NAME.")
-    if limit is not None and limit < 1:
-        raise DataError(f"{name}: --limit is {limit}; it must be at least 1.")
     if name == "digits":
         return _load_digits(limit)
     root = data_dir or _default_data_dir()
