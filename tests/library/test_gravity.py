@@ -2,36 +2,29 @@
 
 import functools
 
+import hypothesis
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from hypothesis import strategies as st
 
 import compat
 import oracle
 from gravity_optax import ScaleByGravityState, gravity, gravity_term, scale_by_gravity
-from trees import GRADIENTS, PARAMS, assert_trees_close, assert_trees_identical
+from trees import GRADIENTS, PARAMS, assert_trees_identical
 
-
-def zeta(gradient):
-    """What a leaf's gradient becomes, read off a step from rest at t = 0, where V = zeta / 2."""
-    tx = scale_by_gravity(0.0, key=0, first_step=0)
-    velocity, _ = tx.update(gradient, tx.init(gradient))
-    return 2 * np.asarray(velocity, np.float64)
-
-
-# ---- against the oracle over a training run
+# ---- against the oracle
 
 
 def test_training_run_agrees_with_the_oracle_at_every_step_and_not_with_one_a_step_off():
-    run = oracle.recorded_run(first_step=1)
-    trees = [*map(jax.tree.leaves, (run.gradients, run.velocity_0, run.params_0, run.velocities, run.params))]
+    trees = [jax.tree.leaves(tree) for tree in oracle.recorded_run()]
 
     def errors(first_step):
         """The worst relative error of the velocity and of the parameters over leaves and steps."""
         found = []
-        for gradients, velocity_0, params_0, velocities, params in zip(*trees, strict=True):
+        for params_0, velocity_0, gradients, velocities, params in zip(*trees, strict=True):
             reference = oracle.trajectory(gradients, velocity_0, params_0, oracle.LEARNING_RATE, first_step)
             found.append([oracle.worst_error(velocities, reference[0]), oracle.worst_error(params, reference[1])])
         return np.max(found, axis=0)
@@ -40,20 +33,42 @@ def test_training_run_agrees_with_the_oracle_at_every_step_and_not_with_one_a_st
     assert min(errors(0)) > 1e-3 and min(errors(2)) > 1e-3
 
 
-@pytest.mark.parametrize(("beta", "first"), [(0.0, 1), (0.5, 5), (0.9, 0), (0.9, 1), (1.0, 1)])
-def test_three_steps_agree_with_the_oracle_for_other_betas_and_first_steps(beta, first):
-    tx = scale_by_gravity(0.3, beta, key=1, first_step=first)
-    state = tx.init(PARAMS)
-    expected = state.velocity
-    for count in range(3):
-        gradients = jax.tree.map(lambda g, c=count: np.asarray(g) * (c + 1), GRADIENTS)
-        expected = jax.tree.map(
-            functools.partial(oracle.velocity_after, t=first + count, beta=beta), gradients, expected
-        )
-        updates, state = tx.update(gradients, state)
-        assert_trees_close(state.velocity, expected)
-        assert_trees_close(updates, expected)
-        assert state.count == count + 1
+ROWS = 100
+
+
+def convolution(w, x):
+    image = x.reshape(ROWS, w.shape[0], 1)
+    out = jax.lax.conv_general_dilated(image, w[:3, None, :], (1,), "SAME", dimension_numbers=("NWC", "WIO", "NWC"))
+    return jnp.mean(jnp.square(out)) + jnp.mean(jnp.square(w))
+
+
+# Each takes a weight matrix w (n, m) and rows x (ROWS, n), and gives a loss.
+LOSSES = {
+    "product with a constant": lambda w, x: jnp.mean(jnp.square(x @ w @ jnp.ones((w.shape[1], 1)))),
+    "mean": lambda w, x: jnp.mean(jnp.square(x @ w)),
+    "bias sum": lambda w, x: jnp.mean(jnp.square(x @ jnp.ones(w.shape) + w.sum(0)[None])) / w.shape[0],
+    "row sum as a product": lambda w, x: jnp.sum(jnp.square((w * 0.1) @ jnp.ones((w.shape[1], 7)))),
+    "convolution": convolution,
+}
+
+
+@pytest.mark.parametrize("shape", [(4, 3), (784, 64)], ids=str)
+@pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
+def test_an_update_compiled_with_its_gradient_is_right_also_where_xla_is_not(loss, shape):
+    """jax-ml/jax issue 39103: XLA:CPU computes wrong results in some programs."""
+    tx, rng = scale_by_gravity(key=0), np.random.default_rng(0)
+    w, x, velocity = (np.float32(rng.normal(size=size)) for size in (shape, (ROWS, shape[0]), shape))
+    state = ScaleByGravityState(jnp.int32(0), velocity / 10)
+
+    @jax.jit
+    def step(w, state, x):
+        gradient = jax.grad(loss)(w, x)
+        return gradient, *tx.update(gradient, state)
+
+    gradient, updates, new = step(w, state, x)
+    expected = oracle.velocity_after(gradient, state.velocity, t=1)
+    np.testing.assert_allclose(updates, expected, rtol=2e-6, atol=2e-7 * np.abs(expected).max())
+    np.testing.assert_array_equal(updates, new.velocity)
 
 
 def test_one_minus_beta_hat_does_not_cancel_at_large_t():
@@ -71,6 +86,76 @@ def test_the_count_saturates_instead_of_wrapping():
     updates, state = tx.update(jnp.array([1.0]), ScaleByGravityState(largest, jnp.ones(1)))
     assert state.count == largest
     np.testing.assert_allclose(updates, [0.9 + 0.1 * 0.5], rtol=1e-6)
+
+
+# ---- against the oracle for random leaves, to a tolerance that follows from the arithmetic
+
+# Let a = beta_hat V and b = (1 - beta_hat) zeta be the two terms, and u half the epsilon of the dtype computed in. To
+# first order in u, a is off by at most 5 u |a| (beta, its product with t, the sum, the quotient, the product with V), b
+# by 13 u |b|: 4 for 1 - beta_hat, 1 for its product with G, 2 for the steepness G / m (rounded once, squared by the
+# formula), 2 for the inverse and the product with it, 3 for the denominator, 1 for the quotient. The sum rounds once:
+# 20 u max(|a|, |b|). A float16 or bfloat16 leaf, whose half epsilon is U, is rounded by another 2 U max(|a|, |b|).
+# In float64 the oracle errs as much again, and because it takes 1 - beta_hat, at least 1 / 12 for t <= 10, as a
+# difference, by 4 * 12 u: together 90 u.
+# XLA flushes subnormal numbers to zero. With n the smallest normal number of the dtype computed in, inputs, both
+# products with a weight and the sum lose up to n each; where the inverse of the steepness is flushed or the steepness
+# overflows, |zeta| was at most 4.8 n. In all 10 n, and for float16, whose subnormal numbers are kept, half of the
+# smallest of those. a + b lies between V and G, so that every output must be finite.
+SHAPES = [(), (0,), (1,), (6,), (3, 0), (2, 5), (1, 1), (3, 2, 4), (2, 0, 3), (2, 3, 1, 3)]
+DTYPES = ["bfloat16", "float16", "float32", "float64"]
+
+
+def tolerance(dtype, larger):
+    computed = jnp.finfo("float64" if dtype == "float64" else "float32")
+    relative = (90 if dtype == "float64" else 20) * float(computed.eps) / 2
+    if jnp.finfo(dtype).bits < computed.bits:
+        relative += float(jnp.finfo(dtype).eps)
+    smallest = 10 * float(computed.tiny)
+    if dtype == "float16":
+        smallest += float(jnp.finfo(dtype).smallest_subnormal) / 2
+    return relative * larger + smallest
+
+
+def numbers(rng, shape, dtype):
+    """An array with one of the fillings, of about 10^exponent, within the dtype's range."""
+    filling = rng.choice(["plain", "zeros", "holes", "outlier", "every scale"])
+    exponent, size = rng.uniform(-30, 30), int(np.prod(shape))
+    values = rng.normal(size=size) * 10.0 ** (rng.uniform(-30, 30, size) if filling == "every scale" else exponent)
+    if filling == "zeros":
+        values[:] = 0
+    if filling == "holes":
+        values[rng.random(size) < 0.5] = 0
+    if filling == "outlier" and size:
+        values[rng.integers(size)] = 10.0 ** rng.uniform(exponent, 30)
+    limit = min(float(jnp.finfo(dtype).max), 1e31)
+    return np.clip(values, -limit, limit).reshape(shape).astype(jnp.dtype(dtype))
+
+
+@jax.jit
+def update(gradients, count, velocity, beta):  # compiled once: beta and the count are traced
+    tx = scale_by_gravity(0.0, beta, key=0, first_step=0)
+    return tx.update(gradients, ScaleByGravityState(count, velocity))
+
+
+@hypothesis.settings(max_examples=100, deadline=None, derandomize=True, database=None)
+@hypothesis.given(seed=st.integers(0, 2**32 - 1), t=st.integers(0, 10), beta=st.sampled_from([0.0, 0.5, 0.9, 1.0]))
+def test_random_leaves_agree_with_the_oracle_and_stay_finite(seed, t, beta):
+    rng = np.random.default_rng(seed)
+    gradients, velocity = ({d: [numbers(rng, shape, d) for shape in SHAPES] for d in DTYPES} for _ in range(2))
+    with compat.enable_x64():
+        updates, state = update(gradients, np.int32(t), velocity, np.float64(beta))
+    assert state.count == t + 1
+    exact = functools.partial(oracle.velocity_after, t=t, beta=beta)
+    for dtype in DTYPES:
+        leaves = [tree[dtype] for tree in (gradients, velocity, updates, state.velocity)]
+        for g, v, *outputs in zip(*leaves, strict=True):
+            with np.errstate(over="ignore", under="ignore"):
+                expected = exact(g, v)
+                larger = np.maximum(np.abs(exact(np.zeros_like(g), v)), np.abs(exact(g, np.zeros_like(v))))
+            for ours in outputs:
+                assert ours.dtype == dtype and ours.shape == g.shape
+                error, allowed = np.abs(np.asarray(ours, np.float64) - expected), tolerance(dtype, larger)
+                assert (error <= allowed).all(), (dtype, (error / allowed).max())  # so it is finite
 
 
 # ---- what the gradient term does to gradients
@@ -99,28 +184,22 @@ def test_gravity_term_at_the_limits_of_m_and_of_the_gradient():
 
 def test_gravity_term_takes_integers_and_broadcasts_m():
     for value in (gravity_term(2, 1), gravity_term(jnp.int32(2), 1), gravity_term(np.int64(2), 1.0)):
-        assert value.dtype == jnp.float32
-        np.testing.assert_allclose(value, 0.4, rtol=1e-6)
+        assert value.dtype == jnp.float32 and value == pytest.approx(0.4, rel=1e-6)
     rows = gravity_term(jnp.ones((2, 3)), jnp.array([[1.0], [2.0]]))
     np.testing.assert_allclose(rows, [[0.5] * 3, [0.8] * 3], rtol=1e-6)
 
 
-def test_max_is_taken_per_leaf_and_of_absolute_values():
-    tx = scale_by_gravity(0.0, key=0, first_step=0)
-    both = [jnp.array([0.5, -4.0]), jnp.array([0.5])]
-    updates, _ = tx.update(both, tx.init(both))
-    np.testing.assert_allclose(updates[0], [0.25 / (1 + 4.0), -2 / (1 + 256)], rtol=1e-6)
-    np.testing.assert_allclose(updates[1], [0.25 / (1 + 0.0625)], rtol=1e-6)
-
-
 @pytest.mark.parametrize("shape", [(70_001,), (3, 3, 83, 101)])
 def test_the_maximum_of_a_large_leaf_is_found_wherever_it_is(shape):
+    update = jax.jit(scale_by_gravity(key=0, first_step=0).update)  # from rest at t = 0, V is half of zeta
+    state = ScaleByGravityState(0, np.zeros(shape, np.float32))
     for where in (0, 25_901, -1):
         gradient = np.random.default_rng(0).uniform(-0.5, 0.5, shape).astype(np.float32)
         gradient.flat[where] = -0.9
-        np.testing.assert_allclose(zeta(gradient), gradient / (1 + (gradient * np.float64(0.9)) ** 2), rtol=1e-6)
+        zeta = gradient / (1 + (gradient * np.float64(0.9)) ** 2)
+        np.testing.assert_allclose(update(gradient, state)[0], zeta / 2, rtol=1e-6)
         gradient.flat[where] = np.nan  # which XLA:CPU's maximum of a large array ignores
-        assert np.isnan(zeta(gradient).flat[where])
+        assert np.isnan(np.ravel(update(gradient, state)[0])[where])
 
 
 # ---- dtypes
@@ -130,34 +209,19 @@ def test_the_maximum_of_a_large_leaf_is_found_wherever_it_is(shape):
 @pytest.mark.parametrize("kept", [None, "float32", "bfloat16"])
 @pytest.mark.parametrize("param", ["float32", "bfloat16"])
 def test_updates_have_the_dtype_that_momentum_and_adam_give(param, kept):
+    rounded = {"float32": 2e-6, "bfloat16": 2**-8}
     for gradient in ("float32", "bfloat16"):
         params, gradients = jnp.zeros(3, param), jnp.full(3, 0.3, gradient)
         tx = scale_by_gravity(0.1, key=0, velocity_dtype=kept)
         state = tx.init(params)
         expected = oracle.velocity_after(gradients, state.velocity, t=1)
         updates, new = tx.update(gradients, state, params)
-        momentum = [optax.trace(0.9, accumulator_dtype=kept)]
         # Adam's second moment keeps the parameter's dtype, whatever mu_dtype says.
-        for other in momentum if kept else [*momentum, optax.scale_by_adam()]:
+        for other in (optax.trace(0.9, accumulator_dtype=kept), *[optax.scale_by_adam()] * (not kept)):
             step = lambda gradients, params, other=other: other.update(gradients, other.init(params), params)[0]
             assert updates.dtype == jax.eval_shape(step, gradients, params).dtype
         assert new.velocity.dtype == (kept or param)
-        rounded = {"float32": 2e-6, "bfloat16": 2**-8}
         np.testing.assert_allclose(np.float64(updates), expected, rtol=rounded[updates.dtype.name])
-
-
-def test_the_kept_velocity_is_rounded_and_the_update_is_not():
-    tx, full = scale_by_gravity(0.3, key=0, velocity_dtype=jnp.bfloat16), scale_by_gravity(0.3, key=0)
-    rounded = functools.partial(jax.tree.map, lambda x: np.asarray(x.astype(jnp.bfloat16)))
-    state = tx.init(PARAMS)
-    assert_trees_identical(state.velocity, rounded(full.init(PARAMS).velocity))
-    for t in (1, 2):
-        expected = jax.tree.map(functools.partial(oracle.velocity_after, t=t), GRADIENTS, state.velocity)
-        updates, state = tx.update(GRADIENTS, state)
-        assert_trees_close(updates, expected)
-        assert_trees_identical(state.velocity, rounded(updates))
-    assert sum(leaf.nbytes for leaf in jax.tree.leaves(state)) == 2 * (12 + 4) + 4  # 2 a parameter, and the count
-    assert sum(leaf.nbytes for leaf in jax.tree.leaves(full.init(PARAMS))) == 4 * (12 + 4) + 4
 
 
 def test_float32_velocity_of_bfloat16_params_keeps_what_their_dtype_would_lose():
@@ -168,39 +232,21 @@ def test_float32_velocity_of_bfloat16_params_keeps_what_their_dtype_would_lose()
     np.testing.assert_allclose(state.velocity, oracle.velocity_after(gradient, np.ones(8), t=1), rtol=5e-7)
 
 
-def test_a_velocity_of_float64_is_float32_unless_x64_is_on():
-    build = lambda: scale_by_gravity(key=0, velocity_dtype=jnp.float64)
-    assert build().init(jnp.zeros(2)).velocity.dtype == jnp.float32
+def test_a_velocity_of_float64_is_drawn_in_float64_and_is_float32_unless_x64_is_on():
+    init = lambda params: scale_by_gravity(key=0, velocity_dtype=jnp.float64).init(params).velocity
+    assert init(jnp.zeros(2)).dtype == jnp.float32
     with compat.enable_x64():
-        assert build().init(jnp.zeros(2, jnp.float32)).velocity.dtype == jnp.float64
+        assert init(jnp.zeros(2, jnp.float32)).dtype == jnp.float64
+        velocity = np.asarray(init(np.zeros(9)))
+        assert velocity.dtype == np.float64 and (velocity != np.float32(velocity)).any()
 
 
-def test_float64_leaves_are_computed_in_float64():
-    with compat.enable_x64():
-        rng = np.random.default_rng(0)
-        params = params_0 = rng.normal(size=(5, 6))
-        gradients = rng.normal(size=(20, 5, 6)) * 3
-        tx = gravity(0.1, key=0)
-        state, update = tx.init(params), jax.jit(tx.update)
-        velocity_0 = np.asarray(state[0].velocity)
-        assert velocity_0.dtype == np.float64
-        assert (velocity_0 != np.float32(velocity_0)).any()  # drawn in float64 too
-        for gradient in gradients:
-            updates, state = update(gradient, state)
-            params = params + np.asarray(updates)
-        velocities, weights = oracle.trajectory(gradients, velocity_0, params_0, 0.1, 1)
-        assert state[0].velocity.dtype == updates.dtype == jnp.float64
-        assert oracle.worst_error(np.asarray(state[0].velocity)[None], velocities[-1:]) < 1e-12
-        assert oracle.worst_error(params[None], weights[-1:]) < 1e-12
-
-
-@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32])
-def test_draws_beyond_the_range_of_the_velocitys_dtype_are_clamped(dtype):
-    largest = float(jnp.finfo(dtype).max)
-    for params, kept in ((jnp.zeros(1000, dtype), None), (jnp.zeros(1000), dtype)):
-        velocity = scale_by_gravity(0.9 * largest, key=0, velocity_dtype=kept).init(params).velocity
-        assert velocity.dtype == dtype
-        assert np.abs(np.float64(velocity)).max() == largest
+def test_draws_beyond_the_range_of_the_velocitys_dtype_are_clamped():
+    for dtype in (jnp.float16, jnp.bfloat16, jnp.float32):
+        largest = float(jnp.finfo(dtype).max)
+        for params, kept in ((jnp.zeros(1000, dtype), None), (jnp.zeros(1000), dtype)):
+            velocity = np.float64(scale_by_gravity(0.9 * largest, key=0, velocity_dtype=kept).init(params).velocity)
+            assert (velocity.min(), velocity.max()) == (-largest, largest)
 
 
 # ---- kinds of leaves
@@ -209,20 +255,19 @@ def test_draws_beyond_the_range_of_the_velocitys_dtype_are_clamped(dtype):
 def test_holes_in_the_trees_stay_holes_and_trees_may_be_empty():
     tx, gradient = gravity(0.1, key=0), GRADIENTS["b"]
     for hole in (None, optax.MaskedNode(), {}, [], ()):
-        updates, state = tx.update({"w": gradient, "hole": hole}, tx.init({"w": gradient, "hole": hole}))
+        tree = {"w": gradient, "hole": hole}
+        updates, state = tx.update(tree, tx.init(tree))
         assert updates["hole"] == hole and state[0].velocity["hole"] == hole
-        expected, _ = tx.update({"w": gradient}, tx.init({"w": gradient}))
-        assert_trees_identical(updates["w"], expected["w"])
+        assert_trees_identical(updates["w"], tx.update({"w": gradient}, tx.init({"w": gradient}))[0]["w"])
         updates, state = tx.update(hole, tx.init(hole))
         assert updates == hole and state[0].count == 1
 
 
 def test_numpy_and_python_leaves_are_taken():
     tx = gravity(0.1, key=0)
-    state = tx.init({"w": np.zeros((3, 4), np.float32), "b": np.zeros(4)})
+    state = tx.init(jax.tree.map(np.asarray, PARAMS))
     assert_trees_identical(state, tx.init(PARAMS))
-    updates, _ = tx.update(jax.tree.map(np.asarray, GRADIENTS), state)
-    assert_trees_identical(updates, tx.update(GRADIENTS, state)[0])
+    assert_trees_identical(tx.update(jax.tree.map(np.asarray, GRADIENTS), state), tx.update(GRADIENTS, state))
     assert tx.update(0.5, tx.init(1.0))[0].shape == ()
 
 

@@ -1,7 +1,6 @@
 """optax's own contract tests, loaded from the installed wheel, with Gravity as the optimizer under test.
 
-The two test modules keep the optimizers they try in module-level lists. Here their source is read from the installed
-package and run with Gravity in place of those lists; nothing of it is copied.
+The two test modules keep the optimizers they try in module-level lists, for which Gravity stands here.
 """
 
 import ast
@@ -19,51 +18,43 @@ import pytest
 from gravity_optax import gravity
 
 
-def clipped_gravity(learning_rate):
-    return optax.chain(optax.clip_by_global_norm(1.0), gravity(learning_rate, key=0))
-
-
 def load(module, replacements):
     """Runs the source of an installed test module with the values of some top-level assignments replaced."""
     path = pathlib.Path(importlib.util.find_spec(module).origin)
     tree = ast.parse(path.read_text(), str(path))
-    seen = set()
+    left = dict(replacements)
     for node in tree.body:
         target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
         if isinstance(target, ast.Name) and target.id in replacements and isinstance(node.value, ast.List | ast.Dict):
-            value = replacements[target.id] if target.id not in seen else "[]"  # a later `+=` adds nothing
-            node.value = ast.parse(value, mode="eval").body
-            seen.add(target.id)
-    assert seen == set(replacements), "optax's test module has changed: look at it again"
+            node.value = ast.parse(left.pop(target.id, "[]"), mode="eval").body  # a later `+=` adds nothing
+    assert not left, "optax's test module has changed: look at it again"
     loaded = types.ModuleType(module)
     loaded.gravity = gravity
     exec(compile(ast.fix_missing_locations(tree), str(path), "exec"), loaded.__dict__)
     return loaded
 
 
-def common_cases(name, kwargs, factory):
+def cases(test_case):
+    return [test_case(name) for name in unittest.defaultTestLoader.getTestCaseNames(test_case)]
+
+
+def common_cases(name, kwargs, factory, *, convergence):
     under_test = f"[{{'opt_name': {name!r}, 'opt_kwargs': {kwargs!r}}}]"
     module = load("optax.contrib._common_test", {"_MAIN_OPTIMIZERS_UNDER_TEST": under_test, "_BASE_OPTIMIZERS": "[]"})
     module._get_opt_factory = {name: factory}.__getitem__
-    names = unittest.defaultTestLoader.getTestCaseNames(module.ContribTest)
-    return [module.ContribTest(n) for n in names]
+    of_convergence = lambda case: bool(re.fullmatch(r"test_optimizers\d+", case._testMethodName))
+    return [case for case in cases(module.ContribTest) if of_convergence(case) == convergence]
 
 
-def is_convergence(case):
-    return re.fullmatch(r"test_optimizers\d+", case._testMethodName)
-
-
-COMMON = [c for c in common_cases("gravity", {"learning_rate": 0.1, "key": 0}, gravity) if not is_convergence(c)]
+COMMON = common_cases("gravity", {"learning_rate": 0.1, "key": 0}, gravity, convergence=False)
 # Behind a clip, because Gravity damps gradients above 1 and these targets start with gradients up to 22. On that of
 # Rosenbrock each of 100 seeds comes within 2e-6 of the minimum at 0.02; at 0.1 one of them ends 0.07 beside it.
-CONVERGENCE = [
-    c for c in common_cases("clipped_gravity", {"learning_rate": 0.02}, clipped_gravity) if is_convergence(c)
-]
+clipped = lambda learning_rate: optax.chain(optax.clip_by_global_norm(1.0), gravity(learning_rate, key=0))
+CONVERGENCE = common_cases("clipped_gravity", {"learning_rate": 0.02}, clipped, convergence=True)
 SHARDING = []
 if importlib.util.find_spec("optax._src.sharding_test"):  # optax 0.2.5 has none
     sharding_test = load("optax._src.sharding_test", {"OPTIMIZERS": "{'gravity': gravity(1.0, key=0)}"})
-    names = unittest.defaultTestLoader.getTestCaseNames(sharding_test.ShardingTest)
-    SHARDING = [sharding_test.ShardingTest(name) for name in names if "microbatch" not in name]  # without Gravity
+    SHARDING = [case for case in cases(sharding_test.ShardingTest) if "microbatch" not in case._testMethodName]
 
 
 @pytest.mark.parametrize("case", COMMON + CONVERGENCE + SHARDING, ids=lambda case: case._testMethodName)
@@ -78,6 +69,4 @@ def test_contract(case, monkeypatch):
 @pytest.mark.skipif(not SHARDING, reason="optax 0.2.5 has fewer contracts")
 def test_every_contract_was_collected():
     # extra arguments 2, inject_hyperparams 1, dtypes 2, accumulation 2, schedules 1, stability of the state 4
-    assert len(COMMON) == 12
-    assert len(CONVERGENCE) == 4
-    assert len(SHARDING) == 3
+    assert (len(COMMON), len(CONVERGENCE), len(SHARDING)) == (12, 4, 3)
