@@ -1,4 +1,4 @@
-"""The layout holds: who may import whom, a name of its own for every module and class, and no sys.path by hand.
+"""The layout holds: who may import whom, a unique name for every module and class, and no sys.path by hand.
 
 Arrows go helpers -> lab -> trainer -> library, never back; no module imports a command.
 """

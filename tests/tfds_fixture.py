@@ -1,7 +1,7 @@
 """Tiny datasets under the official names; `python tests/tfds_fixture.py DATA_DIR` writes them with TFDS' own writer.
 
 That needs no TensorFlow, since each picture is handed over as a PNG. test_preparing.py compares MNIST with what the
-genuine builder prepares. The builders here bear the names of genuine ones, so they stay in a process of their own.
+genuine builder prepares. The builders here bear the names of genuine ones, so they stay in a separate process.
 """
 
 import io

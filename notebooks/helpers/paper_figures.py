@@ -24,7 +24,7 @@ SHADES = ("#0D0887", "#8B0AA5", "#DB5C68", "#FCA636")  # for curves of one optim
 
 
 def step_of(tx: optax.GradientTransformation, gradient: jax.Array) -> jax.Array:
-    """The first update of `tx` for each entry of `gradient` (n,), each a parameter of its own -> (n,)."""
+    """The first update of `tx` for each entry of `gradient` (n,), each for a separate parameter -> (n,)."""
     return jax.vmap(lambda g: tx.update(g, tx.init(g), g)[0])(gradient)
 
 
@@ -143,11 +143,11 @@ def figure_7(betas: Sequence[float] = (0.0, 0.5, 0.9, 0.99), learning_rate: floa
     start = {"w": jnp.zeros((64, 10)), "b": jnp.zeros(10)}
     run = lambda tx: minimize(digits_loss, start, tx, steps=steps).values
     plain = jax.vmap(lambda beta: run(averaged_gravity(learning_rate, beta)))(jnp.array(betas))
-    mended = jax.vmap(lambda beta: run(gravity(learning_rate, beta=beta, key=0, first_step=0)))(jnp.array(betas))
+    corrected = jax.vmap(lambda beta: run(gravity(learning_rate, beta=beta, key=0, first_step=0)))(jnp.array(betas))
     for i, (beta, shade) in enumerate(zip(betas, SHADES, strict=True)):
         axes.plot(plain[i], color=shade, label=f"Eq. 22, $\\beta$ = {beta}")
         if beta in betas[-2:]:
-            axes.plot(mended[i], "--", color=shade, label=f"$\\hat\\beta$ and $V_0$, $\\beta$ = {beta}")
+            axes.plot(corrected[i], "--", color=shade, label=f"$\\hat\\beta$ and $V_0$, $\\beta$ = {beta}")
     axes.set(xlabel="step", ylabel="training loss", title="logistic regression on the digits")
     axes.legend()
     axes.grid(alpha=0.3)

@@ -81,7 +81,7 @@ def run(trainer, monkeypatch, capfd):
 
 
 def process(trainer, *flags, **options):
-    """benchmark.py with that trainer, in a process of its own."""
+    """benchmark.py with that trainer, in a separate process."""
     code = f"import sys, pathlib; sys.path.insert(0, {str(TRAIN)!r}); import benchmark\nfrom lab import cells\n"
     code += f"cells._MAIN = pathlib.Path({str(trainer)!r}); sys.exit(benchmark.main())\n"
     return subprocess.Popen([sys.executable, "-c", code, *map(str, flags)], **options)

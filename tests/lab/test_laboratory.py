@@ -90,7 +90,7 @@ def test_a_run_is_the_trainers(optimizer):
 
 @pytest.fixture(scope="module")
 def momentum():
-    """Compiled once for the tests that need no settings of their own."""
+    """Compiled once for the tests that need no particular settings."""
     return made_on(optimizers=("momentum",))
 
 

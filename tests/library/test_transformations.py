@@ -86,7 +86,7 @@ def test_init_gives_the_numbers_of_its_definition_eagerly_and_under_jit(impl, pa
 def test_many_leaves_are_drawn_by_one_loop_and_updated_by_one_function():
     params = [jnp.zeros(1000)] * 200
     lines = lambda function, *trees: len(jax.jit(function).lower(*trees).as_text().splitlines()) / len(params)
-    assert lines(TX.init, params) < 13  # a draw of its own for each takes hundreds
+    assert lines(TX.init, params) < 13  # a separate draw for each takes hundreds
     assert lines(TX.update, params, jax.eval_shape(TX.init, params)) < 6
 
 

@@ -3,8 +3,8 @@
     pip install -e ".[gpu-compile]" && python tests/speed/gpu_cost.py [optimizer] [chunk] [--out FOLDER]
 
 It needs no GPU. Nothing is run or timed: the tables hold what XLA says of its programs, and what their text says
-(`hlo.py`). Nothing is autotuned either, so the temporary memory is a lower bound: a convolution may ask for more. In an
-environment of its own, with the compiler of NVIDIA's wheel and without its libraries. "arrays moved" is in units of the
+(`hlo.py`). Nothing is autotuned either, so the temporary memory is a lower bound: a convolution may ask for more. In a
+separate environment, with the compiler of NVIDIA's wheel and without its libraries. "arrays moved" is in units of the
 parameters' size.
 """
 

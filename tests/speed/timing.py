@@ -77,7 +77,7 @@ def interleaved(
 def in_processes(
     frameworks: Iterable[Framework], rounds: int, warmup: int = 2, settle: bool = False
 ) -> tuple[dict[str, list[float]], dict]:
-    """As `interleaved`, with the runs of each framework in a process of their own, where no other threads are.
+    """As `interleaved`, with the runs of each framework in a separate process, where no other threads are.
 
     A framework is a function (of a module, by name) to be called there; it gives its runs, and figures to hand on,
     which come back together. With `settle`, each timed run comes right after one that is not timed: a process that has

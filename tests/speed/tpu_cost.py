@@ -2,8 +2,8 @@
 
     pip install -e ".[tpu]" && python tests/speed/tpu_cost.py [optimizer] [memory] [precision] [--out FOLDER]
 
-Nothing is run or timed: the tables hold what XLA says of its programs, and what their text says (`hlo.py`). In an
-environment of its own, because libtpu slows every start of jax. About ten minutes on two cores; six of them for
+Nothing is run or timed: the tables hold what XLA says of its programs, and what their text says (`hlo.py`). In a
+separate environment, because libtpu slows every start of jax. About ten minutes on two cores; six of them for
 `memory`, because products in float32 compile slowly.
 """
 

@@ -1,6 +1,6 @@
 """Programs compiled ahead of time for NVIDIA cards. It needs the compiler of NVIDIA's wheel, and no GPU and no driver.
 
-In an environment of its own, where jax's plugin for CUDA is; tests/README.md says how to run it.
+In a separate environment, where jax's plugin for CUDA is; tests/README.md says how to run it.
 """
 
 import functools

@@ -1,4 +1,4 @@
-"""A run claims its folder for as long as its process lives; runs that start together get folders of their own."""
+"""A run claims its folder for as long as its process lives; runs that start together get separate folders."""
 
 import concurrent.futures
 import fcntl

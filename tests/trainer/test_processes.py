@@ -1,4 +1,4 @@
-"""The trainer in processes of its own: killed, asked to stop, and several of them together over loopback."""
+"""The trainer in separate processes: killed, asked to stop, and several of them together over loopback."""
 
 import re
 from signal import SIGABRT, SIGKILL, SIGTERM

@@ -1,4 +1,4 @@
-"""Programs compiled ahead of time for 8 TPU chips. It needs libtpu, in an environment of its own, and no TPU.
+"""Programs compiled ahead of time for 8 TPU chips. It needs libtpu, in a separate environment, and no TPU.
 
 libtpu slows every start of jax, so none of the other environments has it. tests/README.md says how to run it.
 """

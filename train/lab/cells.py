@@ -1,6 +1,6 @@
 """The cells of the paper's evaluation: the state of each, and a worker that trains them one after another.
 
-A cell is a run of the trainer in a process of its own: what breaks one cell (divergence, no memory left, a crash inside
+A cell is a run of the trainer in a separate process: what breaks one cell (divergence, no memory left, a crash inside
 XLA) leaves the others alone, its memory is freed when it ends, and stopping and resuming are the trainer's. The price
 is starting Python and JAX for each cell: seconds, where a cell takes minutes to hours.
 
@@ -109,7 +109,7 @@ class CellWorker(Worker):
         cell, folder = run.what, run.what.folder
         folder.mkdir(parents=True, exist_ok=True)
         with open(folder / "output.txt", "a") as output:
-            # A session of its own: Ctrl-C on the terminal comes here alone and is passed on.
+            # A separate session: Ctrl-C on the terminal comes here alone and is passed on.
             to: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": subprocess.STDOUT}
             self.process = subprocess.Popen(command_line(cell), start_new_session=True, **to)
             if self.signal:  # it arrived before the process existed

@@ -121,7 +121,7 @@ def draw_comparison(runs: pd.DataFrame, epochs: pd.DataFrame) -> Any:
 
 
 def _style(name: str) -> dict[str, Any]:
-    """Colour and marker of the optimizer; where it has settings of its own, a dash pattern that they decide."""
+    """Colour and marker of the optimizer; where it has its own settings, a dash pattern derived from them."""
     settings = name.partition(", ")[2]
     line = _DASHES[sum(settings.encode()) % len(_DASHES)] if settings else "-"
     return {"color": palette.colour(name), "marker": palette.marker(name), "linestyle": line, "markersize": 5}

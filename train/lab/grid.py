@@ -38,7 +38,7 @@ class BenchmarkOptions(SharedOptions):
     epochs: int | None = None
     """Passes over the training set. Default: 100 (25 for the digits; the authors' own number with --study)."""
     precision: Literal["float32", "default", "bfloat16"] = "float32"
-    """As in the trainer; each precision needs a folder of its own."""
+    """As in the trainer; each precision needs a separate folder."""
     study: bool = False
     """Run the authors' tuning study instead: variants of Gravity on VGG16 (MNIST and CIFAR-10)."""
 

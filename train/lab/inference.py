@@ -17,7 +17,7 @@ PERMUTATIONS = 99_999
 def welch(*groups: np.ndarray, signs: Sequence[int] = (1, -1)) -> dict[str, float]:
     """The sum of the groups' means with these signs, its interval, and p values: of a sum of 0, and of MARGIN or more.
 
-    By Student's t with Satterthwaite's degrees of freedom, each group with a variance of its own (n - 1). NaN if a
+    By Student's t with Satterthwaite's degrees of freedom, each group with its own variance (n - 1). NaN if a
     group has a single value.
     """
     difference = sum(sign * float(np.mean(values)) for sign, values in zip(signs, groups, strict=True))

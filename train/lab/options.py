@@ -1,7 +1,7 @@
 """What to compare: the flags of `python train/compare.py`, as comparisons.
 
 A comparison is one dataset and network, on which several entrants are tuned and then measured. An entrant is an
-optimizer of the trainer, with settings of its own if need be: `gravity`, or `gravity:beta=0.99,alpha=0.1`. Nothing
+optimizer of the trainer, with its own settings if need be: `gravity`, or `gravity:beta=0.99,alpha=0.1`. Nothing
 heavy is imported here, so that `--list` and an invalid flag are answered at once.
 """
 
@@ -62,7 +62,7 @@ class CompareOptions(SharedOptions):
     datasets: tuple[DatasetName, ...] = ("digits",)
     """What to train on, one after another."""
     optimizers: tuple[str, ...] = ("gravity", "adam", "rmsprop", "momentum")
-    """What to compare: any optimizer of the trainer, also with settings of its own: gravity:beta=0.99,alpha=0.1."""
+    """What to compare: any optimizer of the trainer, also with its own settings: gravity:beta=0.99,alpha=0.1."""
     model: ModelName | None = None
     """Default: the trainer's for the dataset (vgg11 for the digits, vgg16 elsewhere)."""
     width: float | None = None

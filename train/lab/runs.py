@@ -36,7 +36,7 @@ class Trial(NamedTuple):
 
     @property
     def setup(self) -> "Trial":
-        """What is the same for all runs that are compared: a dataset and network, trained for so long."""
+        """What is the same for all runs that are compared: a dataset and network, and how long it is trained."""
         return self._replace(optimizer="", learning_rate=0.0, seed=0, part="search", point="")
 
 

@@ -9,7 +9,7 @@ Everything but the warm-up is drawn evenly on a logarithmic scale.
 - **Weight decay**, decoupled: an update takes learning rate x this x weights away, so that optimizers with low rates
   need more of it. The upper end is ten times and more what is usual (5e-4 with momentum 0.9, 0.01 to 0.1 with AdamW);
   the lower end does nothing in runs as short as these.
-- **Warm-up**: none, a twentieth or a fifth of the epochs. Three values, as each makes a program of its own.
+- **Warm-up**: none, a twentieth or a fifth of the epochs. Three values, as each needs a separate program.
 
 The points are Halton's sequence without scrambling: the same on every machine, and the first of a longer search are
 those of a shorter one. Nothing heavy is imported here; SciPy's sequence, which is the same, takes a second to import.

@@ -92,7 +92,7 @@ class Store:
             try:
                 self._study = _study(url, kind)
                 break
-            except Exception as error:  # of SQLAlchemy, of the database's driver, or that there is no driver
+            except Exception as error:  # of SQLAlchemy, of the database's driver, or a missing driver
                 if attempt == _TRIES or isinstance(error, ImportError):
                     where = url.rpartition("@")[2]  # no password
                     raise UserError(f"--storage is {where}, which cannot be used ({brief(error)}).") from error
