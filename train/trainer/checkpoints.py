@@ -210,16 +210,29 @@ def _held(folder: epath.Path, number: int) -> Iterator[epath.Path]:
                 f"no temporary folder can be created ({brief(error)}); set TMPDIR to a folder with free space."
             ) from error
         (target / source.name).mkdir()
-        for path in source.rglob("*"):
-            link = target / path.relative_to(source.parent)
-            if path.is_dir():
-                link.mkdir(parents=True, exist_ok=True)
-            else:
-                file = stack.enter_context(path.open("rb"))
-                open_file = f"{_OPEN_FILES}/{file.fileno()}"
-                link.parent.mkdir(parents=True, exist_ok=True)
-                link.symlink_to(open_file if os.path.exists(open_file) else path.absolute())
+        for part, inside in _parts(source):
+            for path in part.rglob("*"):
+                link = target / source.name / inside / path.relative_to(part)
+                if path.is_dir():
+                    link.mkdir(parents=True, exist_ok=True)
+                elif not link.exists():
+                    file = stack.enter_context(path.open("rb"))
+                    open_file = f"{_OPEN_FILES}/{file.fileno()}"
+                    link.parent.mkdir(parents=True, exist_ok=True)
+                    link.symlink_to(open_file if os.path.exists(open_file) else path.absolute())
         yield stack.enter_context(_plain_name(epath.Path(target)))
+
+
+def _parts(checkpoint: pathlib.Path) -> Iterator[tuple[pathlib.Path, str]]:
+    """The folders that hold a checkpoint's files, and where in it they belong.
+
+    If the path has a character of _PATTERN, earlier versions left the arrays where they were first written.
+    """
+    yield checkpoint, ""
+    if not (checkpoint / "arrays" / "manifest.ocdbt").exists():
+        unfinished = f"{checkpoint.absolute()}{_UNFINISHED}/arrays{_UNFINISHED}".replace("\\", "/")
+        for written in (checkpoint / "arrays", pathlib.Path(unfinished)):
+            yield written / "ocdbt.process_0", "arrays"
 
 
 @contextlib.contextmanager
