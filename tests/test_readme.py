@@ -64,10 +64,13 @@ TRAINING = {
     "python train/compare.py --workdir FOLDER": COMPARED,
     "python train/compare.py --workdir FOLDER --datasets cifar10 cifar100_fine --data-dir DATA": LIST,
     "python train/compare.py --workdir FOLDER --sampler qmc --trials 20": LIST,
-    "python train/compare.py --workdir FOLDER --study ablation": LIST,
     "python train/compare.py --workdir FOLDER --study ablation --datasets digits cifar10 --data-dir DATA": LIST,
+    "python train/compare.py --workdir FOLDER --study width --datasets digits cifar10 --data-dir DATA": LIST,
+    "python train/compare.py --workdir FOLDER --study baselines --datasets cifar10 --data-dir DATA": LIST,
+    "python train/compare.py --workdir FOLDER --study baselines-gpu --datasets cifar10 cifar100_fine --data-dir DATA": LIST,  # noqa: E501
+    "python train/compare.py --workdir FOLDER --study start --datasets cifar100_fine --data-dir DATA": LIST,
 }
-# They time things for minutes, or need a compiler of their own: asked for their help here.
+# They time things for minutes, or need a separate compiler: only their --help runs here.
 SCRIPTS = re.compile(r"python tests/(speed|robustness)/\w+\.py")
 # They need an account, a TPU or a GPU, or change the machine: the page says that no test runs them.
 NOT_RUN = re.compile(r"gcloud |sudo |python3\.11 |python train/main\.py .* ~/|(pip install )?pre-commit")

@@ -30,7 +30,7 @@ LABELS = {"Gravity": "Gravity", "momentum": "SGD with momentum", "from rest": "G
 
 def table(study, name):
     path = ROOT / "notebooks" / study / "report" / f"{name}.csv"
-    found = pd.read_csv(path, keep_default_na=False, na_values=[""])
+    found = pd.read_csv(path, keep_default_na=False, na_values=[""], dtype={"settings": str})
     return found.fillna({"settings": ""} if "settings" in found else {})
 
 
@@ -171,6 +171,9 @@ def test_the_tables_of_the_readmes_are_what_was_recorded():
     for made in (at_one_rate, arm_table(), pooled_table(), start_table(), width_table(), baseline_table()):
         assert made in PAGE
     assert baseline_table() in FRONT
+    both = [cell(ARMS, "vgg11", weights).loc[arm] for weights in ("", "init=he") for arm in ("Gravity", "momentum")]
+    said = "Gravity has a test accuracy of {} and momentum of {}; from He's, {} and {}."
+    assert said.format(*(accuracy(row).partition(" (")[0] for row in both)) in " ".join(FRONT.split())
 
 
 def test_what_is_said_of_equal_rates_is_what_was_recorded():
@@ -219,3 +222,30 @@ def test_what_is_said_of_the_start_is_what_was_recorded():
     assert he["accuracy"].max() - he["accuracy"].min() < 0.01 and "within 0.01" in TEXT
     others = he.drop("momentum")
     assert (others["p_holm"] == 1).all() and others["p_equivalent"].min() > 0.4
+
+
+def test_what_is_said_of_the_width_is_what_was_recorded():
+    found = table("width", "arms").set_index(["width", "arm"])
+    widths = sorted({width for width, _ in found.index})
+    assert " and ".join(str(studies.scaled_alpha(width)) for width in widths) in TEXT
+    for width in widths:
+        rows = found.loc[width]
+        scaled, paper, rest = rows.loc[["Gravity, alpha scaled", "Gravity, alpha 0.01", "from rest"], "accuracy"]
+        assert scaled > paper > rest and rows.loc["Gravity, alpha scaled", "failed"] == 0
+        assert 0 < rows.loc["momentum, He's weights", "accuracy"] - scaled < 0.02
+    narrow, wide = (found.loc[width] for width in widths)
+    steps = narrow["steps_to_target"]["Gravity, alpha scaled"], wide["steps_to_target"]["Gravity, alpha scaled"]
+    assert "after {:.0f} and {:.0f} steps".format(*steps) in TEXT
+    reached = [(width["reached"]["Gravity, alpha 0.01"], width["reached"]["from rest"]) for width in (narrow, wide)]
+    assert reached == [(5, 3), (10, 4)]
+    assert f"all do, after {wide['steps_to_target']['Gravity, alpha 0.01']:.0f} steps" in TEXT
+    edges = [{*width.index[~width["inside"].astype(bool)]} for width in (narrow, wide)]
+    assert edges == [{"momentum", "momentum, He's weights", "Gravity, alpha 0.01"}, {"momentum"}]
+
+
+def test_what_is_said_of_the_baselines_is_what_was_recorded():
+    found = table("baselines", "arms").set_index("arm")
+    assert found["seeds"].sum() == 25 and not found["failed"].any() and found["inside"].all() and found["counts"].all()
+    assert found["accuracy_sd"].idxmax() == "Gravity" and found.loc["Gravity", "p_equivalent"] > 0.05
+    said = f"(Holm's p = {found.loc['Nesterov', 'p_holm']:.2f}) and perhaps AdamW ({found.loc['AdamW', 'p_holm']:.2f})"
+    assert said in TEXT

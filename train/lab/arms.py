@@ -79,8 +79,8 @@ def pooled(runs: pd.DataFrame, arms: Arms) -> pd.DataFrame:
             difference, p = permutation_test(strata)
             count = sum(len(ours) for ours, _ in strata)
             rows.append({"arm": arm, "cells": len(strata), "runs": count, "minus_momentum": difference, "p": p})
-    table = pd.DataFrame(rows)
-    return table.assign(p_holm=holm(table["p"])) if rows else table
+    table = pd.DataFrame(rows, columns=["arm", "cells", "runs", "minus_momentum", "p"])
+    return table.assign(p_holm=holm(table["p"]))
 
 
 def rates(runs: pd.DataFrame, arms: Arms) -> pd.DataFrame:
