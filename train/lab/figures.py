@@ -1,6 +1,7 @@
 """The reports' figures, each a matplotlib Figure: a cell of the evaluation, and a comparison."""
 
 import re
+import textwrap
 from typing import Any
 
 import numpy as np
@@ -104,14 +105,14 @@ def draw_comparison(runs: pd.DataFrame, epochs: pd.DataFrame) -> Any:
                 test.plot([values.mean()] * 2, [i - 0.3, i + 0.3], color=palette.colour(name))
                 tested.append(name)
         dataset = found["dataset"].iloc[0]
-        title = f"{DATASET_NAMES[dataset]}\n{found['network'].iloc[0]}"
+        title = f"{DATASET_NAMES[dataset]}\n{textwrap.fill(found['network'].iloc[0], 45)}"
         rates.set(xscale="log", xlabel="learning rate", ylabel="validation accuracy")
         rates.set_title(title, fontsize="medium", loc="left")
         curves.axhline(RULES[dataset].target, color="gray", linewidth=1, linestyle=":")
         curves.set(xlabel="epoch (dotted: the target)", ylabel="validation accuracy, mean")
         curves.xaxis.get_major_locator().set_params(integer=True)
         test.set_yticks(range(len(tested)), tested)
-        test.set(xlabel="test accuracy: each seed, and the mean", ylim=(max(1, len(tested)) - 0.5, -0.5))
+        test.set(xlabel="test accuracy (line: the mean)", ylim=(max(1, len(tested)) - 0.5, -0.5))
         for axes, axis in ((rates, "both"), (curves, "both"), (test, "x")):
             axes.grid(alpha=0.3, axis=axis)
     names = [*dict.fromkeys(runs["optimizer"])]
