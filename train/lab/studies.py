@@ -17,10 +17,10 @@ that keeps full width's ratio to the weights, at the paper's other settings, con
 with momentum and Gravity from rest below and He's weights above. Rates are three, since the paper's is known.
 
 **baselines: who is best where all train?** He's weights, group norm, random crops and mirror images, a cosine with a
-warm-up, each optimizer with two values of weight decay. For two CPU cores (about an hour): VGG11 at an eighth of its
-width, 4 epochs of 7,500 pictures of CIFAR-10. In a pilot, momentum at the trainer's rate had a validation accuracy of
-0.46 after 5 epochs of 10,000 and still rose; the size is what fits the hour. Each entrant has five rates and up to four
-more until the best lies inside.
+warm-up, each optimizer with two values of weight decay. For CPU cores (one and a half hours of one): VGG11 at an
+eighth of its width, 4 epochs of 7,500 pictures of CIFAR-10. In a pilot, momentum at the trainer's rate had a validation
+accuracy of 0.46 after 5 epochs of 10,000 and still rose; the size is what the time allows. Each entrant has five rates
+and up to four more until the best lies inside.
 
 **baselines-gpu: the same at half of VGG16's width**, 20 epochs of CIFAR-10 and CIFAR-100 (fine): 240 runs that need a
 GPU. Before the first, a pilot on that card should check the width and the epochs: momentum must reach 0.85 on CIFAR-10.
