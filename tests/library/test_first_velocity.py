@@ -94,7 +94,7 @@ SCHEDULES = {
     "late": optax.piecewise_constant_schedule(0.1, {2**17 - 1: 2.0}),
     "too late": optax.piecewise_constant_schedule(0.2, {2**17: 2.0}),
     "NumPy number": lambda count: np.float32(0.2),
-    "Python if": lambda count: 0.2 if count >= 16 else 0.01 * float(count),
+    "Python if": lambda count: 0.2 if count >= 2**16 else 1e-6 * float(count),
     "NumPy": lambda count: np.where(np.asarray(count) < 10, 0.2, 0.1),
 }
 

@@ -232,10 +232,16 @@ def test_float32_velocity_of_bfloat16_params_keeps_what_their_dtype_would_lose()
     np.testing.assert_allclose(state.velocity, oracle.velocity_after(gradient, np.ones(8), t=1), rtol=5e-7)
 
 
-def test_a_velocity_of_float64_is_drawn_in_float64_and_is_float32_unless_x64_is_on():
-    init = lambda params: scale_by_gravity(key=0, velocity_dtype=jnp.float64).init(params).velocity
+def test_a_velocity_of_float64_is_drawn_and_updated_in_float64_and_is_float32_unless_x64_is_on():
+    tx = scale_by_gravity(key=0, velocity_dtype=jnp.float64)
+    init = lambda params: tx.init(params).velocity
     assert init(jnp.zeros(2)).dtype == jnp.float32
     with compat.enable_x64():
+        gradient = np.float32([0.3, 0.7])
+        before = tx.init(gradient)
+        updates, after = tx.update(gradient, before)
+        assert updates.dtype == after.velocity.dtype == jnp.float64
+        np.testing.assert_allclose(updates, oracle.velocity_after(gradient, before.velocity, t=1), rtol=1e-14)
         assert init(jnp.zeros(2, jnp.float32)).dtype == jnp.float64
         velocity = np.asarray(init(np.zeros(9)))
         assert velocity.dtype == np.float64 and (velocity != np.float32(velocity)).any()

@@ -75,6 +75,7 @@ def test_extra_arguments() -> None:
     tx = optax.chain(scale_by_gravity(key=0), optax.contrib.reduce_on_plateau())
     updates, _ = tx.update(GRADIENTS, tx.init(PARAMS), PARAMS, value=jnp.float32(1))
     assert float(optax.tree.norm(updates)) > 0
+    assert isinstance(scale_by_gravity(key=0), optax.GradientTransformationExtraArgs)
 
 
 def test_in_a_jitted_step_with_the_state_s_type_written_out() -> None:
