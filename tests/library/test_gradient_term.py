@@ -172,6 +172,12 @@ def test_damping_of_a_leaf_with_a_nan_is_nan_and_of_an_empty_one_0():
     assert damping({}) == ({}, {})
 
 
+def test_damping_of_a_bfloat16_leaf_is_counted_in_float32():
+    max_abs, share = damping(jnp.repeat(jnp.array([2.0, 0.25], jnp.bfloat16), jnp.array([300, 700])))
+    assert max_abs.dtype == share.dtype == jnp.float32 and max_abs == 2
+    assert share == pytest.approx(0.3, rel=1e-6)  # a count in bfloat16 would stop at 256
+
+
 def test_damping_finds_a_nan_anywhere_in_a_large_leaf():
     whole, stacked = jax.jit(damping), jax.jit(functools.partial(damping, stacked_axes=1))
     for place in (0, 1, 300_007, 2**19 - 1):
