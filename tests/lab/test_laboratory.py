@@ -8,13 +8,14 @@ import jax
 import numpy as np
 import pytest
 
-from lab import laboratory, search
+from fake_outcomes import known, only
+from lab import laboratory
 from lab.laboratory import Laboratory, Stopped, split
-from lab.options import SETTABLE, CompareOptions, comparisons
+from lab.options import SETTABLE
 from lab.spaces import settings_of
-from trainer import data, optimizers, steps
+from trainer import data, optimizers
 from trainer.config import Config, resolve
-from trainer.devices import Program, Replicas
+from trainer.devices import Replicas
 from trainer.loop import Trainer
 
 FLAGS = {"model": "mlp", "width": 0.05, "limit": 96, "epochs": 2, "search_seeds": 1, "seeds": 1}  # compiled fast
@@ -35,18 +36,33 @@ def slow(test):
 
 
 def made_on(devices=1, **flags):
-    (comparison,) = comparisons(CompareOptions("unused", **FLAGS | flags))
-    return Laboratory(comparison, Replicas(jax.devices()[:devices]))
+    return Laboratory(only(**FLAGS | flags), Replicas(jax.devices()[:devices]))
 
 
-def first_trial(made_in, optimizer, part="search"):
-    trial = next(t for t in search.known(made_in.comparison, {}) if t.optimizer == optimizer)
-    return trial._replace(part=part)
+def first_trial(made_in, optimizer, **fields):
+    return next(t for t in known(made_in.comparison) if t.optimizer == optimizer)._replace(**fields)
 
 
-def training_part(made_in):
+def trainer_of(config, made_in):
+    """The trainer of that run, on the training part."""
     digits, rows = data.load("digits", limit=96), made_in.training
-    return dataclasses.replace(digits, train_images=digits.train_images[rows], train_labels=digits.train_labels[rows])
+    if config.augment == "none":
+        part = {"train_images": digits.train_images[rows], "train_labels": digits.train_labels[rows]}
+        return Trainer(config, dataclasses.replace(digits, **part), jax.devices()[:1])
+    trainer = Trainer(config, digits, jax.devices()[:1])  # it augments by pictures' numbers in the whole training set
+    order = lambda epoch: rows[np.random.default_rng([config.seed, epoch]).permutation(len(rows))]
+    trainer.train_size, trainer._order = len(rows), order
+    return trainer
+
+
+def losses_of(trainer):
+    return pytest.approx([trainer.train_epoch(epoch)[0] for epoch in (1, 2)], rel=1e-4)
+
+
+@pytest.fixture(scope="module")
+def momentum():
+    """Compiled once for the tests that need no particular settings."""
+    return made_on(optimizers=("momentum",))
 
 
 def test_the_validation_part_is_a_fixed_tenth():
@@ -74,55 +90,38 @@ def test_each_entrant_has_the_network_of_its_own_settings():
 def test_a_run_is_the_trainers(optimizer):
     made_in = made_on(optimizers=("sgd", optimizer), model="vgg11" if optimizer == "gravity" else "mlp")
     entrant = list(made_in.comparison.entrants)[-1]
-    outcome = made_in.run(first_trial(made_in, entrant, "final")._replace(seed=3))
-    digits, part = data.load("digits", limit=96), training_part(made_in)
-    config = dataclasses.replace(made_in.comparison.entrants[entrant], seed=3)
-    if config.augment == "none":
-        trainer = Trainer(config, part, jax.devices()[:1])
-    else:  # it goes by the pictures' numbers, which are those of the whole training set
-        trainer, size = Trainer(config, digits, jax.devices()[:1]), len(made_in.training)
-        order = lambda epoch: made_in.training[np.random.default_rng([3, epoch]).permutation(size)]
-        trainer.train_size, trainer._order = size, order
-    losses = [trainer.train_epoch(epoch)[0] for epoch in (1, 2)]
-    assert outcome.loss_by_epoch == pytest.approx(losses, rel=1e-4)
+    outcome = made_in.run(first_trial(made_in, entrant, part="final", seed=3))
+    trainer = trainer_of(dataclasses.replace(made_in.comparison.entrants[entrant], seed=3), made_in)
+    assert outcome.loss_by_epoch == losses_of(trainer)
     assert outcome.test_accuracy == pytest.approx(trainer.evaluate()[1], abs=0.011)  # one picture of 96
-
-
-@pytest.fixture(scope="module")
-def momentum():
-    """Compiled once for the tests that need no particular settings."""
-    return made_on(optimizers=("momentum",))
 
 
 @slow
 def test_one_program_serves_every_learning_rate_and_seed():
     made_in = made_on(optimizers=("adam",))
     trial = first_trial(made_in, "adam")
-    one = made_in.run(trial)
-    other = made_in.run(trial._replace(learning_rate=trial.learning_rate * 3))
-    seeded = made_in.run(trial._replace(seed=1, part="final"))
-    assert len({o.loss_by_epoch for o in (one, other, seeded)}) == 3
+    others = trial._replace(learning_rate=trial.learning_rate * 3), trial._replace(seed=1, part="final")
+    one, *more = (made_in.run(each) for each in (trial, *others, trial))
+    assert len({outcome.loss_by_epoch for outcome in (one, *more)}) == 3
     assert len(made_in._programs) == 2  # a training and an evaluation
-    assert dataclasses.replace(made_in.run(trial), seconds=None) == dataclasses.replace(one, seconds=None)
+    assert dataclasses.replace(more[-1], seconds=None) == dataclasses.replace(one, seconds=None)
 
 
 @slow
 def test_a_point_of_a_space_is_the_trainers_run_and_a_program_serves_all_of_a_warm_up(monkeypatch):
     made_in = made_on(optimizers=("gravity", "momentum"), sampler="qmc", trials=1)
-    part = training_part(made_in)
-    gravity, momentum = (first_trial(made_in, name)._replace(learning_rate=0.05) for name in ("gravity", "momentum"))
-    gravity = gravity._replace(point="beta=0.6 warmup_epochs=1 weight_decay=0.5")
-    momentum = momentum._replace(point="momentum=0.5 warmup_epochs=0 weight_decay=0.5")
-    for trial, own in ((gravity, {}), (momentum, {"momentum": 0.5})):
-        settings = {name: value for name, value in settings_of(trial.point).items() if name not in own}
-        config = Config(model="mlp", optimizer=trial.optimizer, learning_rate=0.05, **settings, width=0.05, epochs=2)
+    points = {"gravity": "beta=0.6 warmup_epochs=1 weight_decay=0.5"}
+    points["momentum"] = "momentum=0.5 warmup_epochs=0 weight_decay=0.5"
+    for name, point in points.items():
+        settings = settings_of(point)
+        own = {"momentum": settings.pop("momentum")} if name == "momentum" else {}
+        config = Config(model="mlp", optimizer=name, learning_rate=0.05, **settings, width=0.05, epochs=2)
         with monkeypatch.context() as patch:  # the trainer has no flag for momentum
             patch.setattr(optimizers, "make", functools.partial(optimizers.make, **own))
-            trainer = Trainer(resolve(config), part, jax.devices()[:1])
-            losses = [trainer.train_epoch(epoch)[0] for epoch in (1, 2)]
-        assert made_in.run(trial).loss_by_epoch == pytest.approx(losses, rel=1e-4)
-    other = made_in.run(gravity._replace(point="beta=0.7 warmup_epochs=1 weight_decay=0.1"))
-    assert other.loss_by_epoch != made_in.run(gravity).loss_by_epoch
+            expected = losses_of(trainer_of(resolve(config), made_in))
+        assert made_in.run(first_trial(made_in, name, learning_rate=0.05, point=point)).loss_by_epoch == expected
+    other = first_trial(made_in, "gravity", learning_rate=0.05, point="beta=0.7 warmup_epochs=1 weight_decay=0.1")
+    assert made_in.run(other).loss_by_epoch != made_in.run(other._replace(point=points["gravity"])).loss_by_epoch
     assert len(made_in._programs) == 2 + 1  # a training for each optimizer and warm-up, and an evaluation
 
 
@@ -136,12 +135,14 @@ def test_neither_validation_nor_test_pictures_are_trained_on_and_the_search_sees
         return chunks(rows, length)
 
     monkeypatch.setattr(momentum, "_chunks", recorded)
-    trial, training, validation = first_trial(momentum, "momentum"), momentum.training, momentum.validation
-    for part, scored in (("search", []), ("final", [set(momentum.test.tolist())])):
+    training, validation, test = (
+        set(part.tolist()) for part in (momentum.training, momentum.validation, momentum.test)
+    )
+    for part, scored in (("search", []), ("final", [test])):
         seen.clear()
-        outcome = momentum.run(trial._replace(part=part))
+        outcome = momentum.run(first_trial(momentum, "momentum", part=part))
         assert (outcome.test_accuracy is None) == (part == "search")
-        assert seen == {"train": [set(training.tolist())] * 2, "score": [set(validation.tolist())] * 2 + scored}
+        assert seen == {"train": [training] * 2, "score": [validation] * 2 + scored}
 
 
 @slow
@@ -154,34 +155,10 @@ def test_several_devices_make_the_same_run(momentum):
 
 @slow
 def test_a_run_that_diverges_is_recorded_and_one_can_be_stopped_between_two_chunks(momentum):
-    trial, epochs = first_trial(momentum, "momentum", "final"), []
+    trial, epochs = first_trial(momentum, "momentum", part="final"), []
     outcome = momentum.run(trial._replace(learning_rate=1e20, epochs=3))
     assert not math.isfinite(outcome.loss_by_epoch[-1]) and 0 <= outcome.test_accuracy < 0.3
     assert len(outcome.loss_by_epoch) == len(outcome.accuracy_by_epoch) == 3
     with pytest.raises(Stopped):
         momentum.run(trial, lambda: len(epochs) == 1, epochs.append)
     assert epochs == [1]
-
-
-def test_a_step_count_below_the_chunks_trains_on_what_is_there_alone():
-    """The batches beyond the count have no pictures, and would divide by none."""
-    import optax
-
-    apply = lambda variables, images: images.astype(np.float32)[:, :2] @ variables["params"]["w"]
-    pictures = steps.Split(np.array([[1, 2], [3, 4], [5, 6]], np.uint8), np.array([0, 1, 0], np.int32))
-    batches = np.full((1, 4, 1), -1, np.int32)
-    batches[0, :2, 0] = [2, 1]
-    replicas = Replicas(jax.devices()[:1])
-    (comparison,) = comparisons(CompareOptions("unused", **FLAGS, optimizers=("sgd",)))
-    params = {"w": np.zeros((2, 2), np.float32)}
-    state = steps.TrainState(params, optax.sgd(0.5).init(params))
-    arguments = (state, (pictures, {"learning_rate": np.float32(0.5)}, np.int32(2), np.uint32(0)), batches)
-    chunk = lambda *a: laboratory._train_some(apply, comparison.config, 2, (1, 2, 1), *a)
-    after, sums = Program(replicas, chunk, *arguments).compile()(*arguments)
-    w = np.zeros((2, 2))
-    for row in (2, 1):
-        x, y = pictures.images[row].astype(float), pictures.labels[row]
-        p = np.exp(x @ w) / np.exp(x @ w).sum()
-        w -= 0.5 * np.outer(x, p - np.eye(2)[y])
-    np.testing.assert_allclose(after.params["w"], w, rtol=1e-5)
-    assert int(sums.count) == 2

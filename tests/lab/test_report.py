@@ -1,44 +1,191 @@
-"""The report as files: one self-contained page, figures and tables, of whatever has been run."""
+"""The published runs, our results beside them, and `report.py`: its tables, against numbers by hand, and its page."""
 
 import base64
 import html
 import io
+import itertools
 import json
+import math
 import re
 import shutil
 from typing import get_args
 
 import matplotlib.image
+import numpy as np
 import pandas as pd
 import pytest
 
 import fake_results
 import report
-from lab import figures, frames, page, palette, published
+from lab import figures, frames, page, palette, published, tables
 from trainer import optimizers
-from trainer.config import DatasetName, ModelName
+from trainer.config import TABLE_5, DatasetName, ModelName, default_learning_rate
 
-ROWS = [(2.0, 0.3, 1.0, 0.9), (0.5, 0.8, 0.4, 0.98)]
+MNIST = ("mnist", "vgg16", "gravity")
+# Two epochs each; validation accuracy 0.9, 0.98 and 0.7, 0.99.
+SEED_0 = [(2.0, 0.3, 1.0, 0.9), (0.5, 0.8, 0.4, 0.98)]
+SEED_1 = [(3.0, 0.2, 2.0, 0.7), (0.7, 0.7, 0.2, 0.99)]
 
 
-@pytest.fixture(scope="module")
-def partial(tmp_path_factory):
+@pytest.fixture
+def two_seeds(tmp_path):
+    fake_results.write(tmp_path, MNIST, 0, SEED_0)
+    fake_results.write(tmp_path, MNIST, 1, SEED_1)
+    return tmp_path
+
+
+def epochs(folder):
+    return frames.load(folder).epochs
+
+
+def summary(folder, whose="ours"):
+    table = tables.summary("mnist", epochs(folder))
+    return table[table["whose"] == whose].to_dict("records")
+
+
+# The published runs
+
+
+def test_the_published_grid_is_complete_with_table_5s_rates_and_the_papers_numbers_and_one_run_is_marked():
+    runs, ends = published.epochs(), published.ends()
+    assert {*ends.index} == {*itertools.product(TABLE_5, ("vgg16", "vgg19"), ("gravity", "adam", "rmsprop"))}
+    for cell, run in runs.groupby(published.CELL):
+        assert [*run["epoch"]] == [*range(1, 101)] and set(run["learning_rate"]) == {default_learning_rate(*cell)}
+    values = runs[published.METRICS].to_numpy()
+    assert np.all(np.isfinite(values) & (values >= 0)) and runs["val_accuracy"].max() <= 1
+    final = ends["val_accuracy"]["cifar100_fine"]
+    assert [final["vgg16"]["gravity"], final["vgg19"]["gravity"], final["vgg19"]["adam"]] == [0.4012, 0.491, 0.3164]
+    marks = ends["mark"]
+    assert marks[marks != ""].to_dict() == {("cifar100_fine", "vgg19", "gravity"): "20-way run"}
+    first = runs[(runs["dataset"] == "cifar100_fine") & (runs["epoch"] == 1)]
+    assert ((first["loss"] > np.log(20)) == (first["mark"] == "")).all()
+    (z_score,) = published.tuning().query("authors_comment == 'Z_score'").itertuples()
+    assert (z_score.beta, z_score.final_val_accuracy, z_score.best_val_accuracy) == (0.9, 0.8197, 0.8201)
+
+
+def test_targets_are_reached_by_every_published_run_but_the_marked_one():
+    best = published.epochs().groupby([*published.CELL, "mark"])["val_accuracy"].max()
+    assert all(mark or value >= tables.TARGETS[dataset] for (dataset, _, _, mark), value in best.items())
+
+
+def test_the_published_ends_have_leads_and_swings_but_not_of_the_20_way_run_and_the_claim_has_their_numbers():
+    rows = tables.published_ends().set_index(["dataset", "model"])
+    row, marked = rows.loc["cifar10", "vgg16"], rows.loc["cifar100_fine", "vgg19"]
+    assert len(rows) == 10 and [*row[["gravity", "adam", "rmsprop"]]] == [0.7957, 0.787, 0.723]
+    assert row["Gravity's lead"] == pytest.approx(0.0087)
+    last = published.epochs().query("dataset == 'cifar10' and model == 'vgg16' and optimizer == 'adam'")
+    assert row["swing, adam"] == pytest.approx(np.std(last["val_accuracy"].to_numpy()[50:]), abs=1e-6)
+    assert math.isnan(marked["Gravity's lead"]) and marked["remarks"] == "gravity: 20-way run"
+    for number in ("0.491", "0.316", "20 outputs", "0.401", "0.377", "0.385", "0.017"):
+        assert number in page.claim()
+
+
+# The tables
+
+
+def test_a_summary_is_over_the_seeds_that_got_furthest(two_seeds):
+    fake_results.write(two_seeds, MNIST, 2, SEED_0[:1])
+    fake_results.write(two_seeds, MNIST, 3, [])  # no epoch yet
+    assert [*frames.load(two_seeds).runs["seed"]] == [0, 1, 2]
+    (row,) = summary(two_seeds)
+    assert (row["seeds"], row["epoch"], row["remarks"]) == (2, 2, "")
+    values = [row[name] for name in ("validation accuracy", "spread", "best", "loss")]
+    assert values == pytest.approx([0.985, 0.01 / np.sqrt(2), 0.985, 0.6])
+    assert (row["epochs to 0.98"], row["seconds to 0.98"]) == (2.0, 24.0)
+    (row,) = [row for row in summary(two_seeds, "published") if (row["model"], row["optimizer"]) == MNIST[1:]]
+    assert (row["epoch"], row["validation accuracy"], row["best"], row["epochs to 0.98"]) == (100, 0.9934, 0.9941, 3.0)
+    assert row["seconds to 0.98"] == "not recorded" and math.isnan(row["spread"])
+    assert tables.distance(epochs(two_seeds)).groupby("epoch")["seeds"].unique().map(list).to_dict() == {1: [3], 2: [2]}
+
+
+def test_seconds_that_were_not_recorded_leave_the_epochs_and_every_seed_must_reach_a_target(tmp_path):
+    file = fake_results.write(tmp_path, MNIST, 0, SEED_0) / "history.csv"
+    file.write_text(file.read_text().replace(",10.0,6000.0,2.0", ",nan,nan,nan"))
+    (row,) = summary(tmp_path)
+    assert (row["epochs to 0.98"], row["seconds to 0.98"]) == (2.0, "not recorded")
+    fake_results.write(tmp_path, MNIST, 1, [(1.0, 0.5, 1.0, 0.5)] * 2)
+    (row,) = summary(tmp_path)
+    assert row["epochs to 0.98"] == row["seconds to 0.98"] == "1 of 2 seeds"
+
+
+def test_distance_is_ours_minus_theirs_in_our_spreads(two_seeds):
+    rows = tables.distance(epochs(two_seeds))
+    assert [*rows["metric"]] == published.METRICS * 2
+    (row,) = rows[(rows["epoch"] == 2) & (rows["metric"] == "loss")].to_dict("records")
+    gap = 0.6 - published.epochs().query("run == 'published mnist vgg16 gravity'")["loss"].iloc[1]
+    assert [row["ours - published"], row["in spreads"]] == pytest.approx([gap, gap / (0.2 / np.sqrt(2))])
+    assert len(tables.beyond(rows, abs(row["in spreads"]) * 1.001)) < len(tables.beyond(rows, 0))
+
+
+@pytest.mark.parametrize(("count", "expected"), [(1, [1]), (7, [1, 2, 5, 7]), (120, [1, 2, 5, 10, 20, 50, 100])])
+def test_distance_is_at_matched_epochs_and_the_last(tmp_path, count, expected):
+    fake_results.write(tmp_path, MNIST, 0, SEED_0[:1] * count)
+    rows = tables.distance(epochs(tmp_path))
+    assert sorted(set(rows["epoch"])) == expected and set(tables.at_the_end(rows)["epoch"]) == {expected[-1]}
+
+
+@pytest.mark.parametrize(
+    ("config", "text", "comparable"),
+    [
+        ({"precision": "bfloat16"}, "precision bfloat16", True),
+        ({"limit": 128, "train_examples": 128, "test_examples": 128}, "limit 128", False),
+        ({"train_examples": 200}, "train examples 200", False),
+        ({"first_step": 1}, "first step 1", False),
+        ({"learning_rate": 0.2, "width": 0.5}, "width 0.5, learning rate 0.2", False),
+    ],
+)
+def test_departures_from_the_published_protocol_are_reported_and_not_averaged(two_seeds, config, text, comparable):
+    fake_results.write(two_seeds, MNIST, 2, SEED_0, **config)
+    plain, other = summary(two_seeds)
+    assert (plain["seeds"], plain["remarks"], other["seeds"], other["remarks"]) == (2, "", 1, text)
+    assert (text in set(tables.distance(epochs(two_seeds))["remarks"])) == comparable
+
+
+def test_what_is_missing_is_every_cell_without_a_complete_run_and_nothing_is_held_against_the_20_way_run(tmp_path):
+    fake_results.write(tmp_path, MNIST, 0, SEED_0[:1] * 100)
+    fake_results.write(tmp_path, ("mnist", "vgg19", "gravity"), 0, SEED_0)
+    fake_results.write(tmp_path, ("cifar10", "vgg16", "gravity"), 0, SEED_0, limit=64)
+    fake_results.write(tmp_path, ("cifar100_fine", "vgg19", "gravity"), 0, SEED_0)
+    rows = tables.missing(epochs(tmp_path)).set_index(published.CELL)
+    assert len(rows) == 29 and MNIST not in rows.index
+    assert rows["ours"]["mnist", "vgg19", "gravity"] == "2 of 100 epochs"
+    assert rows["ours"]["cifar10", "vgg16", "gravity"] == "no run; 1 of another kind (limit 64)"
+    assert rows["ours"]["cifar10", "vgg16", "adam"] == "no run"
+    assert rows["remarks"][rows["remarks"] != ""].to_dict() == {
+        ("cifar100_fine", "vgg19", "gravity"): "published: a 20-way run"
+    }
+    assert set(tables.distance(epochs(tmp_path))["dataset"]) == {"mnist"}
+
+
+def test_the_study_stands_beside_each_of_the_authors_runs(tmp_path):
+    for seed, rows in enumerate((SEED_0, SEED_1)):
+        cell = ("study", "cifar10", "vgg16", "m_inverse_range")
+        fake_results.write(tmp_path, cell, seed, rows, max_step_grad="inverse_range")
+    found = epochs(tmp_path)
+    assert found["study"].all() and tables.distance(found).empty
+    first, *others = tables.study(found).to_dict("records")
+    assert (first["seeds"], first["loss after epoch 1"], first["final loss"], first["remarks"]) == (2, 2.5, 0.6, "")
+    assert [row["validation accuracy"] for row in others] == [0.7963, 0.8032]
+    assert all(math.isnan(row["spread"]) for row in others)
+
+
+# The page
+
+
+@pytest.fixture
+def partial(two_seeds, run):
     """A results folder with a part of the evaluation, and its page."""
-    root = tmp_path_factory.mktemp("results")
-    fake_results.write(root, ("mnist", "vgg16", "gravity"), 0, ROWS)
-    fake_results.write(root, ("mnist", "vgg16", "gravity"), 1, ROWS)
-    fake_results.write(root, ("cifar10", "vgg16", "adam"), 0, ROWS, learning_rate=1e-4)
-    fake_results.write(root, ("digits", "vgg11", "gravity"), 0, ROWS, width=0.25)
-    fake_results.write(root, ("study", "mnist", "vgg16", "m_inverse_range"), 0, ROWS)
+    fake_results.write(two_seeds, ("cifar10", "vgg16", "adam"), 0, SEED_0, learning_rate=1e-4)
+    fake_results.write(two_seeds, ("digits", "vgg11", "gravity"), 0, SEED_0, width=0.25)
+    fake_results.write(two_seeds, ("study", "mnist", "vgg16", "m_inverse_range"), 0, SEED_0)
     about = {"machine": "2 cores <AMX>", "dataset_names": {"cifar10": "CIFAR-10 (JPEG)"}}
-    (root / "about.json").write_text(json.dumps(about))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sys.argv", ["report.py", str(root)])
-        assert report.main() == 0
-    return root, (root / "report.html").read_text()
+    (two_seeds / "about.json").write_text(json.dumps(about))
+    code, out, _ = run(report, two_seeds)
+    assert (code, out) == (0, f"the report is {two_seeds / 'report.html'}\n")
+    return two_seeds, (two_seeds / "report.html").read_text()
 
 
-def test_the_page_needs_nothing_else_and_has_a_figure_for_every_dataset_and_model(partial):
+def test_the_page_needs_nothing_else_and_has_figures_tables_and_what_is_missing(partial):
     root, text = partial
     targets = re.findall(r'\b(?:src|href|srcset|data|action)="([^"]*)"', text)
     embedded = [base64.b64decode(target.removeprefix("data:image/png;base64,"), validate=True) for target in targets]
@@ -47,54 +194,53 @@ def test_the_page_needs_nothing_else_and_has_a_figure_for_every_dataset_and_mode
     assert len(files) == 11 == len(re.findall(r'alt="[^"]{20}', text))  # the paper's ten, and the digits
     assert sorted(embedded) == sorted(file.read_bytes() for file in files)
     assert {matplotlib.image.imread(io.BytesIO(picture)).shape[:2] for picture in embedded} == {(700, 1000)}
-
-
-def test_tables_are_files_and_markdown_and_the_page_says_what_is_missing_and_what_the_data_are(partial):
-    root, page_text = partial
     names = {"missing", "published", "study", "distance_mnist", "distance_cifar10"}
     names |= {f"summary_{dataset}" for dataset in ("digits", *published.CLASSES)}
     assert {file.stem for file in (root / "report").glob("*.csv")} == names
     assert set(pd.read_csv(root / "report" / "distance_mnist.csv")["optimizer"]) == {"gravity"}
-    text = (root / "report.md").read_text()
-    assert "| mnist | vgg16 | 0.9934 |" in text and "](report/mnist_vgg16.png)" in text
-    for said in ("0 of the paper&#39;s 30 cells are complete", "CIFAR-10 (JPEG)", "2 cores &lt;AMX&gt;"):
-        assert said in page_text
-    assert "20 outputs and the others 100" in page_text and "published: a 20-way run" in page_text
-    assert page_text.count("2 of 100 epochs") == 2 and "not available" in page_text
+    for said in (
+        "0 of the paper&#39;s 30 cells are complete",
+        "CIFAR-10 (JPEG)",
+        "2 cores &lt;AMX&gt;",
+        "not available",
+    ):
+        assert said in text
+    assert text.count("2 of 100 epochs") == 2 and "published: a 20-way run" in text
+    markdown = (root / "report.md").read_text()
+    assert "| mnist | vgg16 | 0.9934 |" in markdown and "](report/mnist_vgg16.png)" in markdown
 
 
-def test_with_nothing_run_and_no_figure_drawn_the_page_has_the_published_runs(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(figures, "draw_cells", lambda *_: 1 / 0)
-    text = page.write_benchmark(frames.load(tmp_path)).read_text()
-    assert "<img" not in text and "was not drawn" in caplog.text
-    assert "0 of the paper&#39;s 30 cells are complete" in text
-    assert text.count("<td>published</td>") == 30 and "<td>ours</td>" not in text
+def test_a_figure_has_ours_and_theirs_in_the_optimizers_colour(two_seeds):
+    fake_results.write(two_seeds, ("digits", "vgg11", "gravity"), 0, SEED_0, width=0.25)
 
+    def drawn(dataset, model):
+        axes = figures.draw_cells(frames.load(two_seeds), dataset, model).axes[3]
+        return {line.get_label(): line for line in axes.lines}, axes
 
-def test_no_folder_is_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["report.py", str(tmp_path / "nowhere")])
-    assert report.main() == 2
-    said = capsys.readouterr().err
-    assert re.fullmatch(r"error: RESULTS is .*nowhere, which is not a folder; give the --workdir of .*\n", said)
-
-
-def lines_of(root, dataset, model):
-    axes = figures.draw_cells(frames.load(root), dataset, model).axes[3]
-    return {line.get_label(): line for line in axes.lines}, axes
-
-
-def test_a_figure_has_ours_and_theirs_in_the_optimizers_colour(partial):
-    lines, axes = lines_of(partial[0], "mnist", "vgg16")
+    lines, axes = drawn("mnist", "vgg16")
     ours, theirs = "Gravity, ours (2 seeds)", [f"{name}, published" for name in ("Gravity", "Adam", "RMSProp")]
     assert set(lines) == {ours, *theirs}
     assert [lines[name].get_color() for name in (ours, theirs[1])] == [*map(palette.colour, ("gravity", "adam"))]
     assert axes.get_xscale() == "log" and len(axes.collections) == 1  # 2 epochs beside 100; the spread
-    lines, axes = lines_of(partial[0], "digits", "vgg11")
+    lines, axes = drawn("digits", "vgg11")
     assert set(lines) == {"Gravity, ours (seed 0, width 0.25)"} and len(axes.collections) == 0
-    lines, _ = lines_of(partial[0], "cifar100_fine", "vgg19")
+    lines, _ = drawn("cifar100_fine", "vgg19")
     dashes = [lines[name].get_linestyle() for name in ("Gravity, published (20-way run: not comparable)", theirs[1])]
     assert dashes == [":", "--"]
     assert len({palette.colour(name) for name in optimizers.NAMES}) == len(optimizers.NAMES)
+
+
+def test_with_nothing_run_and_no_figure_drawn_the_page_has_the_published_runs(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(figures, "draw_cells", lambda *_: 1 / 0)
+    assert "was not drawn" in run(report, tmp_path)[1]
+    text = (tmp_path / "report.html").read_text()
+    assert "<img" not in text and text.count("<td>published</td>") == 30 and "<td>ours</td>" not in text
+
+
+def test_no_folder_is_one_line_and_exit_code_2(run, tmp_path):
+    code, _, said = run(report, tmp_path / "nowhere")
+    assert code == 2
+    assert re.fullmatch(r"error: RESULTS is .*nowhere, which is not a folder; give the --workdir of .*\n", said)
 
 
 def test_what_tables_say_is_text_and_numbers_are_rounded_when_shown(tmp_path):
@@ -106,22 +252,17 @@ def test_what_tables_say_is_text_and_numbers_are_rounded_when_shown(tmp_path):
     assert (tmp_path / "report.md").read_text() == shown
 
 
-@pytest.mark.parametrize(
-    "stray", ["mnist/vgg16/sgd/seed_0 (copy)", "mnist/vgg11_old/sgd/seed_0", "study/mnist/vgg16/paper_old/seed_0"]
-)
-def test_a_copy_beside_the_results_is_left_out_and_named(tmp_path, caplog, stray):
-    run = fake_results.write(tmp_path, ("mnist", "vgg16", "sgd"), 0, ROWS, learning_rate=0.1)
-    shutil.copytree(run, tmp_path / stray)
-    found = frames.load(tmp_path)
-    assert [*found.runs["run"]] == [str(run)]
-    (line,) = caplog.messages
-    assert line.startswith("left out, ") and stray in line
-
-
-def test_every_cell_that_the_benchmark_can_run_is_reported(tmp_path, caplog):
-    cells = [(dataset, model, "adam") for dataset in get_args(DatasetName) for model in get_args(ModelName)]
+def test_every_cell_that_the_benchmark_can_run_is_reported_and_a_copy_beside_them_is_left_out_and_named(
+    tmp_path, caplog
+):
+    cells = {(dataset, model, "adam") for dataset in get_args(DatasetName) for model in get_args(ModelName)}
     for cell in cells:
-        fake_results.write(tmp_path, cell, 0, ROWS, learning_rate=0.1)
+        folder = fake_results.write(tmp_path, cell, 0, SEED_0, learning_rate=0.1)
+    strays = "mnist/vgg16/sgd/seed_0 (copy)", "mnist/vgg11_old/sgd/seed_0", "study/mnist/vgg16/paper_old/seed_0"
+    for stray in strays:
+        shutil.copytree(folder, tmp_path / stray)
     found = frames.load(tmp_path)
-    assert {*zip(*(found.runs[name] for name in published.CELL), strict=True)} == {*cells} and not caplog.messages
-    assert frames.MODEL_NAMES.keys() == {*get_args(ModelName)}
+    assert {*zip(*(found.runs[name] for name in published.CELL), strict=True)} == cells
+    assert len(found.runs) == len(cells) and frames.MODEL_NAMES.keys() == {*get_args(ModelName)}
+    (line,) = caplog.messages
+    assert line.startswith("left out, ") and all(stray in line for stray in strays)

@@ -1,8 +1,16 @@
 """The store: whatever workers do at the same time or leave behind, each run is made once."""
 
+import concurrent.futures
+import csv
+import glob
 import os
+import pathlib
+import shutil
+import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 
@@ -11,56 +19,72 @@ import pytest
 from lab import store
 from lab.store import Store
 
+TRAIN = pathlib.Path(__file__).parents[2] / "train"
+# compare.py on a machine of that name; a run's result comes from its name alone. The machine "lost" hangs in its third.
+PROGRAM = """
+import random, sys, time
+from lab import laboratory, runs, store
+store._HEARTBEAT, store._GRACE = 1, 4
+machine, made = sys.argv.pop(1), []
+store._worker = lambda: [machine, "1"]
+
+class Laboratory:
+    def __init__(self, comparison):
+        self.comparison = comparison
+
+    def run(self, trial, stop, progress):
+        time.sleep(0.2)
+        made.append(trial)
+        if machine == "lost" and len(made) == 3:
+            print("hangs", flush=True)
+            time.sleep(600)
+        print("made", runs.name(trial), flush=True)
+        value = round(random.Random(runs.name(trial)).random(), 4)
+        test = value if trial.part == "final" else None
+        return runs.Outcome(10, 900, 100, 200, (2.0,) * trial.epochs, (value,) * trial.epochs, test, 1.0)
+
+laboratory.Laboratory = Laboratory
+import compare
+sys.exit(compare.main())
+"""
+FLAGS = ["--optimizers", "gravity", "adam", "--rates", "3", "--widen", "1", "--search-seeds", "1", "--seeds", "2"]
+
+
+def start(*words):
+    path = os.pathsep.join(filter(None, [str(TRAIN), *sys.path]))
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    environment = {**os.environ, "PYTHONPATH": path, "XLA_FLAGS": ""}
+    return subprocess.Popen([sys.executable, "-c", *map(str, words)], env=environment, **options)
+
 
 @pytest.fixture
 def url(tmp_path):
     return f"sqlite:///{tmp_path}/runs.db"
 
 
-def test_a_run_is_claimed_once_until_it_is_released_and_never_after_it_is_made(url):
-    one, other = Store(url, "test"), Store(url, "test")
-    claim = one.claim("a")
-    assert other.claim("a") is None and other.running() == {"a"}
-    with claim:
-        pass
-    assert not other.running() and not other.failures()
-    claim = other.claim("a")
-    claim.report(1, 0.25)
-    assert claim.finish(0.5, {"x": "1"})
-    assert one.claim("a") is None and one.outcomes() == {"a": {"x": "1"}}
+def test_of_workers_that_claim_at_the_same_time_one_has_the_run_until_it_is_released_and_once_it_is_made(url):
+    stores, barrier = [Store(url, "test") for _ in range(4)], threading.Barrier(4)
 
+    def claim(one, name):
+        barrier.wait(60)
+        return one.claim(name)
 
-def test_a_failure_is_known_until_the_run_is_tried_again(url):
-    one = Store(url, "test")
-    one.claim("a").fail("no memory")
-    assert one.failures() == one.failures(since_start=True) == {"a": "no memory"}
-    later = Store(url, "test")
-    assert later.failures() == {"a": "no memory"} and not later.failures(since_start=True)
-    later.claim("a")
-    assert not one.failures()
-
-
-def test_of_workers_that_claim_at_the_same_time_one_has_the_run(url):
-    stores, won = [Store(url, "test") for _ in range(4)], []
-    barrier = threading.Barrier(len(stores))
-
-    def claim(one):
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
         for name in "abc":
-            barrier.wait(60)
-            won.append((name, one.claim(name) is not None))
-
-    threads = [threading.Thread(target=claim, args=(one,)) for one in stores]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert sorted(name for name, has in won if has) == ["a", "b", "c"] and len(won) == 12
+            (won,) = filter(None, pool.map(claim, stores, [name] * 4))
+            assert name in stores[0].running()
+            with won:
+                pass
+            assert name not in stores[0].running() and not stores[0].failures()
+            again = stores[1].claim(name)
+            again.report(1, 0.25)
+            assert again.finish(0.5, {"by": name}) and stores[2].claim(name) is None
+    assert stores[3].outcomes() == {name: {"by": name} for name in "abc"}
 
 
 def test_a_run_of_a_process_that_is_gone_is_free_at_once(url):
-    code = f"from lab.store import Store; import os; assert Store({url!r}, 'test').claim('a'); os._exit(1)"
-    path = os.pathsep.join(filter(None, sys.path))
-    subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": path})
+    gone = start(f"from lab.store import Store; import os; assert Store({url!r}, 'test').claim('a'); os._exit(1)")
+    gone.communicate()
     assert Store(url, "test").claim("a")
 
 
@@ -72,8 +96,60 @@ def test_a_worker_without_a_sign_of_life_loses_its_run_and_one_that_lives_keeps_
     lost._ended.set()  # its machine hangs
     assert other.claim("a") is None
     time.sleep(7)
-    claim = other.claim("a")
-    assert claim.finish(0.5, {"by": "other"})
+    assert other.claim("a").finish(0.5, {"by": "other"})
     assert not lost.finish(0.25, {"by": "lost"})
     assert other.outcomes() == {"a": {"by": "other"}}
     assert other.claim("b") is None and kept.finish(0.5, {})
+
+
+@pytest.fixture(scope="module")
+def database():
+    """The URL of a fresh PostgreSQL server's database, on loopback."""
+    found = [*sorted(glob.glob("/usr/lib/postgresql/*/bin/initdb")), *filter(None, [shutil.which("initdb")])]
+    assert found, "this test needs PostgreSQL: apt-get install postgresql"
+    programs = pathlib.Path(found[0]).parent
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    # Not in pytest's folder, which is root's alone: the server does not run as root.
+    with tempfile.TemporaryDirectory() as folder:
+        user = []
+        if os.getuid() == 0:
+            user = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"]
+            shutil.chown(folder, "postgres")
+        make = [*user, programs / "initdb", "-D", f"{folder}/data", "-U", "lab", "-A", "trust"]
+        subprocess.run(make, check=True, capture_output=True)
+        options = ["-D", f"{folder}/data", "-p", port, "-h", "127.0.0.1", "-k", folder, "-c", "fsync=off"]
+        server = subprocess.Popen([*user, programs / "postgres", *options], stderr=subprocess.DEVNULL)
+        ready = [programs / "pg_isready", "-h", "127.0.0.1", "-p", port]
+        while subprocess.run(ready, capture_output=True).returncode:
+            assert server.poll() is None
+            time.sleep(0.5)
+        yield f"postgresql+psycopg://lab@127.0.0.1:{port}/postgres"
+        server.send_signal(signal.SIGINT)  # without waiting for its clients
+        server.wait(60)
+
+
+@pytest.mark.postgresql
+def test_every_run_is_made_once_though_a_machine_is_lost_and_the_table_is_that_of_one_worker(tmp_path, database):
+    compare = lambda machine, *flags: start(PROGRAM, machine, "--workdir", tmp_path / machine, *FLAGS, *flags)
+    alone = compare("alone")
+    expected, _ = alone.communicate(timeout=300)
+    assert alone.returncode == 0, expected
+    lost = compare("lost", "--storage", database)
+    before = "".join(iter(lost.stdout.readline, "hangs\n"))
+    other = compare("other", "--storage", database)
+    time.sleep(2)
+    lost.kill()
+    lost.communicate()
+    said, _ = other.communicate(timeout=300)
+    assert other.returncode == 0, said
+    rows = {}
+    for machine in ("alone", "other"):
+        with open(tmp_path / machine / "runs.csv", newline="") as file:
+            rows[machine] = sorted(tuple(row.items()) for row in csv.DictReader(file))
+    made = [line for line in (before + said).splitlines() if line.startswith("made ")]
+    assert len(made) == len(set(made)) == len(rows["alone"]) == len(Store(database, "compare").outcomes()) >= 10
+    assert rows["other"] == rows["alone"]
+    tables = [(tmp_path / name / "report" / "standings.csv").read_text() for name in ("alone", "other")]
+    assert tables[0] == tables[1]

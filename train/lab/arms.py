@@ -18,7 +18,7 @@ from scipy import stats
 
 from lab.inference import CONFIDENCE, holm, permutation_test, welch
 from lab.rules import RULES
-from lab.studies import Arms, entrants_of
+from lab.studies import Arms, arm_of
 
 BASELINE = "momentum"
 BETA = 0.9  # Gravity's, in every arm
@@ -114,7 +114,7 @@ def final_runs(runs: pd.DataFrame, arms: Arms) -> pd.DataFrame:
         if BASELINE not in set(finals["arm"]):
             continue
         scores = search.groupby(["optimizer", "learning_rate"])["validation_accuracy"].mean().groupby("optimizer").max()
-        best = scores.reindex(finals["optimizer"].unique()).groupby(entrants_of(arms)).idxmax()
+        best = scores.reindex(finals["optimizer"].unique()).groupby(arm_of(arms)).idxmax()
         finals = finals[finals["optimizer"] == finals["arm"].map(best)]
         tried = search.groupby("optimizer")["learning_rate"].agg(["min", "max"])
         lowest, highest = (finals["optimizer"].map(tried[end]) for end in ("min", "max"))
@@ -132,7 +132,7 @@ def final_runs(runs: pd.DataFrame, arms: Arms) -> pd.DataFrame:
 
 def _known(runs: pd.DataFrame, arms: Arms) -> pd.DataFrame:
     """The runs of the arms, with the name of each one's."""
-    return runs.assign(arm=runs["optimizer"].map(entrants_of(arms))).dropna(subset="arm")
+    return runs.assign(arm=runs["optimizer"].map(arm_of(arms))).dropna(subset="arm")
 
 
 def _ordered(arms: Arms) -> list[str]:

@@ -102,7 +102,9 @@ class CellWorker(Worker):
                 state = "under way", f"under way: {progress}, stopped"
             columns, alike = (*parts, seed.removeprefix("seed_")), ((*parts,), cell.model)
             seconds = seconds if len(rows) == epochs else math.nan
-            found.append(Run(cell, name, "/".join([*parts, seed]), columns, alike, *state, epochs, seconds))
+            found.append(
+                Run(cell, cell.epochs, name, "/".join([*parts, seed]), columns, alike, *state, epochs, seconds)
+            )
         return found
 
     def make(self, run: Run, claim: "Claim") -> int | None:

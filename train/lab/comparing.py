@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lab import runs, search
 from lab.options import Comparison
-from lab.runs import Outcome, Outcomes, Trial
+from lab.runs import UNKNOWN, Outcome, Outcomes, Trial
 from lab.worker import Run, Worker
 from trainer import command
 from trainer.config import UserError
@@ -33,7 +33,6 @@ class TrialWorker(Worker):
         self._file = folder / "runs.csv"
         self._read: dict[str, tuple[Trial, Outcome]] = {runs.name(t): (t, o) for t, o in runs.read(self._file).items()}
         self.comparisons = [*comparisons]
-        self._of: dict[Trial, Comparison] = {}
         self._laboratory: Any = None  # of the comparison that was worked on last
         there = self.store.outcomes() if write else self._read
         for name, (trial, outcome) in self._read.items():
@@ -56,31 +55,31 @@ class TrialWorker(Worker):
         outcomes, running = self.outcomes(), self.store.running() if self.store else set()
         found = []
         for comparison in self.comparisons:
-            undecided = dict.fromkeys(search.undecided(comparison, outcomes))
-            for trial in (*search.known(comparison, outcomes), *undecided):
-                self._of[trial] = comparison
-                name, at = runs.name(trial), runs.at(trial)
+            for trial in search.plan(comparison, outcomes):
+                name, known = runs.name(trial), trial.point != UNKNOWN
+                at = f"{trial.learning_rate:g} {trial.point}".rstrip() if known else UNKNOWN
                 title = f"{trial.dataset}, {trial.optimizer}, learning rate {at}, seed {trial.seed}"
                 columns = trial.dataset, trial.model, trial.optimizer, at, str(trial.seed), trial.part
                 state: tuple[Any, ...] = "to do", "to do"
-                if trial in undecided:
+                if not known:
                     state = "not known yet", "to do, when the search has ended"
                 elif outcome := outcomes.get(trial):
                     text = f"done: validation accuracy {outcome.validation_accuracy:.4f}"
                     state = "done", text, trial.epochs, outcome.seconds or math.nan
                 elif name in running:
                     state = "running", "under way, running now"
-                found.append(Run(trial, name, title, columns, (trial.setup,), *state))
+                what = comparison, trial
+                found.append(Run(what, trial.epochs, name, title, columns, (trial.setup,), *state))
         return found
 
     def make(self, run: Run, claim: "Claim") -> None:
         from lab.laboratory import Laboratory, Stopped
 
-        comparison = self._of[run.what]
+        comparison, trial = run.what
         try:
             if self._laboratory is None or self._laboratory.comparison is not comparison:
                 self._laboratory = Laboratory(comparison)
-            outcome = self._laboratory.run(run.what, lambda: self.signal is not None, self.bar.update)
+            outcome = self._laboratory.run(trial, lambda: self.signal is not None, self.bar.update)
         except Stopped:
             return
         except UserError as error:
@@ -91,7 +90,7 @@ class TrialWorker(Worker):
         text = f"validation accuracy {outcome.validation_accuracy:.4f}"
         if outcome.test_accuracy is not None:
             text += f", test accuracy {outcome.test_accuracy:.4f}"
-        if claim.finish(outcome.validation_accuracy, runs.texts(run.what, outcome)):
+        if claim.finish(outcome.validation_accuracy, runs.texts(trial, outcome)):
             self.tell(run, text)
 
     def on_signal(self, number: int, again: bool) -> None:

@@ -1,20 +1,11 @@
 """Runs as pandas frames: a row per run, and a row per epoch. Everything in the reports is made from these.
 
-**Of the evaluation**, `Results.epochs` (as `published.epochs`) has the columns
+**Of the evaluation**, `Results.epochs` and `published.epochs` have cell, seed and the columns of history.csv, and
 
-    run                        its folder
-    whose                      "ours" or "published"
-    study                      whether it is of the tuning study
-    dataset, model, optimizer  the cell; of the tuning study, optimizer is the variant
-    seed
-    departures                 from the published runs' protocol, as "width 0.5, limit 128"; "" if there are none
-    sizes                      those of them that are no setting of the optimizer
-    comparable                 whether it can be compared with the published run: another precision is no obstacle
-    epoch                      from 1
-    loss, accuracy             training, running means over the epoch
-    val_loss, val_accuracy     on the test set, after it
-    seconds, val_seconds       training and validation; NaN where that was not recorded
-    machine                    devices, jax version and precision
+    whose, study   "ours" or "published"; whether it is of the tuning study, where `optimizer` is the variant
+    departures     from the published runs' protocol, as "width 0.5, limit 128"; "" if there are none
+    sizes          those of them that are no setting of the optimizer
+    comparable     whether it can be compared with the published run: another precision is no obstacle
 
 **Of a comparison**, `of_comparison` gives a frame of runs with the columns of runs.csv but for the two `_by_epoch`, and
 
@@ -26,10 +17,6 @@
     chosen                     of the final runs at the best rate or point, the last one if that ever changed
 
 and a frame of epochs: setup, entrant, optimizer, chosen, epoch, loss, val_accuracy.
-
-Files: RESULTS/<dataset>/<model>/<optimizer>/seed_<n>/ holds a run of the trainer (config.json, history.csv), and
-RESULTS/study/<dataset>/<model>/<variant>/seed_<n>/ one of the tuning study. RESULTS/about.json is optional and written
-by hand: {"machine": TEXT, "notes": TEXT, "dataset_names": {"cifar10": "CIFAR-10 (JPEG)"}}.
 """
 
 import json
@@ -43,9 +30,9 @@ import pandas as pd
 
 from lab import published
 from lab.cells import history
+from lab.grid import VARIANTS
 from lab.rules import RULES, chance_level
 from lab.runs import Outcomes, Trial
-from lab.tuning_study import VARIANTS
 from trainer.config import SAME_RUN, Config, OptimizerName, UserError, resolve
 
 log = logging.getLogger("train")
@@ -60,6 +47,7 @@ DATASET_NAMES = {
     "cifar100_fine": "CIFAR-100 (fine)",
 }
 MODEL_NAMES = {"vgg11": "VGG11", "vgg16": "VGG16", "vgg19": "VGG19", "mlp": "MLP", "softmax": "softmax regression"}
+_OPTIMIZERS = {*get_args(OptimizerName), *(variant.name for variant in VARIANTS)}
 _TRAIN_EXAMPLES = {"mnist": 60_000, "fashion_mnist": 60_000}  # else 50,000
 _SIZES = ("limit", "train_examples", "test_examples", "precision")  # what a variant of the tuning study does not set
 _NUMBERS = ["epoch", *published.METRICS, "seconds", "val_seconds"]
@@ -82,10 +70,7 @@ class Results(NamedTuple):
 
 
 def load(path: str | pathlib.Path) -> Results:
-    """All runs with at least one epoch. UserError if there is no folder, or a file cannot be read.
-
-    What is no folder of the benchmark's is named.
-    """
+    """All runs of a benchmark's folder with at least one epoch. UserError if it or a file in it cannot be read."""
     path = pathlib.Path(path)
     if not path.is_dir():
         raise UserError(f"RESULTS is {path}, which is not a folder; give the --workdir of train/benchmark.py.")
@@ -93,7 +78,8 @@ def load(path: str | pathlib.Path) -> Results:
     found, strays, cells = [], [], "*/*/*/seed_*/history.csv"
     for file in (*sorted(path.glob(cells)), *sorted(path.glob(f"study/{cells}"))):
         dataset, model, optimizer, seed = file.parts[-5:-1]
-        if not _is_cell(dataset, model, optimizer, seed):
+        known = dataset in DATASET_NAMES and model in MODEL_NAMES and optimizer in _OPTIMIZERS
+        if not known or not re.fullmatch("seed_(0|[1-9][0-9]*)", seed):  # a copy that is kept beside the original
             strays.append(str(file.parent.relative_to(path)))
         elif rows := history(file.parent):
             config = _json(file.with_name("config.json"))
@@ -118,13 +104,6 @@ def load(path: str | pathlib.Path) -> Results:
     order = lambda column: column.map([*DATASET_NAMES].index) if column.name == "dataset" else column
     epochs = pd.concat(found or [nothing]).sort_values(["study", "dataset", "model", "seed"], key=order, kind="stable")
     return Results(path, epochs.reset_index(drop=True), about)
-
-
-def _is_cell(dataset: str, model: str, optimizer: str, seed: str) -> bool:
-    """Whether the benchmark gives a folder these names; a copy kept beside the original has another name."""
-    known = {*get_args(OptimizerName), *(variant.name for variant in VARIANTS)}
-    named = dataset in DATASET_NAMES and model in MODEL_NAMES and optimizer in known
-    return named and bool(re.fullmatch("seed_(0|[1-9][0-9]*)", seed))
 
 
 def _departures(cell: tuple[str, str, str], config: dict[str, Any]) -> dict[str, Any]:

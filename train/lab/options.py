@@ -129,10 +129,14 @@ def _comparison(options: CompareOptions, dataset: DatasetName) -> Comparison:
         name, chosen = _entrant(text)
         if twice := [key for key in chosen if key in settings]:
             raise UsageError(f"{twice[0]} is both in --settings and in --optimizers {text}: leave one out.")
-        if qmc:
-            _check_space(name, text, {**settings, **chosen})
-        fields: dict[str, Any] = {"optimizer": name, **shared, **settings, **chosen}
-        entrants[label(name, chosen)] = resolve(Config(**fields))
+        own = settings | chosen
+        if qmc and name not in SPACES:
+            raise UsageError(f"--optimizers has {text!r}, and --sampler qmc has spaces for {', '.join(SPACES)} only.")
+        for key in (SPACES[name].beta, "weight_decay", "warmup_epochs") if qmc else ():
+            if key in own:
+                raise UsageError(f"{key} is {own[key]}, but --sampler qmc searches it: leave {key} out.")
+        fields: dict[str, Any] = {"optimizer": name, **shared, **own}
+        entrants[label(text)] = resolve(Config(**fields))
     described = settings | ({"sampler": "qmc"} if qmc else {})
     return Comparison(
         entrants,
@@ -145,14 +149,10 @@ def _comparison(options: CompareOptions, dataset: DatasetName) -> Comparison:
     )
 
 
-def label(optimizer: str, settings: dict[str, Any]) -> str:
-    """The entrant's name: `gravity`, or `gravity, alpha 0.1, beta 0.99` with its settings in order."""
+def label(text: str) -> str:
+    """The name of an entrant `gravity:beta=0.99,alpha=0.1`, its settings in order: `gravity, alpha 0.1, beta 0.99`."""
+    optimizer, settings = _entrant(text)
     return ", ".join([optimizer, *(f"{key} {value}" for key, value in sorted(settings.items()))])
-
-
-def label_of(text: str) -> str:
-    """The same of an entrant as the command line has it, `gravity:beta=0.99,alpha=0.1`."""
-    return label(*_entrant(text))
 
 
 def _entrant(text: str) -> tuple[str, dict[str, Any]]:
@@ -195,12 +195,3 @@ def _check(options: CompareOptions) -> None:
         value = getattr(options, name)
         if value is not None and not least <= value <= most:
             raise UsageError(f"{flag(name)} is {value}; it must be between {least} and {most}.")
-
-
-def _check_space(name: str, text: str, settings: dict[str, Any]) -> None:
-    """UsageError if an optimizer has no space, or sets what is searched."""
-    if name not in SPACES:
-        raise UsageError(f"--optimizers has {text!r}, and --sampler qmc has spaces for {', '.join(SPACES)} only.")
-    for key in (SPACES[name].beta, "weight_decay", "warmup_epochs"):
-        if key in settings:
-            raise UsageError(f"{key} is {settings[key]}, but --sampler qmc searches it: leave {key} out.")

@@ -203,9 +203,7 @@ def write_comparison(folder: pathlib.Path, outcomes: Outcomes) -> pathlib.Path:
         " tenth of the training set that was held out. Runs with new seeds followed there. train/lab/rules.py has what"
         " was fixed before."
     )
-    alt = "Accuracy over learning rate, over epochs, and on the test set"
-    drawn = _picture("comparison.png", alt, lambda: figures.draw_comparison(runs, epochs), dpi=80)
-    sections = [Section("What was compared", lines, drawn)]
+    sections = [Section("What was compared", lines, _compared("comparison.png", runs, epochs))]
     for table in evidence.TABLES:
         title, _, note = (table.__doc__ or "").partition("\n\n")
         if len(frame := table(runs)):
@@ -223,8 +221,7 @@ def write_study(folder: pathlib.Path, outcomes: Outcomes, name: str) -> pathlib.
         alt = "Training loss over the learning rate, and test accuracy by initial weights"
         drawn = _picture("ablation.png", alt, lambda: figures.draw_ablation(arms.final_runs(runs, study.arms), rates))
     else:
-        alt = "Accuracy over learning rate, over epochs, and on the test set"
-        drawn = _picture(f"{name}.png", alt, lambda: figures.draw_comparison(runs, epochs), dpi=80)
+        drawn = _compared(f"{name}.png", runs, epochs)
     sections = [Section("In pictures", figures=drawn)]
     for key, found in table.groupby(arms.CELL, sort=False):
         note = "" if found["counts"].all() else " (momentum fails with some seed: this cell does not count)"
@@ -234,15 +231,18 @@ def write_study(folder: pathlib.Path, outcomes: Outcomes, name: str) -> pathlib.
     losses = "Training loss after the last epoch, by momentum's rate or its counterpart (the search's seeds)"
     by_rate = rates.groupby(arms.CELL, sort=False)
     curves = [Table("", _cell(key), arms.by_momentums_rate(found)) for key, found in by_rate]
-    whole = [
-        Table("arms", "All of arms.csv", table, folded=True),
-        Table("rates", "All of rates.csv", rates, folded=True),
-    ]
+    files = {"arms": table, "rates": rates}
+    whole = [Table(name, f"All of {name}.csv", frame, folded=True) for name, frame in files.items()]
     sections.append(Section("All cells that count", tables=[pooled]))
     sections.append(Section(losses, tables=curves))
     sections.append(Section("The same as files", tables=whole))
     introduction = [" ".join(text.split()) for text in (arms.__doc__ or "").split("\n\n")[1:]]
     return Page(study.title, introduction, sections).write(folder)
+
+
+def _compared(name: str, runs: pd.DataFrame, epochs: pd.DataFrame) -> list[Picture]:
+    alt = "Accuracy over learning rate, over epochs, and on the test set"
+    return _picture(name, alt, lambda: figures.draw_comparison(runs, epochs), dpi=80)
 
 
 def _cell(key: tuple[Any, ...]) -> str:

@@ -1,25 +1,6 @@
-"""What was fixed before the runs: how long and how wide, which accuracy counts as trained, what counts as chance.
+"""How long and how wide the runs of a comparison are, which accuracy counts as trained, and what counts as chance.
 
-**How wide, how long.** Two CPU cores should get through a dataset in about an hour. So VGG16 has an eighth of its width
-(0.53 of 33.6 million parameters), and a run a few epochs. What makes such short runs incomparable is the time at the
-chance level, where a network without normalisation may stay for epochs. A pilot said how long that is, by training
-losses, with the trainer's learning rates and seed 0:
-
-    python train/main.py --dataset DATASET --width 0.125 --batch-size BATCH --optimizer OPTIMIZER --epochs N
-
-On CIFAR-10, in batches of 64, all four optimizers learn: Adam and RMSProp from the start, Gravity in the first epoch (a
-loss of 2.24, then 1.77; chance is 2.30), SGD with momentum in the second (2.30, then 2.02). Batches of 128 need as many
-epochs and more time for each; in batches of 32 SGD with momentum did not learn in three epochs, neither at its 0.01 nor
-at three times that. On CIFAR-100 (fine), in batches of 64, Gravity leaves the chance level late in the third epoch, and
-SGD with momentum did not in three.
-
-The rule: batches of 64, and one and a half times the epochs of the slowest optimizer that leaves the chance level, for
-all optimizers alike. That is 3 with ten classes and 5 on CIFAR-100. No run is longer, whatever the curves say.
-
-The digits have eight epochs of VGG11 at an eighth of its width.
-
-**Targets.** Accuracies on the validation part to count epochs to. In the pilot, two epochs of CIFAR-10 ended between
-0.23 (RMSProp) and 0.41 (Gravity), hence 0.35; the others are guesses. None was changed after a run.
+All was fixed before the runs; README.md has the pilot that it comes from.
 """
 
 import dataclasses

@@ -16,6 +16,7 @@ from trainer import csv_files
 from trainer.config import UserError
 
 Part = Literal["search", "final"]
+UNKNOWN = "the best"  # the point of a final run, while the search goes on
 
 
 class Trial(NamedTuple):
@@ -109,12 +110,6 @@ def name(trial: Trial) -> str:
     """The run's in the store."""
     fields = dict(zip(trial._fields, map(_exact, trial), strict=True))
     return json.dumps({field: text for field, text in fields.items() if text or field != "point"})
-
-
-def at(trial: Trial) -> str:
-    """Where in the search it is, for people: `0.1`, or `0.1 beta=0.9 ...`, or `the best`."""
-    rate = f"{trial.learning_rate:g} " if trial.learning_rate else ""
-    return f"{rate}{trial.point}".rstrip()
 
 
 def parsed(row: dict[str, str]) -> tuple[Trial, Outcome]:

@@ -1,15 +1,4 @@
-"""What `--sampler qmc` searches: a space for each optimizer, fixed before any run, and quasi-random points of it.
-
-Everything but the warm-up is drawn evenly on a logarithmic scale.
-
-- **Learning rate**: from a thirtieth of the trainer's to thirty times it, three decades for everyone. The best rates of
-  all recorded searches on VGGs lie within one decade of the trainer's.
-- **1 - beta**: beta averages gradients over 1 / (1 - beta) updates. From 2 updates to 200, five epochs of the digits;
-  where squares are averaged (RMSProp), up to 1,000, as Adam's second average has.
-- **Weight decay**, decoupled: an update takes learning rate x this x weights away, so that optimizers with low rates
-  need more of it. The upper end is ten times and more what is usual (5e-4 with momentum 0.9, 0.01 to 0.1 with AdamW);
-  the lower end does nothing in runs as short as these.
-- **Warm-up**: none, a twentieth or a fifth of the epochs. Three values, as each needs a separate program.
+"""What `--sampler qmc` searches: a space for each optimizer, and quasi-random points of it. README.md has the reasons.
 
 The points are Halton's sequence without scrambling: the same on every machine, and the first of a longer search are
 those of a shorter one. Nothing heavy is imported here; SciPy's sequence, which is the same, takes a second to import.

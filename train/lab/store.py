@@ -37,8 +37,7 @@ class Claim:
     def __init__(self, study: optuna.Study, trial: Any):
         self._study, self._number, self._id = study, trial.number, trial._trial_id
         self._ended = threading.Event()
-        self._beat()
-        self._thread = threading.Thread(target=self._keep_beating, daemon=True)
+        self._thread = threading.Thread(target=self._beat, daemon=True)
         self._thread.start()
 
     def __enter__(self) -> "Claim":
@@ -73,14 +72,13 @@ class Claim:
         return True
 
     def _beat(self) -> None:
-        self._study._storage.record_heartbeat(self._id)  # type: ignore[attr-defined]
-
-    def _keep_beating(self) -> None:
-        while not self._ended.wait(_HEARTBEAT):
+        while True:
             try:
-                self._beat()
+                self._study._storage.record_heartbeat(self._id)  # type: ignore[attr-defined]
             except Exception as error:  # of the database, which may be back before the grace period is over
                 log.warning(f"the heartbeat could not be written to --storage ({brief(error)[:100]})")
+            if self._ended.wait(_HEARTBEAT):
+                return
 
 
 class Store:

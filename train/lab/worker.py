@@ -31,7 +31,8 @@ _LOOKS_BETWEEN_TRIES = 6  # at the store, while other workers make all that is l
 class Run(NamedTuple):
     """A run of the plan, and how much of it is done."""
 
-    what: Any  # a cell or a trial, with `epochs`
+    what: Any  # what `make` needs of it
+    planned: int  # epochs
     name: str  # in the store
     title: str  # for people
     columns: tuple[str, ...]  # of the listing
@@ -111,7 +112,7 @@ class Worker(abc.ABC):
         for run in runs:
             if run.kind not in skipped:
                 seconds, epochs = next(pace[group] for group in (*run.alike, ()) if group in pace)
-                total += (run.what.epochs - run.epochs) * seconds / epochs
+                total += (run.planned - run.epochs) * seconds / epochs
         return f"about {datetime.timedelta(seconds=round(total))}"
 
     def work(self) -> int:
@@ -170,4 +171,4 @@ class Worker(abc.ABC):
 
 def _epochs(runs: Sequence[Run]) -> tuple[int, int]:
     """How many of the planned epochs are done (a run may have more), and how many are planned."""
-    return sum(min(run.epochs, run.what.epochs) for run in runs), sum(run.what.epochs for run in runs)
+    return sum(min(run.epochs, run.planned) for run in runs), sum(run.planned for run in runs)

@@ -54,7 +54,7 @@ _OPTIMIZERS = {
 NAMES = tuple(_OPTIMIZERS)
 
 # Variants that the authors tried on the way to Gravity, under the names of their notes (published_tuning.csv): other
-# rules for Max-Step Grad, and initial velocities from Keras' initialisers with Keras' default sizes. `tuning_study.py`
+# rules for Max-Step Grad, and initial velocities from Keras' initialisers with Keras' default sizes. `lab/grid.py`
 # says which of them make up the authors' runs. Two rules for m are ours: `none`, without damping, and `rms`, which does
 # not depend on the scale of the loss.
 _EPSILON = 1e-7  # the authors'
