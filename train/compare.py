@@ -5,7 +5,7 @@ import pathlib
 import sys
 
 from lab import studies
-from lab.options import CompareOptions, comparisons
+from lab.options import CompareOptions
 from trainer import command
 from trainer.config import UsageError, local_path_given
 from trainer.flags import parse_command
@@ -25,8 +25,7 @@ def main() -> int:
 def compare(options: CompareOptions) -> int:
     """Makes the runs and writes the report; or only lists the runs; or only reports."""
     folder = pathlib.Path(local_path_given("--workdir", options.workdir))
-    every = studies.expanded(options) if options.study else [options]
-    wanted = [comparison for flags in every for comparison in comparisons(flags)]
+    wanted = studies.plan(options)
     from lab.comparing import TrialWorker
 
     code, write = 0, not (options.list_only or options.report_only)

@@ -21,7 +21,7 @@ READMES = {"front": "README.md", "lab": "train/lab/README.md", "paper": "train/p
 TEXT = {page: " ".join((ROOT / path).read_text().split()) for page, path in READMES.items()}
 STUDIES, MACHINES = ("ablation", "width", "baselines"), {"CPU": "comparison", "H100": "comparison_h100"}
 RUNS = {folder: runs.read(ROOT / "notebooks" / folder / "runs.csv") for folder in (*STUDIES, *MACHINES.values())}
-FRAMES = {folder: frames.of_comparison(made)[0] for folder, made in RUNS.items()}
+FRAMES = {folder: frames.of_comparison(made) for folder, made in RUNS.items()}
 FIRST, ON_GPU = (frames.load(ROOT / "notebooks" / folder).epochs for folder in ("results", "results_h100"))
 
 
@@ -164,7 +164,7 @@ def test_the_figure_of_the_ablation_has_the_recorded_values_and_leaves_out_arms_
 @pytest.mark.parametrize(("study", "whole"), [("ablation", 6), ("width", 2), ("baselines", 1)])
 def test_the_runs_of_a_study_are_the_plans_and_as_many_comparisons_are_whole_as_is_said(study, whole):
     options, made = CompareOptions("unused", study=study, datasets=("digits", "cifar10")), {*RUNS[study]}
-    plan = [one for flags in studies.expanded(options) for one in comparisons(flags)]
+    plan = studies.plan(options)
     trials = [{*search.plan(one, RUNS[study])} for one in plan]
     assert made <= set().union(*trials) and sum(planned <= made for planned in trials) == whole
 

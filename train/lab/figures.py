@@ -81,7 +81,7 @@ def _draw_ours(axes: Any, name: str, departures: str, runs: pd.DataFrame, metric
         axes.fill_between(curve.index, low, high, color=style["color"], alpha=0.25, lw=0)
 
 
-def draw_comparison(runs: pd.DataFrame, epochs: pd.DataFrame) -> Any:
+def draw_comparison(runs: pd.DataFrame) -> Any:
     """A row for each dataset and network: accuracy over learning rate, over epochs, and on the test set."""
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
@@ -89,17 +89,16 @@ def draw_comparison(runs: pd.DataFrame, epochs: pd.DataFrame) -> Any:
     setups = [*runs.groupby("setup")]
     figure = Figure(figsize=(12, 3.4 * len(setups) + 0.6), layout="constrained")
     panels = figure.subplots(len(setups), 3, squeeze=False)
-    for (setup, found), (rates, curves, test) in zip(setups, panels, strict=True):
+    for (_, found), (rates, curves, test) in zip(setups, panels, strict=True):
         tested: list[str] = []
         for name, its in found.groupby("optimizer", sort=False):
             scores = its[its["part"] == "search"].groupby(AT)["validation_accuracy"].mean()
             line = {"linestyle": "none"} if its["point"].any() else {}
             rates.plot(scores.index.get_level_values(0), scores, label=name, **(_style(name) | line))
-            values = its["test_accuracy"][its["chosen"]]
-            if len(values):
-                chosen = epochs[(epochs["setup"] == setup) & (epochs["optimizer"] == name) & epochs["chosen"]]
-                mean = chosen.groupby("epoch")["val_accuracy"].mean()
-                curves.plot(mean.index, mean, label=name, **_style(name))
+            chosen = its[its["chosen"]]
+            if len(values := chosen["test_accuracy"]):
+                mean = np.mean([*chosen["accuracy_by_epoch"]], axis=0)
+                curves.plot(np.arange(1, len(mean) + 1), mean, label=name, **_style(name))
                 i, style = len(tested), _style(name) | {"linestyle": "none", "alpha": 0.6}
                 test.plot(values, np.full(len(values), i), label=name, **style)
                 test.plot([values.mean()] * 2, [i - 0.3, i + 0.3], color=palette.colour(name))

@@ -1,13 +1,13 @@
-"""Runs as pandas frames: a row per run, and a row per epoch. Everything in the reports is made from these.
+"""Runs as pandas frames, from which everything in the reports is made.
 
-**Of the evaluation**, `Results.epochs` and `published.epochs` have cell, seed and the columns of history.csv, and
+**Of the evaluation**, `Results.epochs` and `published.epochs` have a row per epoch: the columns of history.csv, and
 
     whose, study   "ours" or "published"; whether it is of the tuning study, where `optimizer` is the variant
     departures     from the published runs' protocol, as "width 0.5, limit 128"; "" if there are none
     sizes          those of them that are no setting of the optimizer
     comparable     whether it can be compared with the published run: another precision is no obstacle
 
-**Of a comparison**, `of_comparison` gives a frame of runs with the columns of runs.csv but for the two `_by_epoch`, and
+**Of a comparison**, the frame of `of_comparison` has the columns of runs.csv but for `loss_by_epoch`, and
 
     setup, entrant             numbers, in the report's order: what a comparison holds fixed; who is compared in it
     network                    the setup in words; limit is 0 where it is not set
@@ -15,8 +15,6 @@
     at_chance, diverged        whether no epoch ended above the chance level; whether a loss was not finite
     reached                    the first epoch at whose end the target was reached; NaN if none
     chosen                     of the final runs at the best rate or point, the last one if that ever changed
-
-and a frame of epochs: setup, entrant, optimizer, chosen, epoch, loss, val_accuracy.
 """
 
 import json
@@ -149,23 +147,20 @@ def network(setup: Trial) -> str:
     return f"{text}, {setup.settings}" if setup.settings else text
 
 
-def of_comparison(outcomes: Outcomes) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """A frame of runs and one of epochs: by the number of classes, then in file order."""
+def of_comparison(outcomes: Outcomes) -> pd.DataFrame:
+    """A row per run: by the number of classes, then in file order."""
     classes = {trial.setup: outcome.classes for trial, outcome in outcomes.items()}
     setups = sorted(classes, key=lambda setup: (classes[setup], [*RULES].index(setup.dataset)))
     entrants = {setup: [*dict.fromkeys(t.optimizer for t in outcomes if t.setup == setup)] for setup in setups}
     best = {(t.setup, t.optimizer): (t.learning_rate, t.point) for t in outcomes if t.part == "final"}
-    runs, epochs = [], []
+    rows = []
     for trial, outcome in outcomes.items():
         target, accuracies, losses = RULES[trial.dataset].target, outcome.accuracy_by_epoch, outcome.loss_by_epoch
         at = best.get((trial.setup, trial.optimizer))
-        who = {
+        made = {
             "setup": setups.index(trial.setup),
             "entrant": entrants[trial.setup].index(trial.optimizer),
-            "optimizer": trial.optimizer,
             "chosen": trial.part == "final" and at == (trial.learning_rate, trial.point),
-        }
-        how = {
             "limit": trial.limit or 0,
             "network": network(trial.setup),
             "validation_accuracy": outcome.validation_accuracy,
@@ -174,8 +169,6 @@ def of_comparison(outcomes: Outcomes) -> tuple[pd.DataFrame, pd.DataFrame]:
             "diverged": not all(map(math.isfinite, losses)),
             "reached": next((i for i, accuracy in enumerate(accuracies, 1) if accuracy >= target), math.nan),
         }
-        runs.append(trial._asdict() | vars(outcome) | who | how)
-        curves = enumerate(zip(losses, accuracies, strict=True), 1)
-        epochs += [who | {"epoch": i, "loss": loss, "val_accuracy": accuracy} for i, (loss, accuracy) in curves]
-    frame = pd.DataFrame(runs).drop(columns=["loss_by_epoch", "accuracy_by_epoch"])
-    return frame.sort_values(["setup", "entrant"], kind="stable", ignore_index=True), pd.DataFrame(epochs)
+        rows.append(trial._asdict() | vars(outcome) | made)
+    frame = pd.DataFrame(rows).drop(columns="loss_by_epoch")
+    return frame.sort_values(["setup", "entrant"], kind="stable", ignore_index=True)

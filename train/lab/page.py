@@ -186,7 +186,7 @@ def agreement(epochs: pd.DataFrame) -> str:
 def write_comparison(folder: pathlib.Path, outcomes: Outcomes) -> pathlib.Path:
     """The report of `compare.py`, from its runs."""
     (folder / "report").mkdir(exist_ok=True)
-    runs, epochs = frames.of_comparison(outcomes)
+    runs = frames.of_comparison(outcomes)
     lines = []
     for _, found in runs.groupby("setup"):
         first, parts = found.iloc[0], found["part"].value_counts()
@@ -203,7 +203,7 @@ def write_comparison(folder: pathlib.Path, outcomes: Outcomes) -> pathlib.Path:
         " tenth of the training set that was held out. Runs with new seeds followed there. train/lab/rules.py has what"
         " was fixed before."
     )
-    sections = [Section("What was compared", lines, _compared("comparison.png", runs, epochs))]
+    sections = [Section("What was compared", lines, _compared("comparison.png", runs))]
     for table in evidence.TABLES:
         title, _, note = (table.__doc__ or "").partition("\n\n")
         if len(frame := table(runs)):
@@ -214,14 +214,14 @@ def write_comparison(folder: pathlib.Path, outcomes: Outcomes) -> pathlib.Path:
 def write_study(folder: pathlib.Path, outcomes: Outcomes, name: str) -> pathlib.Path:
     """The report of `compare.py --study NAME`, from its runs."""
     (folder / "report").mkdir(exist_ok=True)
-    runs, epochs = frames.of_comparison(outcomes)
+    runs = frames.of_comparison(outcomes)
     study = STUDIES[name]
     table, rates = arms.cells(runs, study.arms), arms.rates(runs, study.arms)
     if name == "ablation":
         alt = "Training loss over the learning rate, and test accuracy by initial weights"
         drawn = _picture("ablation.png", alt, lambda: figures.draw_ablation(arms.final_runs(runs, study.arms), rates))
     else:
-        drawn = _compared(f"{name}.png", runs, epochs)
+        drawn = _compared(f"{name}.png", runs)
     sections = [Section("In pictures", figures=drawn)]
     for key, found in table.groupby(arms.CELL, sort=False):
         note = "" if found["counts"].all() else " (momentum fails with some seed: this cell does not count)"
@@ -240,9 +240,9 @@ def write_study(folder: pathlib.Path, outcomes: Outcomes, name: str) -> pathlib.
     return Page(study.title, introduction, sections).write(folder)
 
 
-def _compared(name: str, runs: pd.DataFrame, epochs: pd.DataFrame) -> list[Picture]:
+def _compared(name: str, runs: pd.DataFrame) -> list[Picture]:
     alt = "Accuracy over learning rate, over epochs, and on the test set"
-    return _picture(name, alt, lambda: figures.draw_comparison(runs, epochs), dpi=80)
+    return _picture(name, alt, lambda: figures.draw_comparison(runs), dpi=80)
 
 
 def _cell(key: tuple[Any, ...]) -> str:

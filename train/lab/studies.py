@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from lab.options import CompareOptions, label
+from lab.options import CompareOptions, Comparison, comparisons, label
 from trainer.config import UsageError, flag
 
 Arms = Mapping[str, tuple[str, ...]]  # by name: the entrants of which the best in the search counts
@@ -153,8 +153,14 @@ STUDIES = {
 }
 
 
-def expanded(options: CompareOptions) -> list[CompareOptions]:
-    """The flags of each comparison of `options.study` on `options.datasets`; UsageError for flags that it sets."""
+def plan(options: CompareOptions) -> list[Comparison]:
+    """The comparisons that the flags ask for: a study's on `options.datasets`, if they name one."""
+    every = _expanded(options) if options.study else [options]
+    return [comparison for flags in every for comparison in comparisons(flags)]
+
+
+def _expanded(options: CompareOptions) -> list[CompareOptions]:
+    """The flags of each comparison of the study; UsageError for flags that it sets."""
     own = ("workdir", "datasets", "data_dir", "study", "storage", "list_only", "report_only")
     for field in dataclasses.fields(CompareOptions):
         if field.name not in own and (value := getattr(options, field.name)) != field.default:
