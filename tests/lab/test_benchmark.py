@@ -120,9 +120,9 @@ def test_the_plan_is_the_papers_evaluation_or_a_part_of_it_with_seeds_one_after_
 def test_the_study_is_the_authors_variants_and_every_row_of_theirs_is_one_or_has_an_undefined_rule():
     planned = {cell.workdir: cell for cell in plan("R", study=True, seeds=(0, 1))}
     assert len(planned) == 2 * len(grid.VARIANTS)
-    cell = planned["R/study/cifar10/vgg16/from_rest_beta_0.99/seed_1"]
-    assert (cell.beta, cell.alpha, cell.epochs, cell.seed) == (0.99, 0.0, 100, 1)
-    assert planned["R/study/cifar10/vgg16/velocity_he_normal/seed_0"].epochs == 50
+    at = "R/study/cifar10/vgg16"
+    cell, short = planned[f"{at}/from_rest_beta_0.99/seed_1"], planned[f"{at}/velocity_he_normal/seed_0"]
+    assert (cell.beta, cell.alpha, cell.epochs, cell.seed, short.epochs) == (0.99, 0.0, 100, 1, 50)
     assert {c.dataset for c in plan("R", study=True, datasets=("mnist",))} == {"mnist"}
     comments = published.tuning()["authors_comment"]
     undefined = [row for row, comment in comments.items() if "1-total_effect" in comment or comment == "Z_score"]

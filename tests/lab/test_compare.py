@@ -85,16 +85,8 @@ def comp(run):
         ("--optimizers adamw", 2, "--optimizers has 'adamw', and 'adamw' is none of gravity"),
         ("--optimizers adam:beta=0.5", 2, "--beta is 0.5"),
         ("--optimizers gravity:beta=x", 2, "--optimizers gravity:beta=x: beta is 'x'; it must be a number"),
-        (
-            "--optimizers gravity:first_step=0.5",
-            2,
-            "--optimizers gravity:first_step=0.5: first_step is '0.5'; it must be",
-        ),
-        (
-            "--optimizers gravity:velocity=uniform",
-            2,
-            "--optimizers gravity:velocity=uniform: velocity is 'uniform'; it",
-        ),
+        ("--optimizers gravity:first_step=0.5", 2, "first_step is '0.5'; it must be a whole number"),
+        ("--optimizers gravity:velocity=uniform", 2, "velocity is 'uniform'; it must be one of normal"),
         ("--optimizers gravity:learning_rate=1", 2, "--optimizers gravity:learning_rate=1: 'learning_rate=1' is not"),
         ("--optimizers gravity:beta=0.5,beta=0.6", 2, "--optimizers gravity:beta=0.5,beta=0.6: beta is given twice"),
         ("--optimizers gravity:beta=0.5 --settings beta=0.6", 2, "beta is both in --settings and in --optimizers"),
@@ -116,7 +108,7 @@ def comp(run):
 def test_what_cannot_be_is_answered_in_one_line(run, tmp_path, monkeypatch, flags, code, said):
     monkeypatch.setattr("lab.store._SECONDS_BETWEEN", 0)
     got, _, error = run(compare, "--workdir", tmp_path / "R", *flags.split())
-    assert got == code and error.startswith(f"error: {said}") and error.count("\n") == 1
+    assert got == code and error.startswith("error: ") and said in error and error.count("\n") == 1
     assert not list(tmp_path.iterdir())
 
 

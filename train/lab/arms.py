@@ -54,10 +54,10 @@ def cells(runs: pd.DataFrame, arms: Arms) -> pd.DataFrame:
     ]
     table["failed_from"], table["failed_to"] = [i.low for i in intervals], [i.high for i in intervals]
     accuracies = finals.groupby(["setup", "arm"])["test_accuracy"].apply(np.array)
-    tests: list[dict[str, float]] = []
-    for setup, arm in zip(table["setup"], table["arm"], strict=True):
-        compared = arm != BASELINE
-        tests.append(welch(accuracies[setup, arm], accuracies[setup, BASELINE]) if compared else {})
+    tests = [
+        welch(accuracies[setup, arm], accuracies[setup, BASELINE]) if arm != BASELINE else {}
+        for setup, arm in zip(table["setup"], table["arm"], strict=True)
+    ]
     table = table.join(pd.DataFrame(tests, columns=["difference", "from", "to", "p", "p_equivalent"]))
     table = table.rename(columns={"difference": "minus_momentum"})
     momentums = table[table["arm"] == BASELINE].set_index("setup")["failed"]

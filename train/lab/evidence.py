@@ -27,7 +27,7 @@ def standings(runs: pd.DataFrame) -> pd.DataFrame:
     """
     finals = runs[runs["chosen"]].groupby([*WHO, "dataset", "network", "classes", "optimizer", *AT])["test_accuracy"]
     table = finals.agg(seeds="size", test_accuracy="mean", deviation="std").reset_index()
-    differences: list[dict[str, float]] = []
+    differences = []
     for setup, optimizer in zip(table["setup"], table["optimizer"], strict=True):
         ours, base = tested(runs, setup, optimizer), tested(runs, setup, BASELINE)
         compared = optimizer != BASELINE and len(base)

@@ -46,7 +46,11 @@ def draw_cells(found: Results, dataset: str, model: str) -> Any:
     names = sorted(ours["optimizer"].unique(), key=lambda name: [*OPTIMIZER_NAMES, name].index(name))
     for axes, (metric, label) in zip(figure.subplots(2, 2).flat, PANELS.items(), strict=True):
         for name, run in theirs.groupby("optimizer", sort=False):
-            _draw_published(axes, name, run, metric)
+            mark = run["mark"].iloc[0]
+            remark = f" ({mark}: not comparable)" if mark else ""
+            style: dict[str, Any] = {"linestyle": ":" if mark else "--", "linewidth": 1.5 if mark else 1}
+            style |= {"label": f"{OPTIMIZER_NAMES[name]}, published{remark}", "color": palette.colour(name)}
+            axes.plot(run["epoch"], run[metric], **style)
         for name in names:
             for departures, runs in ours[ours["optimizer"] == name].groupby("departures", sort=False):
                 _draw_ours(axes, name, departures, runs, metric)
@@ -59,13 +63,6 @@ def draw_cells(found: Results, dataset: str, model: str) -> Any:
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize="small")
     figure.suptitle(f"{found.dataset_name(dataset)} on {MODEL_NAMES[model]}")
     return figure
-
-
-def _draw_published(axes: Any, name: str, run: pd.DataFrame, metric: str) -> None:
-    mark, label = run["mark"].iloc[0], f"{OPTIMIZER_NAMES[name]}, published"
-    label += f" ({mark}: not comparable)" if mark else ""
-    style = {"linestyle": ":", "linewidth": 1.5} if mark else {"linestyle": "--", "linewidth": 1}
-    axes.plot(run["epoch"], run[metric], color=palette.colour(name), label=label, **style)
 
 
 def _draw_ours(axes: Any, name: str, departures: str, runs: pd.DataFrame, metric: str) -> None:

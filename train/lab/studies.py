@@ -5,7 +5,7 @@ All was written down before the first run; README.md says what for, and what was
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from lab.options import CompareOptions, Comparison, comparisons, label
@@ -93,24 +93,14 @@ START_ARMS: Arms = {
 }
 
 
-def _ablation() -> Iterator[dict[str, Any]]:
-    for workload, setting, schedule, arms in _ABLATION:
-        settings = (*SETTINGS[setting], *SCHEDULES[schedule])
-        yield {"optimizers": _entrants(arms), "settings": settings, **WORKLOADS[workload], **PROTOCOL}
+def _ablation(workload: str, setting: str, schedule: str, arms: Arms) -> dict[str, Any]:
+    settings = (*SETTINGS[setting], *SCHEDULES[schedule])
+    return {"optimizers": _entrants(arms), "settings": settings, **WORKLOADS[workload], **PROTOCOL}
 
 
-def _width() -> Iterator[dict[str, Any]]:
-    for workload, widths in WIDTHS.items():
-        for width in widths:
-            named = (*_gravity(*dict.fromkeys((0.01, scaled_alpha(width))), 0), "momentum", "momentum:init=he")
-            yield {
-                **WORKLOADS[workload],
-                "optimizers": named,
-                "width": width,
-                "rates": 3,
-                "widen": 0,
-                "search_seeds": 3,
-            }
+def _width(workload: str, width: float) -> dict[str, Any]:
+    named = (*_gravity(*dict.fromkeys((0.01, scaled_alpha(width))), 0), "momentum", "momentum:init=he")
+    return {**WORKLOADS[workload], "optimizers": named, "width": width, "rates": 3, "widen": 0, "search_seeds": 3}
 
 
 def _baselines(warmup_epochs: float, **size: Any) -> dict[str, Any]:
@@ -131,25 +121,22 @@ def arm_of(arms: Arms) -> dict[str, str]:
 class Study:
     title: str
     arms: Arms
-    comparisons: tuple[dict[str, Any], ...]
+    comparisons: list[dict[str, Any]]  # flags
 
 
 _ON_CPU = {"model": "vgg11", "epochs": 4, "limit": 7_500, "batch_size": 64, "rates": 5, "widen": 4, "search_seeds": 3}
+_ON_GPU = {"model": "vgg16", "width": 0.5, "epochs": 20, "rates": 7, "search_seeds": 1}
 _START = {"datasets": ("cifar100_fine",), "model": "vgg16", "width": 1.0, "epochs": 10, "batch_size": 128}
 _START |= {"optimizers": _entrants(START_ARMS), "rates": 3, "widen": 0, "search_seeds": 1, "seeds": 3}
-_ON_GPU = {"model": "vgg16", "width": 0.5, "epochs": 20, "rates": 7, "search_seeds": 1}
+_OVER_WIDTHS = [_width(workload, width) for workload, widths in WIDTHS.items() for width in widths]
+_BASELINES = [_baselines(1.0, datasets=(dataset,), **_ON_GPU) for dataset in ("cifar10", "cifar100_fine")]
+_WHO = "Who is best where all train?"
 STUDIES = {
-    "ablation": Study("Which parts of Gravity matter?", ARMS, tuple(_ablation())),
-    "width": Study("Does alpha have to follow the width?", WIDTH_ARMS, tuple(_width())),
-    "baselines": Study(
-        "Who is best where all train?", BASELINE_ARMS, (_baselines(0.5, datasets=("cifar10",), **_ON_CPU),)
-    ),
-    "baselines-gpu": Study(
-        "Who is best where all train?",
-        BASELINE_ARMS,
-        tuple(_baselines(1.0, datasets=(dataset,), **_ON_GPU) for dataset in ("cifar10", "cifar100_fine")),
-    ),
-    "start": Study("Is Gravity's early lead in the paper its initialization?", START_ARMS, (_START,)),
+    "ablation": Study("Which parts of Gravity matter?", ARMS, [_ablation(*cell) for cell in _ABLATION]),
+    "width": Study("Does alpha have to follow the width?", WIDTH_ARMS, _OVER_WIDTHS),
+    "baselines": Study(_WHO, BASELINE_ARMS, [_baselines(0.5, datasets=("cifar10",), **_ON_CPU)]),
+    "baselines-gpu": Study(_WHO, BASELINE_ARMS, _BASELINES),
+    "start": Study("Is Gravity's early lead in the paper its initialization?", START_ARMS, [_START]),
 }
 
 

@@ -82,7 +82,7 @@ def distance(epochs: pd.DataFrame) -> pd.DataFrame:
     """
     key, theirs = [*CELL, "departures"], published.epochs()
     ours = epochs[epochs["comparable"] & ~epochs["study"]]
-    last = ours.groupby(key)["epoch"].transform("max").clip(upper=EPOCHS)
+    last = ours.groupby(key)["epoch"].transform("max")
     ours = ours[ours["epoch"].isin(MATCHED_EPOCHS) | (ours["epoch"] == last)]
     long = ours.melt([*key, "epoch"], METRICS, "metric")
     found = long.groupby([*key, "epoch", "metric"], sort=False)["value"].agg(seeds="size", ours="mean", spread="std")
