@@ -184,7 +184,10 @@ def test_all_have_the_same_budget_the_search_comes_first_and_a_comparison_cut_of
 def test_more_seeds_and_optimizers_extend_what_is_there():
     accuracy = peaked_at(gravity=0.1, adam=2.5e-4, nadam=0.001)
     before, outcomes = work_through(only(optimizers=("gravity", "adam"), seeds=2), accuracy)
-    made, _ = work_through(only(optimizers=("gravity", "adam", "nadam"), seeds=3), accuracy, outcomes)
+    more = only(optimizers=("gravity", "adam", "nadam"), seeds=3)
+    last = [(trial.optimizer, trial.point, trial.seed) for trial in search.plan(more, outcomes)[-3:]]
+    assert last == [("nadam", runs.UNKNOWN, 100), ("nadam", runs.UNKNOWN, 101), ("nadam", runs.UNKNOWN, 102)]
+    made, _ = work_through(more, accuracy, outcomes)
     assert not set(made) & set(before)
     added = {("gravity", 102), ("adam", 102), *itertools.product(["nadam"], (100, 101, 102))}
     assert {(trial.optimizer, trial.seed) for trial in made if trial.part == "final"} == added

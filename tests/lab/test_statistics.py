@@ -177,6 +177,12 @@ def test_an_arm_whose_runs_are_not_done_has_no_row_and_a_cell_counts_only_where_
 # The tables of a comparison
 
 
+def test_only_the_final_runs_at_the_rate_that_was_chosen_last_count():
+    finals = {trial: run for trial, run in comparison().items() if trial.part == "final"}
+    earlier = {trial._replace(learning_rate=0.1): run for trial, run in finals.items() if trial.optimizer == "gravity"}
+    assert table("standings", earlier | comparison()).equals(table("standings", comparison()))
+
+
 def test_the_plateau_is_what_reaches_the_share_of_the_best_without_a_gap():
     gapped = {"gravity": {0.01: 0.8, 0.03162: 0.1, 0.1: 0.8, 0.3162: 0.81, 1.0: 0.79}}
     found = [*by_optimizer("plateaus", comparison()).values()]

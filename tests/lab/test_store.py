@@ -6,7 +6,6 @@ import glob
 import os
 import pathlib
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -117,17 +116,12 @@ def database():
         if os.getuid() == 0:
             user = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"]
             shutil.chown(folder, "postgres")
-        make = [*user, programs / "initdb", "-D", f"{folder}/data", "-U", "lab", "-A", "trust"]
-        subprocess.run(make, check=True, capture_output=True)
-        options = ["-D", f"{folder}/data", "-p", port, "-h", "127.0.0.1", "-k", folder, "-c", "fsync=off"]
-        server = subprocess.Popen([*user, programs / "postgres", *options], stderr=subprocess.DEVNULL)
-        ready = [programs / "pg_isready", "-h", "127.0.0.1", "-p", port]
-        while subprocess.run(ready, capture_output=True).returncode:
-            assert server.poll() is None
-            time.sleep(0.5)
+        control = [*user, programs / "pg_ctl", "-s", "-w", "-D", f"{folder}/data"]
+        subprocess.run([*control, "init", "-o", "-U lab -A trust"], check=True, stdout=subprocess.DEVNULL)
+        options = f"-p {port} -h 127.0.0.1 -k {folder} -c fsync=off"
+        subprocess.run([*control, "start", "-l", f"{folder}/log", "-o", options], check=True)
         yield f"postgresql+psycopg://lab@127.0.0.1:{port}/postgres"
-        server.send_signal(signal.SIGINT)  # without waiting for its clients
-        server.wait(60)
+        subprocess.run([*control, "stop", "-m", "fast"], check=True)  # without waiting for its clients
 
 
 @pytest.mark.postgresql
