@@ -304,6 +304,7 @@ def test_runs_of_an_earlier_file_are_not_made_again(comp, tmp_path, stand):
     assert comp(tmp_path / "old")[0] == 0
     assert len(stand.made) == len(lines) - 8
     assert (tmp_path / "old" / "runs.csv").read_text() == "".join(lines)
+    assert len(Store(f"sqlite:///{tmp_path}/old/runs.db", "compare").outcomes()) == len(lines) - 1  # for other workers
 
 
 def test_a_run_that_another_worker_makes_is_left_to_it(comp, tmp_path, stand):
