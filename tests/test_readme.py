@@ -32,7 +32,7 @@ PAGES = {
 README = PAGES["README.md"]
 
 # Commands that .ci/run runs, and how they read there where that differs.
-IN_CI = ["ruff check .", "mypy", "pytest -m prepare", "pytest -m peers", "pytest -m slow", "pytest -m postgresql -n 0"]
+IN_CI = ["ruff check .", "mypy", "pytest -m prepare", "pytest -m peers", "pytest -m slow", "pytest -m database -n 0"]
 IN_CI += ["pytest -m browser -n 0", ". .venv/bin/activate", "pytest tests/library"]
 IN_CI = dict(zip(IN_CI, IN_CI, strict=True)) | {
     ".ci/run": "passed",

@@ -6,7 +6,6 @@ import glob
 import os
 import pathlib
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -101,30 +100,38 @@ def test_a_worker_without_a_sign_of_life_loses_its_run_and_one_that_lives_keeps_
     assert other.claim("b") is None and kept.finish(0.5, {})
 
 
-@pytest.fixture(scope="module")
-def database():
-    """The URL of a fresh PostgreSQL server's database, on loopback."""
-    found = [*sorted(glob.glob("/usr/lib/postgresql/*/bin/initdb")), *filter(None, [shutil.which("initdb")])]
-    assert found, "this test needs PostgreSQL: apt-get install postgresql"
-    programs = pathlib.Path(found[0]).parent
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    # Not in pytest's folder, which is root's alone: the server does not run as root.
+@pytest.fixture(params=["postgres", "mysql"])
+def database(request):
+    """The URL of an empty database of PostgreSQL or MariaDB, on a fresh server that listens in a folder alone."""
+    # Not in pytest's folder, which is root's alone: the servers do not run as root.
     with tempfile.TemporaryDirectory() as folder:
         user = []
         if os.getuid() == 0:
-            user = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"]
-            shutil.chown(folder, "postgres")
-        control = [*user, programs / "pg_ctl", "-s", "-w", "-D", f"{folder}/data"]
-        subprocess.run([*control, "init", "-o", "-U lab -A trust"], check=True, stdout=subprocess.DEVNULL)
-        options = f"-p {port} -h 127.0.0.1 -k {folder} -c fsync=off"
-        subprocess.run([*control, "start", "-l", f"{folder}/log", "-o", options], check=True)
-        yield f"postgresql+psycopg://lab@127.0.0.1:{port}/postgres"
-        subprocess.run([*control, "stop", "-m", "fast"], check=True)  # without waiting for its clients
+            user = ["setpriv", f"--reuid={request.param}", f"--regid={request.param}", "--clear-groups"]
+            shutil.chown(folder, request.param)
+        run = lambda *words: subprocess.run([*user, *words], check=True, stdout=subprocess.DEVNULL)
+        if request.param == "postgres":
+            found = [*filter(None, [shutil.which("pg_ctl")]), *sorted(glob.glob("/usr/lib/postgresql/*/bin/pg_ctl"))]
+            assert found, "this test needs PostgreSQL: apt-get install postgresql"
+            control = [found[-1], "-s", "-w", "-D", f"{folder}/data"]
+            run(*control, "init", "-o", "-U lab -A trust")
+            run(*control, "start", "-l", f"{folder}/log", "-o", f"-h '' -k {folder} -c fsync=off")
+            yield f"postgresql+psycopg://lab@/postgres?host={folder}"
+            run(*control, "stop", "-m", "fast")  # without waiting for its clients
+        else:
+            assert shutil.which("mariadbd"), "this test needs MariaDB: apt-get install mariadb-server"
+            where, socket = f"--datadir={folder}/data", f"--socket={folder}/socket"
+            run("mariadb-install-db", "--no-defaults", where, "--auth-root-authentication-method=normal")
+            command = [*user, "mariadbd", "--no-defaults", where, socket, "--skip-networking"]
+            server = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+            admin = ["mariadb-admin", "--no-defaults", socket, "--user=root", "--wait=60"]
+            run(*admin, "create", "lab")
+            yield f"mysql+pymysql://root@localhost/lab?unix_socket={folder}/socket"
+            run(*admin, "shutdown")
+            server.wait(60)
 
 
-@pytest.mark.postgresql
+@pytest.mark.database
 def test_every_run_is_made_once_though_a_machine_is_lost_and_the_table_is_that_of_one_worker(tmp_path, database):
     compare = lambda machine, *flags: start(PROGRAM, machine, "--workdir", tmp_path / machine, *FLAGS, *flags)
     alone = compare("alone")

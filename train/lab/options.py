@@ -44,7 +44,8 @@ class SharedOptions:
     data_dir: str | None = None
     """Folder of the prepared datasets. Default: tensorflow-datasets' own (~/tensorflow_datasets)."""
     storage: str | None = None
-    """A database that workers on several machines share: postgresql+psycopg://HOST/NAME. Default: a file in WORKDIR."""
+    """A database that workers on several machines share: postgresql+psycopg://HOST/NAME or mysql+pymysql://HOST/NAME.
+    Default: a file in WORKDIR."""
     list_only: Annotated[bool, tyro.conf.arg(name="list")] = False
     """Only print the runs, with what is done and to do, and the time left."""
 
