@@ -4,8 +4,8 @@
 
 Each run is killed (SIGKILL) once, with at least three epochs still to go, and then resumed with the same flags. Its
 parameters, velocity and history.csv (all columns but the times) are compared, bit for bit, with those of a run that was
-left alone. A third of the moments are before the first step, while data are read and programs compile; the others are
-anywhere in the run, while a checkpoint is being written, or just after a row of history.csv, before its checkpoint.
+left alone. The kills come in turn before the first step, while data are read and programs compile; anywhere in the run;
+while a checkpoint is being written; and just after a row of history.csv, before its checkpoint.
 """
 
 import argparse
@@ -26,28 +26,15 @@ FLAGS = ("--width", 0.1, "--epochs", EPOCHS)
 WAIT = {"start": 4.0, "anywhere": 1.0, "checkpoint": 0.05, "history": 0.02}
 
 
-def unfinished(workdir):
-    """Whether a checkpoint is being written."""
-    return any((workdir / "checkpoints").glob("*tmp*"))
-
-
-def kill_and_resume(kind, workdir, whole, rng):
-    """(where the results differ, what was there at the kill); None if the run was faster than a kill of this kind."""
-    after = rng.randrange(EPOCHS - 3)  # rows of the history
-    has_rows = lambda: processes.rows(workdir) >= after
-    ready = {"start": workdir.exists, "checkpoint": lambda: has_rows() and unfinished(workdir)}
-    flags = (*FLAGS, "--workdir", workdir, "--resume")
-    process = processes.start(*flags)
-    if processes.wait_for(process, ready.get(kind, has_rows)):
+def kill(kind, workdir, rng):
+    """Whether a run was killed as asked; it may be faster."""
+    after = 0 if kind == "start" else rng.randrange(1, EPOCHS - 3)  # rows of the history
+    writes = lambda: kind != "checkpoint" or any((workdir / "checkpoints").glob("*tmp*"))
+    process = processes.start(*FLAGS, "--workdir", workdir)
+    if processes.wait_for(process, lambda: workdir.exists() and processes.rows(workdir) >= after and writes()):
         time.sleep(rng.uniform(0, WAIT[kind]))
-    if not processes.kill_at(process, lambda: True) or (kind == "start" and processes.rows(workdir)):
-        return None
-    rows, left, writing = processes.rows(workdir), processes.whole(workdir), unfinished(workdir)
-    assert rows <= EPOCHS - 3, f"only {EPOCHS - rows} epochs were to go"
-    out = processes.finish(processes.start(*flags))
-    went_on = next((line for line in out.splitlines() if "resuming after" in line), "from the start")
-    state = f"rows {rows}, checkpoints {left}, one being written: {writing}; {went_on}"
-    return processes.differences(processes.result(workdir), whole), state
+    killed, rows = processes.kill_at(process, lambda: True), processes.rows(workdir)
+    return killed and rows <= (0 if kind == "start" else EPOCHS - 3)
 
 
 def main():
@@ -55,24 +42,24 @@ def main():
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
     arguments = parser.parse_args()
-    rng = random.Random(arguments.seed)
+    rng, good = random.Random(arguments.seed), 0
     sys.stdout.write(f"seed {arguments.seed}\n")
-    good = done = 0
     with tempfile.TemporaryDirectory() as folder:
         processes.finish(processes.start(*FLAGS, "--workdir", f"{folder}/whole"))
-        whole = processes.result(f"{folder}/whole")
-        while done < arguments.kills:
-            kind = "start" if done % 3 == 0 else ("anywhere", "checkpoint", "history")[done // 3 % 3]
-            workdir = pathlib.Path(folder, "killed")
-            resumed = kill_and_resume(kind, workdir, whole, rng)
+        whole, workdir = processes.result(f"{folder}/whole"), pathlib.Path(folder, "killed")
+        for number in range(arguments.kills):
+            kind = [*WAIT][number % len(WAIT)]
+            while not kill(kind, workdir, rng):
+                shutil.rmtree(workdir)
+            left = f"rows {processes.rows(workdir)}, checkpoints {processes.whole(workdir)}"
+            processes.finish(processes.start(*FLAGS, "--workdir", workdir, "--resume"))
+            wrong = processes.differences(processes.result(workdir), whole)
+            good += not wrong
+            sys.stdout.write(f"{number:3} {kind:10} {f'DIFFERENT in {wrong}' if wrong else 'identical'}: {left}\n")
+            sys.stdout.flush()
             shutil.rmtree(workdir)
-            if resumed:
-                wrong, state = resumed
-                done, good = done + 1, good + (not wrong)
-                sys.stdout.write(f"{done:3} {kind:10} {f'DIFFERENT in {wrong}' if wrong else 'identical'}: {state}\n")
-                sys.stdout.flush()
-    sys.stdout.write(f"{good} of {done} resumed identically\n")
-    return good != done
+    sys.stdout.write(f"{good} of {arguments.kills} resumed identically\n")
+    return good != arguments.kills
 
 
 if __name__ == "__main__":

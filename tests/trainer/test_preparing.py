@@ -74,10 +74,10 @@ def test_any_set_is_prepared_and_read_in_either_format(tmp_path, name, before):
     code = f"import sys; sys.path.append({TESTS!r}); import tfds_builders\nfrom trainer import data"
     code += f"\nFOLDER = {str(folder)!r}"
     tfds_fixture.python("-c", f"{code}\n{before}\ndata.load('tfds:{name}', FOLDER)", TMPDIR=str(tmp_path))
-    (info,) = (folder / name.split("/")[0].split(":")[0]).rglob("dataset_info.json")
+    (info,) = (folder / name.partition("/")[0]).rglob("dataset_info.json")
     assert json.loads(info.read_text())["fileFormat"] == ("tfrecord" if before else "array_record")
     for split in ("train", "test"):
-        tfds_fixture.assert_shades(data.load(f"tfds:{name}", str(folder)), split)
+        tfds_fixture.assert_holds(data.load(f"tfds:{name}", str(folder)), split, name.partition("/")[0])
 
 
 def test_a_network_that_goes_away(tmp_path):
