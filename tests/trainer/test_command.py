@@ -1,7 +1,6 @@
 """What all commands share: captured streams, logging, signals, exit codes, paths, notebooks."""
 
 import contextlib
-import io
 import logging
 import os
 import signal
@@ -15,22 +14,12 @@ from nbclient import NotebookClient
 import benchmark
 import compare
 import evaluate
-import main
 import report
 from processes import MAIN
 from trainer import command
 from trainer.preemption import StopRequest
 
 log = logging.getLogger("train")
-
-
-@pytest.mark.parametrize("module", [main, evaluate, benchmark, compare, report], ids=lambda module: module.__name__)
-def test_a_caller_may_capture_the_output(monkeypatch, module):
-    monkeypatch.setattr("sys.argv", ["command", "--help"])
-    with contextlib.redirect_stdout(io.StringIO()) as out:
-        assert module.main() == 0
-        assert sys.stdout is out
-    assert "usage: train/" in out.getvalue()
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import re
 import pytest
 
 import main
-from stop_after import snapshot
+from processes import snapshot
 from trainer.config import Config, resolve
 
 GRAVITY_ONLY = ("--alpha 0", "--beta 0", "--first-step 0", "--max-step-grad none", "--velocity he_normal")

@@ -17,7 +17,7 @@ from packaging.requirements import Requirement
 from sklearn.datasets import load_digits
 
 import tfds_fixture
-from stop_after import snapshot
+from processes import snapshot
 from tfds_fixture import labelled
 from trainer import data, loop
 from trainer.config import Config, resolve

@@ -76,19 +76,14 @@ def test_a_terminal_has_a_progress_bar_and_ctrl_c_ends_the_run_with_what_was_rec
     assert processes.rows(tmp_path / "run") >= 2
 
 
-def takes(pid, thread, number):
-    """Whether a thread does not block a signal, as jemalloc's own threads do: the system gives them none."""
-    status = pathlib.Path(f"/proc/{pid}/task/{thread}/status").read_text()
-    (blocked,) = re.findall(r"^SigBlk:\s*(\w+)$", status, re.MULTILINE)
-    return not int(blocked, 16) >> (number - 1) & 1
-
-
 def test_ctrl_c_ends_a_run_that_compiles_even_if_the_system_hands_it_to_another_thread(tmp_path):
     with on_a_terminal("--epochs", 500, "--workdir", tmp_path / "run") as (process, _):
         assert processes.wait_for(process, (tmp_path / "run").exists)
         time.sleep(2)
-        others = [int(thread) for thread in os.listdir(f"/proc/{process.pid}/task") if int(thread) != process.pid]
-        other = next(thread for thread in reversed(others) if takes(process.pid, thread, signal.SIGINT))
+        others = [path for path in pathlib.Path(f"/proc/{process.pid}/task").iterdir() if path.name != str(process.pid)]
+        # Jemalloc's own threads block all signals, so the system gives them none.
+        blocked = lambda path: int(re.search(r"SigBlk:\s*(\w+)", (path / "status").read_text())[1], 16)
+        other = next(int(path.name) for path in reversed(others) if not blocked(path) >> (signal.SIGINT - 1) & 1)
         ctypes.CDLL(None).syscall(TGKILL, process.pid, other, signal.SIGINT)
 
 

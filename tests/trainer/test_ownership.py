@@ -11,7 +11,7 @@ import threading
 import pytest
 
 import processes
-from stop_after import snapshot
+from processes import snapshot
 from trainer import records
 from trainer.config import Config, UserError, resolve
 from trainer.ownership import Ownership, is_owned

@@ -1,9 +1,18 @@
-"""The trainer in separate processes: killed, asked to stop, and several of them together over loopback."""
+"""The trainer in separate processes: killed, asked to stop, watched for long, and several together over loopback.
 
+KILLS=30 in the environment kills more runs at random moments, EPOCHS=1000 watches a longer one.
+"""
+
+import contextlib
+import os
+import random
 import re
+import statistics
+import time
 from signal import SIGABRT, SIGKILL, SIGTERM
 
 import numpy as np
+import psutil
 import pytest
 
 import processes
@@ -44,6 +53,40 @@ def test_a_run_that_a_signal_ends_resumes_bit_for_bit(tmp_path, whole, moment, r
     assert re.search(says, out) and "Traceback" not in out
     processes.finish(processes.start(*flags))
     assert processes.differences(processes.result(tmp_path), whole) == []
+
+
+@pytest.mark.parametrize("number", range(int(os.environ.get("KILLS", 4))))
+def test_a_run_that_is_killed_at_a_random_moment_resumes_bit_for_bit(tmp_path, whole, number):
+    """Every second one before its first row: while data are read, programs compile and the first steps run."""
+    seed, flags = random.SystemRandom().randrange(10**6), (*SMALL, "--workdir", tmp_path)
+    rng = random.Random(seed)
+    process, rows = processes.start(*flags), rng.randrange(1, 5) if number % 2 else 0
+    processes.wait_for(process, lambda: processes.rows(tmp_path) >= rows)
+    time.sleep(rng.uniform(0, 0.1 if rows else 8.0))
+    processes.kill_at(process, lambda: True)
+    left = f"seed {seed}, rows {processes.rows(tmp_path)}, checkpoints {processes.whole(tmp_path)}"
+    processes.finish(processes.start(*flags))
+    assert processes.differences(processes.result(tmp_path), whole) == [], left
+
+
+def test_a_long_run_takes_no_more_memory_and_files_and_no_longer_at_its_end(tmp_path):
+    """The epochs from 20 to 60, after the warm-up, beside the last 40."""
+    epochs = int(os.environ.get("EPOCHS", 200))
+    process = processes.start("--width", 0.01, "--epochs", epochs, "--workdir", tmp_path)
+    watched, windows = psutil.Process(process.pid), {range(20, 60): [], range(epochs - 40, epochs): []}
+    with contextlib.suppress(psutil.Error):  # it has just ended
+        while process.poll() is None:
+            row, sample = processes.rows(tmp_path), (watched.memory_info().rss, watched.num_fds())
+            for window, samples in windows.items():
+                samples += [sample] * (row in window)
+            time.sleep(0.1)
+    processes.finish(process)
+    (memory, files), (memory_later, files_later) = (zip(*samples, strict=True) for samples in windows.values())
+    assert statistics.median(memory_later) < 1.05 * statistics.median(memory)
+    assert min(files_later) <= min(files)  # more are open while a checkpoint is written
+    seconds = [float(row["seconds"]) for row in processes.table(tmp_path / "history.csv")]
+    early, late = (statistics.median(seconds[window.start : window.stop]) for window in windows)
+    assert late < 1.5 * early  # the machine may change its own speed
 
 
 def finish_together(workdir):

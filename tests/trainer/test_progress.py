@@ -18,8 +18,7 @@ import numpy as np
 import pytest
 
 import processes
-import stop_after
-from stop_after import snapshot
+from processes import snapshot
 from trainer import devices, loop, progress
 from trainer.checkpoints import read_one
 from trainer.config import SAME_RUN, Config, UserError
@@ -30,7 +29,7 @@ RUN = Config(**SMALL, norm="group", accumulate=3, warmup_epochs=1.5, weight_deca
 CHUNKS, NEWEST = 8, "checkpoints/19"
 FILES = ["checkpoints", "config.json", "gradients.csv", "gradients.png", "history.csv", "history.png"]
 TRAINER = loop.Trainer
-train = functools.partial(stop_after.train, RUN, devices=2)
+train = functools.partial(processes.train_here, RUN, devices=2)
 pytestmark = pytest.mark.usefixtures("kept")
 
 
@@ -134,8 +133,8 @@ def test_watching_may_be_turned_on_and_off_when_a_run_is_resumed_and_changes_no_
     assert not list(tmp_path.glob("gradients.*"))
     train(tmp_path, resume=True, epochs=3)
     train(tmp_path, resume=True, watch=False)
-    third = [row for row in stop_after.rows(whole / "gradients.csv") if row["epoch"] == "3"]
-    assert stop_after.rows(tmp_path / "gradients.csv") == third
+    third = [row for row in processes.table(whole / "gradients.csv") if row["epoch"] == "3"]
+    assert processes.table(tmp_path / "gradients.csv") == third
     assert json.loads((tmp_path / "config.json").read_text())["watch"] is False
     assert differences(tmp_path, whole) == []
 
@@ -305,7 +304,7 @@ def test_a_resumed_run_adds_an_event_file_and_nothing_is_in_them_twice(tmp_path,
     """Whatever the clock says by then: TensorBoard reads the files in the order of their names."""
     start, logged = (
         time.time(),
-        functools.partial(stop_after.train, LOGGED, tmp_path, checkpoint_every=checkpoint_every),
+        functools.partial(processes.train_here, LOGGED, tmp_path, checkpoint_every=checkpoint_every),
     )
     monkeypatch.setattr("trainer.records.time", types.SimpleNamespace(time=lambda: start))
     with pytest.raises(progress.Preempted):
@@ -315,7 +314,7 @@ def test_a_resumed_run_adds_an_event_file_and_nothing_is_in_them_twice(tmp_path,
     logged(resume=True)
     assert len(list((tmp_path / "tensorboard").iterdir())) == 2
     found = scalars(tmp_path)
-    rows = stop_after.rows(tmp_path / "history.csv")
+    rows = processes.table(tmp_path / "history.csv")
     for name in ("loss", "accuracy", "val_loss", "val_accuracy", "learning_rate", "images_per_second"):
         steps, values = found[f"epoch/{name}"]
         assert steps.tolist() == [10, 20, 30]

@@ -8,17 +8,17 @@ import numpy as np
 import optax
 import pytest
 
-import stop_after
+import processes
 from trainer import data, devices, loop, networks, pictures, steps, vgg, watch
 from trainer.config import Config, UserError, resolve
 
 RUN = Config(model="mlp", width=0.05, limit=128, batch_size=8, epochs=3, watch=True)
-train = functools.partial(stop_after.train, RUN)
+train = functools.partial(processes.train_here, RUN)
 pytestmark = pytest.mark.usefixtures("kept")
 
 
 def table(workdir):
-    return stop_after.rows(workdir / "gradients.csv")
+    return processes.table(workdir / "gradients.csv")
 
 
 def grown(params, factor):
