@@ -20,7 +20,7 @@ from trainer.config import resolve
 from trainer.preemption import StopRequest
 
 MAIN = pathlib.Path(__file__).parent.parent / "train" / "main.py"
-# Calls main.main(), but a signal ends the process at the `call`th call of a function, before its work or after it.
+# Calls main.main(), but a signal ends the process at the `call`th call of a function, such as "loop.Trainer".
 ENDING = """
 import os, sys, time
 sys.path.insert(0, {train!r})
@@ -28,22 +28,20 @@ from trainer import {module}
 original, calls = {module}.{name}, []
 def ending(*args):
     calls.append(args)
-    result = original(*args) if {after} else None
     if len(calls) == {call}:
         os.kill(os.getpid(), {number})
         time.sleep(5)  # until the main thread has handled it
-    return result if {after} else original(*args)
+    return original(*args)
 {module}.{name} = ending
 import main
 sys.exit(main.main())
 """
 
 
-def ending(name, call, number, after=False):
-    """The program for `start` that a signal ends; `name` is of a function, such as "loop.Trainer"."""
-    module, _, name = name.partition(".")
-    where = {"train": str(MAIN.parent), "module": module, "name": name}
-    return "-c", ENDING.format(**where, call=call, number=int(number), after=after)
+def ending(function, call, number):
+    """The program for `start` that a signal ends."""
+    module, _, name = function.partition(".")
+    return "-c", ENDING.format(train=str(MAIN.parent), module=module, name=name, call=call, number=int(number))
 
 
 def start(*flags, devices=1, program=(str(MAIN),)):

@@ -58,8 +58,9 @@ def png(image: np.ndarray) -> io.BytesIO:
 
 
 def python(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Runs Python in another process, where train/ can be imported, with these environment variables on top of ours."""
-    environment = {**os.environ, "PYTHONPATH": str(pathlib.Path(__file__).parents[1] / "train"), **variables}
+    """Runs Python in another process, which imports from here and train/, with these environment variables too."""
+    here = pathlib.Path(__file__).parent
+    environment = {**os.environ, "PYTHONPATH": f"{here}{os.pathsep}{here.parent / 'train'}", **variables}
     command = [sys.executable, *arguments]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, done.stderr

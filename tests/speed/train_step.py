@@ -24,7 +24,6 @@ from trainer import jax_setup, vgg
 
 BATCH, CLASSES = 128, programs.CLASSES
 STEPS = 6  # in one timed run
-STEPS_PER_EPOCH = 48
 
 
 def ours(precisions: list[str]) -> tuple[timing.Runs, dict]:
@@ -32,7 +31,7 @@ def ours(precisions: list[str]) -> tuple[timing.Runs, dict]:
     jax_setup.work_around()
     runs = {}
     for precision in precisions:
-        training = programs.Training("vgg16", 1.0, precision, BATCH, STEPS, STEPS_PER_EPOCH * BATCH)
+        training = programs.Training("vgg16", 1.0, precision, BATCH, STEPS, STEPS * BATCH)
         run = lambda training=training: jax.block_until_ready((training.run(), training.state))
         runs[f"ours, {precision}"] = run
     return runs, {}

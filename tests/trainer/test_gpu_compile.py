@@ -61,7 +61,7 @@ def test_a_chunk_fits_updates_in_place_and_sends_the_gradients_once(count, preci
     compiled = programs.compiled_chunk(gpu_cost.devices("H100", count), model, 128)
     program = hlo.Program(compiled.as_text())
     parameters = 4 * programs.size(vgg16())
-    assert programs.held(compiled)["sum"] < gpu_cost.CARDS["H100"].memory / 10  # convolutions may ask for more
+    assert programs.held(compiled)["sum"] < gpu_cost.MEMORY["H100"] / 10  # convolutions may ask for more
     assert compiled.memory_analysis().alias_size_in_bytes >= 2 * parameters
     # Within the chunk too: V and W in and out, G twice, and no copy. A gradient that need not travel stays bfloat16.
     passes = [program.passes(size, program.loop_body(), "VGG") for size in (LARGEST_LEAF, LARGEST_LEAF // 2)]

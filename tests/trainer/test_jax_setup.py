@@ -63,9 +63,7 @@ def test_a_jaxlib_that_computes_wrong_is_refused_by_version(monkeypatch):
         ("on", "cpu", "~", False),  # no folder named tilde
     ],
 )
-def test_compiled_programs_are_kept_on_accelerators_or_when_asked_for(
-    monkeypatch, caplog, setting, platform, home, used
-):
+def test_programs_are_kept_on_accelerators_or_when_asked_for(monkeypatch, caplog, setting, platform, home, used):
     settings = {}
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
     monkeypatch.setattr(jax, "default_backend", lambda: platform)
@@ -91,9 +89,7 @@ SLOW, GPU_HERE = "--precision bfloat16 is far slower than float32 on this CPU", 
         ("float32", "dev/nvidia0", "", "cpu", ""),
     ],
 )
-def test_a_slow_precision_and_a_gpu_that_jax_does_not_see_are_named(
-    precision, file, text, platforms, said, tmp_path, monkeypatch
-):
+def test_slow_bfloat16_and_an_unseen_gpu_are_named(precision, file, text, platforms, said, tmp_path, monkeypatch):
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     if platforms is None:
         monkeypatch.delenv("JAX_PLATFORMS")

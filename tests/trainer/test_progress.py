@@ -159,11 +159,7 @@ def test_checkpoints_are_written_every_so_often_and_after_the_last_epoch_and_dep
     [
         ({}, {"seed": 7, "batch_size": 4}, "another run: --batch-size was 8 and is 4; --seed was 0 and is 7. "),
         ({"norm": None}, {}, "--norm was none and is group"),  # an earlier version had no such flag
-        (
-            {"schedule": "linear", "final_learning_rate": 0.0},
-            {"schedule": "linear", "epochs": 5},
-            "--epochs was 4 and is",
-        ),
+        ({"schedule": "linear", "final_learning_rate": 0.0}, {"schedule": "linear", "epochs": 5}, "--epochs was 4"),
         ({"train_examples": 60}, {}, "a run on other data: train_examples was 60 and is 128"),
     ],
 )
