@@ -5,8 +5,8 @@
 Images per second in steady state. Ours is the trainer's own compiled chunk. The others train the same network (every
 bias, ReLU and pooling, two dense layers of 4,096) on the same pictures, with the same cross-entropy and batch, and with
 SGD and momentum where ours has Gravity: PyTorch channels-last with its fused SGD, Keras by `model.fit` on TensorFlow.
-bfloat16 is `--precision bfloat16` here and autocast in PyTorch. Each framework has a separate process, so that their
-thread pools do not meet; they take turns.
+bfloat16 is `--precision bfloat16` here and autocast in PyTorch. Each framework has its own process, so that their
+threads do not compete; they take turns.
 """
 
 import functools

@@ -1,4 +1,4 @@
-"""What prepares a dataset through TFDS, which needs TensorFlow; the other tests read what was written without it."""
+"""Preparing datasets through TFDS, which needs TensorFlow; the other tests read sets written without it."""
 
 import gzip
 import json
