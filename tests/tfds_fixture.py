@@ -1,8 +1,9 @@
-"""Tiny datasets under the official names; `python tests/tfds_fixture.py DATA_DIR` writes them with TFDS' own writer.
-`python tests/tfds_fixture.py DATA_DIR any` writes those of tfds_builders.py instead.
+"""Tiny datasets under the official names, or (with `any`) those of tfds_builders.py, written with TFDS' own writer.
+
+    python tests/tfds_fixture.py DATA_DIR [any]
 
 That needs no TensorFlow, since each picture is handed over as a PNG. test_preparing.py compares MNIST with what the
-genuine builder prepares. The builders here bear the names of genuine ones, so they stay in a separate process.
+genuine builder prepares. The builders here have the names of genuine ones, so they stay in a separate process.
 """
 
 import io

@@ -1,7 +1,4 @@
-"""Every optimizer against its published formula, in float64, and against Keras itself (marker `peers`); the recipe.
-
-The recipe, which is clipping, weight decay, schedules and accumulation, is compared with chains written out.
-"""
+"""Optimizers against their published formulas and Keras (marker `peers`); the recipe against chains written out."""
 
 import functools
 import json
@@ -236,7 +233,7 @@ def test_a_first_velocity_has_the_size_of_keras_initialiser(name):
             assert np.abs(velocity).max() <= np.sqrt(3 * variance) * (1 + 1e-6)
 
 
-# The recipe.
+# The recipe: clipping, weight decay, schedules and accumulation.
 
 PARAMS = {"kernel": jnp.linspace(-1.0, 2.0, 12).reshape(3, 4), "bias": jnp.linspace(0.5, 1.0, 4)}
 TREES = [jax.tree.map(lambda w, i=i: jnp.sin(3 * w + i) * 4, PARAMS) for i in range(6)]

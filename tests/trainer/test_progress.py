@@ -298,10 +298,8 @@ def scalars(workdir):
 @pytest.mark.parametrize(("checkpoint_every", "later"), [(1, 0), (3, -3600)])
 def test_a_resumed_run_adds_an_event_file_and_nothing_is_in_them_twice(tmp_path, monkeypatch, checkpoint_every, later):
     """Whatever the clock says by then: TensorBoard reads the files in the order of their names."""
-    start, logged = (
-        time.time(),
-        functools.partial(processes.train_here, LOGGED, tmp_path, checkpoint_every=checkpoint_every),
-    )
+    start = time.time()
+    logged = functools.partial(processes.train_here, LOGGED, tmp_path, checkpoint_every=checkpoint_every)
     monkeypatch.setattr("trainer.records.time", types.SimpleNamespace(time=lambda: start))
     with pytest.raises(progress.Preempted):
         logged(chunks=len(ENDS) + 4)

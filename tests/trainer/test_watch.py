@@ -17,10 +17,6 @@ train = functools.partial(processes.train_here, RUN)
 pytestmark = pytest.mark.usefixtures("kept")
 
 
-def table(workdir):
-    return processes.table(workdir / "gradients.csv")
-
-
 def grown(params, factor):
     """Initial weights that are too large, so that gradients are above 1."""
     return jax.tree.map(lambda w: factor * w, params)
@@ -86,7 +82,7 @@ def test_the_numbers_are_those_of_the_gradient_that_the_next_step_gets(flags, cl
 
 def test_a_row_for_each_leaf_after_each_epoch_in_the_order_of_the_layers(tmp_path):
     train(tmp_path)
-    rows = table(tmp_path)
+    rows = processes.table(tmp_path / "gradients.csv")
     assert list(rows[0]) == ["epoch", "leaf", "max_abs", "damped_share", "velocity_norm"]
     assert {row["leaf"] for row in rows} == {f"Dense_{i}/{kind}" for i in range(3) for kind in ("kernel", "bias")}
     assert [(row["epoch"], row["leaf"][6]) for row in rows] == [(e, layer) for e in "123" for layer in "001122"]
@@ -123,7 +119,7 @@ def test_a_stalled_run_is_seen_in_the_file_and_said_once(monkeypatch, tmp_path, 
     monkeypatch.setattr(vgg, "init", lambda *args: grown(init(*args), 12.0))
     train(tmp_path, epochs=2)
     train(tmp_path, resume=True)
-    rows = [row for row in table(tmp_path) if row["leaf"] == "Dense_0/bias"]
+    rows = [row for row in processes.table(tmp_path / "gradients.csv") if row["leaf"] == "Dense_0/bias"]
     assert all(float(row["max_abs"]) > 10 and float(row["damped_share"]) > 0.6 for row in rows)
     (said,) = [message for message in caplog.messages if "Gravity damps" in message]
     assert "after epoch 1 Gravity damps" in said and "--clip-norm" in said
