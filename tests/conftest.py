@@ -1,5 +1,6 @@
 """The settings of every test: 8 virtual CPU devices, strict promotion of dtypes, no implicit broadcasting of ranks."""
 
+import contextlib
 import gc
 import importlib.util
 import os
@@ -60,6 +61,14 @@ def forget_programs(request):
     if request.path.parent.name != "library":  # whose programs are small, and shared by its files
         jax.clear_caches()
         gc.collect()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def promotion(request):
+    """The notebooks have jax's own promotion of dtypes, on which optax relies."""
+    own = request.path.parent.name == "notebooks"
+    with jax.numpy_dtype_promotion("standard") if own else contextlib.nullcontext():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,8 @@
-"""The trainer in separate processes, which can be killed, and what such a run leaves behind."""
+"""The trainer in separate processes, which can be killed, or in this one, stopped; and what a run leaves behind."""
 
 import contextlib
+import csv
+import dataclasses
 import os
 import pathlib
 import signal
@@ -9,12 +11,16 @@ import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 
-import stop_after
+from trainer import loop
+from trainer.checkpoints import ReadCheckpoints
+from trainer.config import resolve
+from trainer.preemption import StopRequest
 
 MAIN = pathlib.Path(__file__).parent.parent / "train" / "main.py"
-# Calls main.main(), but a signal ends the process at the `call`th call of a function, before its work or after it.
+# Calls main.main(), but a signal ends the process at the `call`th call of a function, such as "loop.Trainer".
 ENDING = """
 import os, sys, time
 sys.path.insert(0, {train!r})
@@ -22,22 +28,20 @@ from trainer import {module}
 original, calls = {module}.{name}, []
 def ending(*args):
     calls.append(args)
-    result = original(*args) if {after} else None
     if len(calls) == {call}:
         os.kill(os.getpid(), {number})
         time.sleep(5)  # until the main thread has handled it
-    return result if {after} else original(*args)
+    return original(*args)
 {module}.{name} = ending
 import main
 sys.exit(main.main())
 """
 
 
-def ending(name, call, number, after=False):
-    """The program for `start` that a signal ends; `name` is of a function, such as "loop.Trainer"."""
-    module, _, name = name.partition(".")
-    where = {"train": str(MAIN.parent), "module": module, "name": name}
-    return "-c", ENDING.format(**where, call=call, number=int(number), after=after)
+def ending(function, call, number):
+    """The program for `start` that a signal ends."""
+    module, _, name = function.partition(".")
+    return "-c", ENDING.format(train=str(MAIN.parent), module=module, name=name, call=call, number=int(number))
 
 
 def start(*flags, devices=1, program=(str(MAIN),)):
@@ -111,11 +115,9 @@ def whole(workdir):
 
 def result(workdir):
     """The arrays of the newest checkpoint, and history.csv without the columns that are times."""
-    from trainer.checkpoints import ReadCheckpoints
-
     workdir, times = pathlib.Path(workdir), ("seconds", "images_per_second", "val_seconds")
     _, arrays, _ = ReadCheckpoints(workdir / "checkpoints").read(None)
-    history = [{k: v for k, v in row.items() if k not in times} for row in stop_after.rows(workdir / "history.csv")]
+    history = [{k: v for k, v in row.items() if k not in times} for row in table(workdir / "history.csv")]
     return arrays, history
 
 
@@ -125,3 +127,33 @@ def differences(one, other):
     bits = lambda name, of: name in of and (of[name].dtype, of[name].shape, np.asarray(of[name]).tobytes())
     wrong = [name for name in arrays | others if bits(name, arrays) != bits(name, others)]
     return wrong + ["history.csv"] * (history != other_history)
+
+
+class StopAfter(StopRequest):
+    """Asks to stop once `chunks` chunks have begun."""
+
+    def __init__(self, chunks):
+        self.left = chunks
+
+    @property
+    def given(self):
+        self.left -= 1
+        return self.left < 0
+
+
+def train_here(config, workdir, chunks=None, devices=1, **flags):
+    """`loop.train` of the configuration with other flags, on `devices` devices; stopped after `chunks` chunks."""
+    config = resolve(dataclasses.replace(config, workdir=str(workdir), **flags))
+    with jax.numpy_dtype_promotion("standard"):  # optax's own code promotes
+        return loop.train(config, jax.devices()[:devices], None if chunks is None else StopAfter(chunks))
+
+
+def table(path):
+    """The rows of a CSV file, as dictionaries."""
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def snapshot(folder):
+    """Every file below a folder with its content."""
+    return {path: path.read_bytes() for path in pathlib.Path(folder).rglob("*") if path.is_file()}

@@ -44,13 +44,6 @@ def test_a_layer_imports_itself_and_those_below(layer):
         assert imported(path.read_text()) & OURS <= {*below}, path
 
 
-def test_no_module_of_the_layers_is_imported_past_its_package():
-    """As `import config`, which only works for those who put train/trainer on the path."""
-    inside = {path.stem for path in MODULES if path not in COMMANDS} - {"__init__"}
-    for path in [*MODULES, *sorted((ROOT / "tests").rglob("*.py"))]:
-        assert not imported(path.read_text()) & inside, path
-
-
 def test_only_devices_knows_how_work_is_spread_over_devices():
     spreading = {"pmap", "shard_map", "psum", "pmean", "pmax", "all_gather", "axis_index", "NamedSharding", "AXIS"}
     knowing = set()

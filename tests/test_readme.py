@@ -4,6 +4,7 @@ A command that is in no README yet must be added to one of the groups below, or 
 """
 
 import dataclasses
+import json
 import os
 import pathlib
 import re
@@ -42,33 +43,20 @@ IN_CI = dict(zip(IN_CI, IN_CI, strict=True)) | {
     "pytest -n 0 -m tpu_compile tests/trainer/test_tpu_compile.py": 'pytest -n 0 -m "${target}_compile"',
     "pytest -n 0 -m gpu_compile tests/trainer/test_gpu_compile.py": 'pytest -n 0 -m "${target}_compile"',
 }
-LIST = "--list"
 SHORT = "--epochs 1 --limit 64"
 TINY = f"{SHORT} --width 0.05"
 DENSE = f"{TINY} --model mlp"  # which compiles in seconds
 COMPARED = f"{DENSE} --optimizers gravity adam --rates 3 --widen 0 --search-seeds 1 --seeds 2"
-# Run here, one after another, with these flags added.
+# Run here, one after another, with these flags added; other commands of benchmark.py and compare.py with --list.
 TRAINING = {
     "python train/main.py --help": "",
     "python train/main.py": f"{TINY} --workdir WORKDIR",
     "python train/evaluate.py WORKDIR": "",
     "python train/evaluate.py WORKDIR --predictions pictures.csv --export weights.safetensors": "",
     "python train/main.py --dataset cifar10 --data-dir DATA": DENSE,
-    "python train/benchmark.py --workdir RESULTS --data-dir DATA --list": "",
     "python train/benchmark.py --workdir RESULTS --data-dir DATA": f"--datasets digits --models mlp {SHORT}",
-    "python train/benchmark.py --workdir RESULTS --data-dir DATA --datasets cifar100_fine cifar10 --precision default": LIST,  # noqa: E501
-    "python train/benchmark.py --workdir RESULTS --data-dir DATA --models vgg16 --seeds 0 1 2 --epochs 1": LIST,
-    "python train/benchmark.py --workdir RESULTS --data-dir DATA --models vgg19 --optimizers gravity --epochs 1": LIST,
     "python train/report.py RESULTS": "",
-    "python train/compare.py --workdir FOLDER --list": "",
     "python train/compare.py --workdir FOLDER": COMPARED,
-    "python train/compare.py --workdir FOLDER --datasets cifar10 cifar100_fine --data-dir DATA": LIST,
-    "python train/compare.py --workdir FOLDER --sampler qmc --trials 20": LIST,
-    "python train/compare.py --workdir FOLDER --study ablation --datasets digits cifar10 --data-dir DATA": LIST,
-    "python train/compare.py --workdir FOLDER --study width --datasets digits cifar10 --data-dir DATA": LIST,
-    "python train/compare.py --workdir FOLDER --study baselines --datasets cifar10 --data-dir DATA": LIST,
-    "python train/compare.py --workdir FOLDER --study baselines-gpu --datasets cifar10 cifar100_fine --data-dir DATA": LIST,  # noqa: E501
-    "python train/compare.py --workdir FOLDER --study start --datasets cifar100_fine --data-dir DATA": LIST,
 }
 # They time things for minutes, or need a separate compiler: only their --help runs here.
 SCRIPTS = re.compile(r"python tests/(speed|robustness)/\w+\.py")
@@ -88,6 +76,9 @@ def commands(page):
 
 
 ALL = [(name, command) for name, page in PAGES.items() for command in commands(page)]
+for _, command in ALL:
+    if re.match(r"python train/(benchmark|compare)\.py ", command):
+        TRAINING.setdefault(command, "" if command.endswith(" --list") else "--list")
 
 
 def test_every_command_is_run():
@@ -136,6 +127,30 @@ def test_the_scripts_start(monkeypatch, capsys):
         with pytest.raises(SystemExit, match=r"^0$"):
             runpy.run_path(str(ROOT / script), run_name="__main__")
         assert "usage:" in capsys.readouterr().out, script
+
+
+@pytest.mark.slow
+def test_accelerator_measures_every_part_with_little_installed(tmp_path):
+    """PyTorch, whose first steps take long, is left out too; with it the script was tried by hand."""
+    script, unneeded = ROOT / "tests" / "speed" / "accelerator.py", ("orbax.checkpoint", "matplotlib", "torch")
+    blocked = dict.fromkeys(["tensorflow_datasets", "tyro", "sklearn", "tqdm", *unneeded])
+    code = (
+        f"import sys, runpy; sys.modules |= {blocked}; sys.argv = {[str(script), '--tiny', '--out', str(tmp_path)]}; "
+    )
+    code += f"runpy.run_path({str(script)!r}, run_name='__main__')"
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "PYTHONPATH": str(script.parent)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=1800)
+    assert done.returncode == 0, done.stderr
+    figures = json.loads((tmp_path / "accelerator.json").read_text())
+    assert [row["right"] for row in figures["correctness"]] == [True] * 3
+    assert {row["optimizer step"] for row in figures["optimizer"]} >= {"gravity", "optax.adam", "a pass in place"}
+    precisions = [row["training step"] for row in figures["training"]]
+    assert precisions == ["vgg11, float32", "vgg11, default", "vgg11, bfloat16"]
+    assert [row["runs at once"] for row in figures["side_by_side"]] == [1, 2]
+    assert len(figures["evaluation"]) == 3
+    for row in (*figures["evaluation"], *figures["optimizer"], *figures["side_by_side"]):
+        assert all(value > 0 for value in row.values() if isinstance(value, float))
+    assert "30 cells x 100 epochs" in (tmp_path / "accelerator.txt").read_text()
 
 
 @pytest.mark.slow

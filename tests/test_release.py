@@ -1,4 +1,4 @@
-"""A release is what pyproject.toml, CHANGELOG.md and the workflows say that it is, and they agree."""
+"""pyproject.toml, CHANGELOG.md and the workflows agree about what a release is."""
 
 import pathlib
 import re

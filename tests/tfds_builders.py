@@ -5,7 +5,7 @@ A test process that does not import this file finds them by what is prepared alo
 
 import tensorflow_datasets as tfds
 
-from tfds_fixture import png, shades
+from tfds_fixture import pictures, png
 
 
 class _Base(tfds.core.GeneratorBasedBuilder):
@@ -22,8 +22,8 @@ class _Base(tfds.core.GeneratorBasedBuilder):
         return {split: self._generate_examples(split) for split in self.SPLITS}
 
     def _generate_examples(self, split):
-        shape = [size or 20 + i for i, size in enumerate(self.SHAPE)]
-        for i, (image, label) in enumerate(zip(*shades(split, shape), strict=True)):
+        shape = tuple(size or 20 for size in self.SHAPE)
+        for i, (image, label) in enumerate(zip(*pictures(self.name, split, shape), strict=True)):
             every = {"picture": png(image), "kind": int(label), "parity": int(label % 2)}
             yield i, {name: every[name] for name in self.FEATURES}
 

@@ -1,7 +1,9 @@
-"""Tiny datasets under the official names; `python tests/tfds_fixture.py DATA_DIR` writes them with TFDS' own writer.
+"""Tiny datasets under the official names, or (with `any`) those of tfds_builders.py, written with TFDS' own writer.
+
+    python tests/tfds_fixture.py DATA_DIR [any]
 
 That needs no TensorFlow, since each picture is handed over as a PNG. test_preparing.py compares MNIST with what the
-genuine builder prepares. The builders here bear the names of genuine ones, so they stay in a separate process.
+genuine builder prepares. The builders here have the names of genuine ones, so they stay in a separate process.
 """
 
 import io
@@ -12,44 +14,38 @@ import sys
 
 import numpy as np
 
-TFDS_NAMES = ("mnist", "fashion_mnist", "cifar10", "cifar100")
-SIZES = {"train": 200, "test": 100}
+# Official name -> the shape of its pictures and the number of its classes.
+OFFICIAL = {"mnist": ((28, 28, 1), 10), "fashion_mnist": ((28, 28, 1), 10)}
+OFFICIAL |= {"cifar10": ((32, 32, 3), 10), "cifar100": ((32, 32, 3), 100)}
+SIZES = {"train": 200, "test": 100}  # of these; of the sets of tfds_builders.py 60 and 30
 OFFLINE = dict.fromkeys(("http_proxy", "https_proxy", "all_proxy"), "http://127.0.0.1:1")  # no proxy listens there
 OFFLINE |= {name.upper(): proxy for name, proxy in OFFLINE.items()} | {"no_proxy": "", "NO_PROXY": ""}
 
 
-def pictures(name: str, split: str) -> tuple[np.ndarray, np.ndarray]:
-    """What the files of one split contain: uint8 (N, h, w, c), a wave per class plus noise, and int32 (N,) labels.
+def pictures(name: str, split: str, shape: tuple[int, ...] = ()) -> tuple[np.ndarray, np.ndarray]:
+    """What the files of a split contain: noise, uint8 (N, *shape), and balanced labels in random order, int32 (N,).
 
-    The labels are balanced. For cifar100 they are the fine ones, of which every class has 2 pictures in the training
-    split; a coarse class is `label // 5`, and its five fine classes are shades of one wave.
+    Those of cifar100 are the fine ones. `shape` is needed for the sets of tfds_builders.py, which have 3 classes.
     """
-    size, channels = (32, 3) if name.startswith("cifar") else (28, 1)
-    classes, shades = (20, 5) if name == "cifar100" else (10, 1)
-    rng = np.random.default_rng([TFDS_NAMES.index(name), split == "test"])
-    labels = rng.permutation(np.arange(SIZES[split]) % (classes * shades)).astype(np.int32)
-    fx, fy, px, py = np.random.default_rng(7).uniform(1, 7, (4, classes, 1, 1, channels))
-    y, x = np.mgrid[0:size, 0:size, 0:1][:2] / size
-    waves = 128 + 70 * np.sin(fx * x + px) * np.cos(fy * y + py)
-    images = waves[labels // shades] + 10 * (labels % shades)[:, None, None, None]
-    return np.clip(images + rng.integers(-15, 16, images.shape), 0, 255).astype(np.uint8), labels
+    shape, classes = OFFICIAL.get(name, (shape, 3))
+    count = SIZES[split] if name in OFFICIAL else SIZES[split] * 3 // 10
+    rng = np.random.default_rng([*name.encode(), split == "test"])
+    return rng.integers(0, 256, (count, *shape), np.uint8), rng.permutation(np.arange(count) % classes).astype(np.int32)
 
 
-def shades(split: str, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """What the builders of tfds_builders.py make: uint8 (N, *shape), and as labels how bright they are, from 0 to 2."""
-    rng, count = np.random.default_rng(split == "test"), {"train": 60, "test": 30}[split]
-    labels = np.arange(count) % 3
-    images = 60 + 60 * labels[:, None, None, None] + rng.integers(-50, 51, (count, *shape))
-    return images.astype(np.uint8), labels
+def labelled(images: np.ndarray, labels: np.ndarray) -> list[tuple[bytes, int]]:
+    """Every picture with its label, sorted."""
+    assert images.dtype == np.uint8 and labels.dtype == np.int32
+    return sorted((image.tobytes(), int(label)) for image, label in zip(images, labels, strict=True))
 
 
-def assert_shades(dataset, split: str) -> None:
-    """That the split of the dataset has these pictures, in any order, each with its label."""
+def assert_holds(dataset, split: str, name: str) -> None:
+    """That the split of the dataset has the pictures of the set `name`, in any order, each with its label."""
     images, labels = getattr(dataset, f"{split}_images"), getattr(dataset, f"{split}_labels")
-    expected, kinds = shades(split, images.shape[1:])
-    label_of = {image.tobytes(): kind % dataset.num_classes for image, kind in zip(expected, kinds, strict=True)}
-    assert {image.tobytes(): label for image, label in zip(images, labels, strict=True)} == label_of
-    assert len(images) == len(label_of)
+    expected, kinds = pictures(name, split, images.shape[1:])
+    assert images.shape == expected.shape
+    kinds = kinds // 5 if dataset.num_classes == 20 else kinds % dataset.num_classes
+    assert labelled(images, labels) == labelled(expected, kinds)
 
 
 def png(image: np.ndarray) -> io.BytesIO:
@@ -63,8 +59,9 @@ def png(image: np.ndarray) -> io.BytesIO:
 
 
 def python(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Runs Python in another process, where train/ can be imported, with these environment variables on top of ours."""
-    environment = {**os.environ, "PYTHONPATH": str(pathlib.Path(__file__).parents[1] / "train"), **variables}
+    """Runs Python in another process, which imports from here and train/, with these environment variables too."""
+    here = pathlib.Path(__file__).parent
+    environment = {**os.environ, "PYTHONPATH": f"{here}{os.pathsep}{here.parent / 'train'}", **variables}
     command = [sys.executable, *arguments]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, done.stderr
@@ -93,11 +90,15 @@ def tiny(genuine):
     return Tiny
 
 
-def main(data_dir: str) -> None:
+def main(data_dir: str, which: str = "official") -> None:
+    if which == "any":
+        import tfds_builders
+
+        return tfds_builders.main(data_dir)
     import tensorflow_datasets as tfds
 
     tfds.disable_progress_bar()
-    for genuine in [tfds.builder_cls(name) for name in TFDS_NAMES]:
+    for genuine in [tfds.builder_cls(name) for name in OFFICIAL]:
         with tfds.core.registered.skip_registration():
             builder = tiny(genuine)(data_dir=data_dir)
         builder.download_and_prepare(file_format="array_record")

@@ -12,10 +12,6 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
 
-def code_cells(path):
-    return [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
-
-
 def output_kinds(cell):
     """One after another; what is printed may have come in several parts."""
     kinds = [output["output_type"] for output in cell.get("outputs", [])]
@@ -24,7 +20,7 @@ def output_kinds(cell):
 
 @every_notebook
 def test_it_is_committed_as_one_run_from_top_to_bottom_left_it(path):
-    cells = code_cells(path)
+    cells = [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
     assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
     kinds = {output["output_type"] for cell in cells for output in cell["outputs"]}
     assert kinds and "error" not in kinds

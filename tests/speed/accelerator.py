@@ -2,10 +2,10 @@
 
     python tests/speed/accelerator.py --out FOLDER
 
-It needs jax (with its plugin for the accelerator), optax, flax and NumPy, and compares with PyTorch where that is
-installed. It ends within ten minutes (or `--minutes N`): what it has no time for is named and skipped. FOLDER
-gets `accelerator.json` and `accelerator.txt`, the tables, row by row. Times are medians of runs that end with the
-device idle. `--tiny` goes through everything with small networks, on any machine, in a minute; its numbers say nothing.
+It needs jax (with its plugin for the accelerator), optax, flax and NumPy, and compares with PyTorch if that is
+installed. It ends within ten minutes (or `--minutes N`); what it has no time for is named and skipped. FOLDER gets the
+tables, row by row: `accelerator.json` and `accelerator.txt`. Times are medians. `--tiny` tries everything with small
+networks, on any machine, in a minute; its numbers say nothing.
 """
 
 import concurrent.futures
@@ -92,7 +92,7 @@ def correctness(options) -> Iterator[dict]:
 
 @in_time
 def optimizer(options) -> Iterator[dict]:
-    """The optimizer step: milliseconds, and the arrays that it must move over the time."""
+    """The optimizer step: milliseconds, and GB/s of the arrays that it must move."""
     trees = {"1 x 10K": [jax.ShapeDtypeStruct((10_000,), jnp.float32)]} if options.tiny else programs.trees()
     trees.pop("1000 x 1000", None)
     device = torch_peer.device()

@@ -11,7 +11,6 @@ parameters' size.
 import itertools
 import os
 from collections.abc import Iterator
-from typing import NamedTuple
 
 os.environ["JAX_PLATFORMS"] = "cpu"  # else jax looks for a driver first
 
@@ -21,41 +20,28 @@ from jax.experimental import topologies
 
 from trainer import vgg
 
-
-class Card(NamedTuple):
-    """What tells one NVIDIA card from another: the numbers that its driver reports."""
-
-    capability: str  # with `feature_extension` where kernels may use the architecture's own features
-    cores: int  # streaming multiprocessors
-    units: int  # float32 units of one
-    clock: float  # GHz
-    shared: int  # bytes of shared memory of one; a block of threads may ask for 1 KiB less
-    cache: int  # bytes of L2
-    bandwidth: int  # bytes a second
-    memory: int  # bytes
-
-
-HOPPER, AMPERE = "major: 9 minor: 0 feature_extension: ACCELERATED_FEATURES", "major: 8 minor: 0"
+MEMORY = {"H100": 84_942_979_072, "A100": 85_100_068_864}  # bytes
+# What tells one card from another, as XLA wants it described: fields of a GpuDeviceInfoProto.
 CARDS = {
-    "H100": Card(HOPPER, 132, 128, 1.98, 228 << 10, 50 << 20, 3_352_320_000_000, 84_942_979_072),
-    "A100": Card(AMPERE, 108, 64, 1.41, 164 << 10, 40 << 20, 2_039_040_000_000, 85_100_068_864),
+    "H100": """cuda_compute_capability { major: 9 minor: 0 feature_extension: ACCELERATED_FEATURES }
+      core_count: 132 fpus_per_core: 128 clock_rate_ghz: 1.98 l2_cache_size: 52428800
+      memory_bandwidth: 3352320000000 device_memory_size: 84942979072
+      shared_memory_per_block_optin: 232448 shared_memory_per_core: 233472""",
+    "A100": """cuda_compute_capability { major: 8 minor: 0 }
+      core_count: 108 fpus_per_core: 64 clock_rate_ghz: 1.41 l2_cache_size: 41943040
+      memory_bandwidth: 2039040000000 device_memory_size: 85100068864
+      shared_memory_per_block_optin: 166912 shared_memory_per_core: 167936""",
 }
 
 
 def devices(name: str, count: int) -> list:
     """Cards of one host, none of which need be present."""
-    card = CARDS[name]
-    # As XLA wants them described: a GpuTargetConfigProto in text form.
     target = f"""
     platform_name: "CUDA"
     dnn_version_info {{ major: 9 minor: 10 }}
     gpu_device_info {{
-      cuda_compute_capability {{ {card.capability} }}
-      runtime_version: "12.9.0"
-      core_count: {card.cores} fpus_per_core: {card.units} clock_rate_ghz: {card.clock}
-      memory_bandwidth: {card.bandwidth} device_memory_size: {card.memory} l2_cache_size: {card.cache}
-      shared_memory_per_block: {48 << 10} shared_memory_per_block_optin: {card.shared - 1024}
-      shared_memory_per_core: {card.shared}
+      {CARDS[name]}
+      runtime_version: "12.9.0" shared_memory_per_block: {48 << 10}
       registers_per_core_limit: {2**16} registers_per_block_limit: {2**16}
       threads_per_warp: 32 threads_per_block_limit: 1024 threads_per_core_limit: 2048
       thread_dim_limit_x: 1024 thread_dim_limit_y: 1024 thread_dim_limit_z: 64
@@ -75,7 +61,7 @@ def chunk(options) -> Iterator[dict]:
     for card, precision, (name, count) in itertools.product(CARDS, ("float32", "bfloat16"), runs):
         row = {"VGG16's chunk": name, "cards": f"{count} x {card}", "--precision": precision}
         model = vgg.build("vgg16", 1.0, 10, precision)
-        yield row | programs.chunk_cost(devices(card, count), CARDS[card].memory, model, 128, name)
+        yield row | programs.chunk_cost(devices(card, count), MEMORY[card], model, 128, name)
 
 
 if __name__ == "__main__":

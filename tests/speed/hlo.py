@@ -85,22 +85,6 @@ class Program:
             if i.opcode in (*COLLECTIVES, *STARTED)
         ]
 
-    def convolutions(self) -> dict[tuple[str, ...], int]:
-        """How many convolutions and products there are of each kind: (layer, pass, dtypes in, dtype out, precision).
-
-        Products of matrices are convolutions too for a TPU. Dtypes are those of the arrays that it is handed.
-        """
-        kinds: collections.Counter = collections.Counter()
-        for i in self.instructions.values():
-            if i.opcode == "convolution":
-                name = re.search(r'op_name="([^"]*)"', i.text)[1]
-                precision = re.search(r"operand_precision=\{(\w+)", i.text)
-                layer = "dense" if "Dense" in name else "convolution"
-                direction = "backward" if "transpose(" in name else "forward"
-                operands = " x ".join(sorted(self.instructions[o].arrays[0].dtype for o in i.operands))
-                kinds[layer, direction, operands, i.arrays[0].dtype, precision[1] if precision else "default"] += 1
-        return dict(kinds)
-
     def _of(self, computation: str) -> list[Instruction]:
         return [i for i in self.instructions.values() if i.computation == computation]
 

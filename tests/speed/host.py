@@ -65,8 +65,8 @@ def start(options):
         def first_chunk(model: str, cache: str) -> None:
             with tempfile.TemporaryDirectory(dir=folder) as fresh:
                 flags = ["--compilation-cache", "off" if cache == "off" else "on", "--workdir", f"{fresh}/run"]
-                where = {"JAX_COMPILATION_CACHE_DIR": f"{fresh if cache == 'empty' else folder}/{model}"}
-                run("-c", FIRST_CHUNK, *MODELS[model], *flags, **(where if cache != "off" else {}))
+                where = "" if cache == "off" else f"{folder if cache == 'filled' else fresh}/{model}"
+                run("-c", FIRST_CHUNK, *MODELS[model], *flags, JAX_COMPILATION_CACHE_DIR=where)
 
         runs = {"--help": lambda: run("main.py", "--help")}
         for model in MODELS:

@@ -2,10 +2,9 @@
 
     pip install -e ".[train,peers]" && python tests/speed/optimizer_step.py [--out FOLDER]
 
-Three trees of float32 parameters: VGG16's 32 leaves, 1,000 leaves of 1,000, and one of 100 million. Every candidate
-does the same: new parameters and state from given gradients. JAX and PyTorch have a process each, so that their threads
-do not meet; the candidates take turns. GB/s counts the arrays that must move at least (Gravity: G
-twice, V and W in and out, six in all; momentum SGD five, Adam seven) over the median time.
+Three trees of float32 parameters: VGG16's 32 leaves, 1,000 leaves of 1,000, and one of 100 million. JAX and PyTorch
+have a process each, so that their threads do not compete; the candidates take turns. GB/s counts the arrays that must
+move at least (Gravity: G twice, V and W in and out, six in all; momentum SGD five, Adam seven) over the median time.
 """
 
 import functools

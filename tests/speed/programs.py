@@ -1,6 +1,6 @@
-"""The optimizer step and the trainer's chunk of steps, whose cost is counted in compiled programs, and timed.
+"""The optimizer step and the trainer's chunk of steps, to be timed or counted.
 
-To be counted they are compiled ahead of time from shapes alone, for devices that need not be present.
+For counting they are compiled from shapes alone, for devices that need not be present.
 """
 
 import collections

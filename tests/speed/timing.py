@@ -79,9 +79,9 @@ def in_processes(
 ) -> tuple[dict[str, list[float]], dict]:
     """As `interleaved`, with the runs of each framework in a separate process, where no other threads are.
 
-    A framework is a function (of a module, by name) to be called there; it gives its runs, and figures to hand on,
-    which come back together. With `settle`, each timed run comes right after one that is not timed: a process that has
-    waited for the others begins slowly, which can double a run of tenths of a second.
+    A framework is a function of a module, called there, that returns its runs and some figures; the figures of all are
+    returned. With `settle`, each timed run follows one that is not timed: after a wait a process starts slowly, and a
+    run of tenths of a second may take twice as long.
     """
     runs, figures = {}, {}
     with contextlib.ExitStack() as stack:

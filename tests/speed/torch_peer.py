@@ -37,7 +37,7 @@ def optimizer_step(make, shapes: Sequence[tuple[int, ...]], device: str, block: 
 
 
 def authors_rule():
-    """The class of an optimizer with Algorithm 1, an operation at a time, which keeps what the authors' keeps."""
+    """A class of optimizer: Algorithm 1, one operation at a time, with the state of the authors' own."""
     import torch
 
     class AuthorsRule(torch.optim.Optimizer):

@@ -1,6 +1,6 @@
 """What the optimizer step and the trainer's step cost on a TPU, by programs compiled for v4 and v5e. It needs no TPU.
 
-    pip install -e ".[tpu]" && python tests/speed/tpu_cost.py [optimizer] [memory] [precision] [--out FOLDER]
+    pip install -e ".[tpu]" && python tests/speed/tpu_cost.py [optimizer] [memory] [--out FOLDER]
 
 Nothing is run or timed: the tables hold what XLA says of its programs, and what their text says (`hlo.py`). In a
 separate environment, because libtpu slows every start of jax. About ten minutes on two cores; six of them for
@@ -13,7 +13,6 @@ from collections.abc import Iterator
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there is no TPU host to ask
 
-import hlo
 import programs
 import timing
 from jax.experimental import topologies
@@ -43,15 +42,5 @@ def memory(options) -> Iterator[dict]:
         yield {"chips": f"8 x {chip}"} | programs.chunk_cost(devices(chip, grid), MEMORY[chip], model, 1024)
 
 
-def precision(options) -> Iterator[dict]:
-    """What the convolutions and dense layers of a small VGG11 are handed under each --precision, on eight v5e chips."""
-    columns = ("layer", "pass", "operands", "result", "operand_precision")
-    for name in ("float32", "default", "bfloat16"):
-        model = vgg.build("vgg11", 0.25, 10, name)
-        program = hlo.Program(programs.compiled_chunk(devices("v5e", EIGHT_CHIPS["v5e"]), model, 128).as_text())
-        for kind, number in sorted(program.convolutions().items()):
-            yield {"--precision": name, "number": number, **dict(zip(columns, kind, strict=True))}
-
-
 if __name__ == "__main__":
-    timing.main(__doc__, optimizer, memory, precision)
+    timing.main(__doc__, optimizer, memory)

@@ -5,8 +5,8 @@
 Images per second in steady state. Ours is the trainer's own compiled chunk. The others train the same network (every
 bias, ReLU and pooling, two dense layers of 4,096) on the same pictures, with the same cross-entropy and batch, and with
 SGD and momentum where ours has Gravity: PyTorch channels-last with its fused SGD, Keras by `model.fit` on TensorFlow.
-bfloat16 is `--precision bfloat16` here and autocast in PyTorch. Each framework has a separate process, so that their
-thread pools do not meet; they take turns.
+bfloat16 is `--precision bfloat16` here and autocast in PyTorch. Each framework has its own process, so that their
+threads do not compete; they take turns.
 """
 
 import functools
@@ -24,7 +24,6 @@ from trainer import jax_setup, vgg
 
 BATCH, CLASSES = 128, programs.CLASSES
 STEPS = 6  # in one timed run
-STEPS_PER_EPOCH = 48
 
 
 def ours(precisions: list[str]) -> tuple[timing.Runs, dict]:
@@ -32,7 +31,7 @@ def ours(precisions: list[str]) -> tuple[timing.Runs, dict]:
     jax_setup.work_around()
     runs = {}
     for precision in precisions:
-        training = programs.Training("vgg16", 1.0, precision, BATCH, STEPS, STEPS_PER_EPOCH * BATCH)
+        training = programs.Training("vgg16", 1.0, precision, BATCH, STEPS, STEPS * BATCH)
         run = lambda training=training: jax.block_until_ready((training.run(), training.state))
         runs[f"ours, {precision}"] = run
     return runs, {}

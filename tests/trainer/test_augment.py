@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from trainer import augment, data, loop, networks, steps
+from trainer import augment, data, loop, steps
 from trainer.config import Config, resolve
 
 RUN = Config(model="mlp", width=0.01, batch_size=24, optimizer="sgd", learning_rate=1.0, augment="crop-flip")
@@ -74,15 +74,3 @@ def test_training_and_watching_see_the_changed_pictures_and_evaluation_the_other
         np.testing.assert_allclose(moved[layer][kind], row.max_abs, rtol=1e-3, atol=1e-6)
     plain.state = changed.state
     assert plain.evaluate() == changed.evaluate()
-
-
-def test_it_adds_less_than_a_thousandth_to_the_operations_of_a_step():
-    """As the README says, with 128 pictures; a step is three times its forward pass."""
-    config = resolve(Config(dataset="cifar10", width=0.125, augment="crop-flip"))
-    model, shape = networks.build(config, 10), (32, 32, 3)
-    params = jax.eval_shape(lambda: networks.initial(config, model, jax.random.key(0), shape))
-    images = jax.ShapeDtypeStruct((128, *shape), np.uint8)
-    pictures = steps.Split(jnp.zeros((500, 3072), np.uint8), jnp.zeros(500, jnp.int32), jnp.int32(1))
-    operations = lambda function, *arguments: jax.jit(function).lower(*arguments).cost_analysis()["flops"]
-    added = operations(augment.view(config, shape), pictures, jnp.arange(128))
-    assert 0 < added < 0.001 * 3 * operations(model.apply, {"params": params}, images)

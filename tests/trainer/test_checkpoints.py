@@ -98,10 +98,10 @@ def test_one_that_was_half_deleted_is_left_for_the_next(tmp_path, monkeypatch):
     timer.join()
 
 
-def test_there_must_be_room_for_those_that_are_kept_and_one_more(tmp_path, monkeypatch):
-    written, usage = Checkpoints(tmp_path, keep=2), shutil._ntuple_diskusage
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(999, 699, 300))
-    written.check_space(100)
-    with pytest.raises(UserError, match="--keep is 2"):
-        written.check_space(101)
-    written.close()
+def test_a_checkpoint_that_cannot_be_written_names_the_cause(tmp_path):
+    kept = Checkpoints(tmp_path / "checkpoints", keep=1)
+    for cause, fix in (("No space left on device", "Free some space"), ("Permission denied", "Fix the cause")):
+        message = str(kept._unwritten(OSError(cause)))
+        assert cause in message and fix in message
+    (tmp_path / "checkpoints").rmdir()
+    assert f"the folder {tmp_path / 'checkpoints'} is gone" in str(kept._unwritten(ValueError("NOT_FOUND")))

@@ -1,6 +1,5 @@
-"""Loading the datasets: what is read is what was written, and errors say how to fix them."""
+"""Loading the datasets, under their own names and as tfds:NAME; errors name the dataset and say how to fix them."""
 
-import collections
 import hashlib
 import importlib.util
 import json
@@ -10,22 +9,20 @@ import shutil
 import sys
 import tomllib
 
+import jax
 import numpy as np
 import pytest
+from etils.epath import testing
 from packaging.requirements import Requirement
 from sklearn.datasets import load_digits
 
 import tfds_fixture
-from stop_after import snapshot
-from trainer import data
+from processes import snapshot
+from tfds_fixture import labelled
+from trainer import data, loop
+from trainer.config import Config, resolve
 
 TRAIN_FILE = "mnist-train.array_record-00000-of-00001"
-
-
-def counted(images, labels):
-    """How often every labelled picture occurs, in any order."""
-    assert images.dtype == np.uint8
-    return collections.Counter((image.tobytes(), int(label)) for image, label in zip(images, labels, strict=True))
 
 
 def failure(name, data_dir, limit=None):
@@ -61,11 +58,11 @@ def mnist_copy(tiny_tfds, tmp_path):
 def test_digits_are_scikit_learns_scaled_to_255_and_always_split_alike():
     digits, bunch = data.load("digits"), load_digits()
     assert digits.train_images.shape == (1437, 8, 8, 1) and digits.test_images.shape == (360, 8, 8, 1)
-    assert digits.train_labels.dtype == digits.test_labels.dtype == np.int32
     assert digits.name == "digits" and digits.num_classes == 10
-    parts = counted(digits.train_images, digits.train_labels) + counted(digits.test_images, digits.test_labels)
-    assert parts == counted(np.rint(bunch.images / 16 * 255).astype(np.uint8), bunch.target)
-    assert max(parts.values()) == 1  # all pictures differ, so that no test picture is a training picture
+    train, test = labelled(digits.train_images, digits.train_labels), labelled(digits.test_images, digits.test_labels)
+    images = np.rint(bunch.images / 16 * 255).astype(np.uint8)
+    assert sorted(train + test) == labelled(images, bunch.target.astype(np.int32))
+    assert len({*train, *test}) == 1797  # all pictures differ, so that no test picture is a training picture
     assert hashlib.sha256(digits.test_labels.astype("<i4").tobytes()).hexdigest()[:16] == "a464b705a1e3cf13"
     few = data.load("digits", limit=400)
     np.testing.assert_array_equal(few.train_images, digits.train_images[:400])
@@ -78,14 +75,11 @@ def test_what_is_read_is_what_was_written(tiny_tfds, name):
     assert loaded.name == name
     assert loaded.num_classes == {"cifar100_coarse": 20, "cifar100_fine": 100}.get(name, 10)
     for split in ("train", "test"):
-        images, labels = getattr(loaded, f"{split}_images"), getattr(loaded, f"{split}_labels")
-        expected, classes = tfds_fixture.pictures("cifar100" if name.startswith("cifar100") else name, split)
-        assert images.shape == expected.shape and labels.dtype == np.int32
-        assert counted(images, labels) == counted(expected, classes // 5 if name == "cifar100_coarse" else classes)
+        tfds_fixture.assert_holds(loaded, split, "cifar100" if name.startswith("cifar100") else name)
         for limit in (150, 10**9):
             few = data.load(name, tiny_tfds, limit)
-            np.testing.assert_array_equal(getattr(few, f"{split}_images"), images[:limit])
-            np.testing.assert_array_equal(getattr(few, f"{split}_labels"), labels[:limit])
+            for array in (f"{split}_images", f"{split}_labels"):
+                np.testing.assert_array_equal(getattr(few, array), getattr(loaded, array)[:limit])
 
 
 def test_the_default_folder_is_that_of_tfds_and_loading_says_nothing(tiny_tfds, monkeypatch, capfd, caplog):
@@ -98,26 +92,19 @@ def test_the_default_folder_is_that_of_tfds_and_loading_says_nothing(tiny_tfds, 
         data.load("mnist")
 
 
-def flipped(part):
-    def flip(version):
-        """One bit of a byte that is no padding, which is zeros."""
-        content = bytearray((version / TRAIN_FILE).read_bytes())
-        at = next(i for i in range(int(part * len(content)), len(content)) if content[i])
-        content[at] ^= 8
-        (version / TRAIN_FILE).write_bytes(content)
-
-    return flip
+def flip_a_bit(version):
+    """Of a byte that is no padding, which is zeros."""
+    content = bytearray((version / TRAIN_FILE).read_bytes())
+    content[next(i for i in range(len(content) // 2, len(content)) if content[i])] ^= 8
+    (version / TRAIN_FILE).write_bytes(content)
 
 
-def edited(**changes):
-    def edit(version):
-        info = json.loads((version / "dataset_info.json").read_text())
-        (version / "dataset_info.json").write_text(json.dumps(info | changes))
-
-    return edit
+def edit(folder, /, **changes):
+    info = json.loads((folder / "dataset_info.json").read_text())
+    (folder / "dataset_info.json").write_text(json.dumps(info | changes))
 
 
-def replaced_by_a_file(version):
+def replace_by_a_file(version):
     shutil.rmtree(version)
     version.write_text("")
 
@@ -125,17 +112,16 @@ def replaced_by_a_file(version):
 @pytest.mark.parametrize(
     ("damage", "why"),
     [
-        (flipped(0.02), TRAIN_FILE),
-        (flipped(0.5), TRAIN_FILE),
+        (flip_a_bit, TRAIN_FILE),
         (lambda version: os.truncate(version / TRAIN_FILE, 100_000), TRAIN_FILE),
         (lambda version: (version / TRAIN_FILE).unlink(), TRAIN_FILE),
         (lambda version: (version / "dataset_info.json").unlink(), "has no dataset_info.json"),
-        (replaced_by_a_file, "has no dataset_info.json"),
+        (replace_by_a_file, "has no dataset_info.json"),
         (lambda version: (version / "dataset_info.json").write_text('{"name": "mn'), "dataset_info.json is damaged"),
-        (edited(version="3.0.0"), "Proto version: 3.0.0"),
-        (edited(fileFormat="tfrecord"), "prepared as tfrecord"),
-        (edited(fileFormat="nonsense"), "dataset_info.json is damaged"),
-        (edited(splits=[{"name": "train", "shardLengths": ["0"]}]), "its train split is empty"),
+        (lambda version: edit(version, version="3.0.0"), "Proto version: 3.0.0"),
+        (lambda version: edit(version, fileFormat="tfrecord"), "prepared as tfrecord"),
+        (lambda version: edit(version, fileFormat="nonsense"), "dataset_info.json is damaged"),
+        (lambda version: edit(version, splits=[{"name": "train", "shardLengths": ["0"]}]), "its train split is empty"),
     ],
 )
 def test_a_folder_that_cannot_be_used_is_named(mnist_copy, damage, why):
@@ -215,3 +201,75 @@ def test_a_certificate_bundle_that_is_gone_is_one_line(monkeypatch):
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", "/gone.pem")
     with pytest.raises(data.DataError, match=r"^absent, and host cannot be reached \(OSError: .*/gone\.pem\); fix\.$"):
         data._check_network("absent", "https://host/file", "fix")
+
+
+def test_a_prepared_dataset_is_read_from_a_bucket(tiny_tfds, monkeypatch):
+    at_home = lambda path: os.fspath(path).replace("gs://sets", tiny_tfds).replace("gs://other", "/nowhere")
+    here = lambda original, path, *mode: original(at_home(path), *mode)
+    glob = lambda original, path: [found.replace(tiny_tfds, "gs://sets") for found in original(at_home(path))]
+    monkeypatch.setenv("TFDS_DATA_DIR", "gs://sets")
+    with testing.mock_epath(exists=here, isdir=here, open=here, glob=glob):
+        for data_dir in ("gs://sets", None):
+            found, expected = data.load("mnist", data_dir), data.load("mnist", tiny_tfds)
+            np.testing.assert_array_equal(found.train_images, expected.train_images)
+            np.testing.assert_array_equal(found.test_labels, expected.test_labels)
+        with pytest.raises(data.DataError, match="cifar10 is not prepared in gs://other; prepare it in a local folder"):
+            data.load("cifar10", "gs://other")
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory):
+    """A data_dir with the sets of tfds_builders.py prepared; their code is not known in this process."""
+    folder = str(tmp_path_factory.mktemp("sets"))
+    tfds_fixture.python(tfds_fixture.__file__, folder, "any", TMPDIR=str(tmp_path_factory.mktemp("temporary")))
+    return folder
+
+
+@pytest.mark.parametrize("name", ["tfds:tiny_colour", "tfds:tiny_colour:kind"])
+def test_a_set_is_read_by_its_features(sets, name):
+    dataset = data.load(name, sets)
+    assert (dataset.num_classes, dataset.class_names) == (3, ("0", "1", "2"))
+    for split in ("train", "test"):
+        tfds_fixture.assert_holds(dataset, split, "tiny_colour")
+    assert len(data.load(name, sets, limit=7).train_images) == 7
+
+
+def test_a_configuration_and_a_label_are_chosen_by_name(sets):
+    dataset = data.load("tfds:tiny_grey/other:parity", sets)
+    assert dataset.train_images.shape == (60, 256, 200, 1)
+    assert (dataset.num_classes, dataset.class_names) == (2, ("even", "odd"))
+    np.testing.assert_array_equal(np.bincount(dataset.test_labels), [20, 10])
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("tiny_unsized", "its pictures are any x any x 3, uint8; one size for all"),
+        ("tiny_large", "its pictures are 257 x 16 x 3, uint8; one size for all, at most 256 x 256"),
+        ("tiny_unsplit", "it has no test split .its splits: train."),
+        ("tiny_blind", "one image and a class label are needed, and it has kind"),
+        ("tiny_grey/other", "the label must be one of kind, parity; say which as tfds:NAME:LABEL"),
+        ("tiny_colour:label", "the label must be one of kind"),
+        ("tiny_missing", "tensorflow-datasets cannot open tiny_missing"),
+        ("mnist/none", "tensorflow-datasets cannot open mnist/none"),
+    ],
+)
+def test_a_set_of_no_use_gets_one_clear_line(sets, name, message):
+    with pytest.raises(data.DataError, match=f"^tfds:{name}: {message}.*$"):
+        data.load(f"tfds:{name}", sets)
+
+
+def test_the_default_format_needs_tensorflow(sets, tmp_path, hide):
+    shutil.copytree(f"{sets}/tiny_colour", tmp_path / "tiny_colour")
+    edit(tmp_path / "tiny_colour" / "1.0.0", fileFormat="tfrecord")
+    hide("tensorflow")
+    with pytest.raises(data.DataError, match="it was prepared as tfrecord and tensorflow is not installed"):
+        data.load("tfds:tiny_colour", str(tmp_path))
+
+
+def test_a_set_trains_in_a_fresh_folder(sets, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    loop.train(resolve(Config("tfds:tiny_colour:kind", "softmax", epochs=1, data_dir=sets)), jax.devices()[:1])
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert "tfds-tiny_colour-kind-softmax" in folder.name
+    assert json.loads((folder / "config.json").read_text())["dataset"] == "tfds:tiny_colour:kind"

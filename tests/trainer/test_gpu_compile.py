@@ -46,17 +46,9 @@ def test_a_step_moves_each_array_as_often_as_it_must(name, leaves, card):
     assert len(params) <= program.kernels(program.entry) <= (4 if name == "gravity" else 1) * len(params) + 4
 
 
-def through_memory(tree):
-    return jax.tree.map(jax.lax.optimization_barrier, tree)
-
-
-TWICE = optax.stateless(lambda gradients, _: through_memory(optax.tree.scale(2.0, gradients)))
-AGAIN = optax.stateless(lambda updates, _: through_memory(updates))
-
-
-@pytest.mark.parametrize("order", [(gravity(0.1, key=0), AGAIN), (TWICE, gravity(0.1, key=0))])
-def test_the_counting_sees_a_pass_too_many(order):
-    broken = optax.chain(*order)
+def test_the_counting_sees_a_pass_too_many():
+    again = optax.stateless(lambda updates, _: jax.tree.map(jax.lax.optimization_barrier, updates))
+    broken = optax.chain(gravity(0.1, key=0), again)
     with pytest.raises(AssertionError):
         assert_moves_no_more_than_it_must("gravity", broken, vgg16())
     _, program = programs.counted_step(broken, vgg16(), gpu_cost.devices("H100", 1)[0])
@@ -69,7 +61,7 @@ def test_a_chunk_fits_updates_in_place_and_sends_the_gradients_once(count, preci
     compiled = programs.compiled_chunk(gpu_cost.devices("H100", count), model, 128)
     program = hlo.Program(compiled.as_text())
     parameters = 4 * programs.size(vgg16())
-    assert programs.held(compiled)["sum"] < gpu_cost.CARDS["H100"].memory / 10  # convolutions may ask for more
+    assert programs.held(compiled)["sum"] < gpu_cost.MEMORY["H100"] / 10  # convolutions may ask for more
     assert compiled.memory_analysis().alias_size_in_bytes >= 2 * parameters
     # Within the chunk too: V and W in and out, G twice, and no copy. A gradient that need not travel stays bfloat16.
     passes = [program.passes(size, program.loop_body(), "VGG") for size in (LARGEST_LEAF, LARGEST_LEAF // 2)]

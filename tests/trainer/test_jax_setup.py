@@ -63,9 +63,7 @@ def test_a_jaxlib_that_computes_wrong_is_refused_by_version(monkeypatch):
         ("on", "cpu", "~", False),  # no folder named tilde
     ],
 )
-def test_compiled_programs_are_kept_on_accelerators_or_when_asked_for(
-    monkeypatch, caplog, setting, platform, home, used
-):
+def test_programs_are_kept_on_accelerators_or_when_asked_for(monkeypatch, caplog, setting, platform, home, used):
     settings = {}
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
     monkeypatch.setattr(jax, "default_backend", lambda: platform)
@@ -76,29 +74,26 @@ def test_compiled_programs_are_kept_on_accelerators_or_when_asked_for(
     assert ("HOME is not set" in caplog.text and "JAX_COMPILATION_CACHE_DIR" in caplog.text) == (home == "~")
 
 
+SLOW, GPU_HERE = "--precision bfloat16 is far slower than float32 on this CPU", 'pip install -e ".[cuda12]"'
+
+
 @pytest.mark.parametrize(
-    ("precision", "flags", "slow"),
+    ("precision", "file", "text", "platforms", "said"),
     [
-        ("bfloat16", "fma avx2 avx512f", True),
-        ("bfloat16", "avx2 avx512_bf16", False),
-        ("bfloat16", "asimd bf16", False),
-        ("float32", "avx2", False),
+        ("bfloat16", "proc/cpuinfo", "flags : fma avx2 avx512f", "cpu", SLOW),
+        ("bfloat16", "proc/cpuinfo", "flags : avx2 avx512_bf16", "cpu", ""),
+        ("bfloat16", "proc/cpuinfo", "flags : asimd bf16", "cpu", ""),
+        ("float32", "proc/cpuinfo", "flags : avx2", "cpu", ""),
+        ("float32", "proc/driver/nvidia/version", "", None, GPU_HERE),
+        ("float32", "dev/nvidia0", "", None, GPU_HERE),
+        ("float32", "dev/nvidia0", "", "cpu", ""),
     ],
 )
-def test_a_cpu_without_bfloat16_instructions_says_so(precision, flags, slow, tmp_path):
-    (tmp_path / "proc").mkdir()
-    (tmp_path / "proc" / "cpuinfo").write_text(f"processor : 0\nflags : fpu {flags}\n")
-    lines = [line.split(" on this CPU")[0] for line in jax_setup.hints(precision, tmp_path)]
-    assert lines == ["--precision bfloat16 is far slower than float32"] * slow
-
-
-@pytest.mark.parametrize("file", ["proc/driver/nvidia/version", "dev/nvidia0"])
-def test_a_gpu_that_jax_does_not_see_is_named_unless_the_platform_was_chosen(file, tmp_path, monkeypatch):
-    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
-    assert list(jax_setup.hints("float32", tmp_path)) == []
-    (tmp_path / file).parent.mkdir(parents=True)
-    (tmp_path / file).touch()
-    (line,) = jax_setup.hints("float32", tmp_path)
-    assert "NVIDIA GPU" in line and "cuda12" in line
+def test_slow_bfloat16_and_an_unseen_gpu_are_named(precision, file, text, platforms, said, tmp_path, monkeypatch):
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
-    assert list(jax_setup.hints("float32", tmp_path)) == []
+    if platforms is None:
+        monkeypatch.delenv("JAX_PLATFORMS")
+    (tmp_path / file).parent.mkdir(parents=True)
+    (tmp_path / file).write_text(text)
+    lines = list(jax_setup.hints(precision, tmp_path))
+    assert len(lines) == bool(said) and said in "".join(lines)

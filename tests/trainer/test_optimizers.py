@@ -1,5 +1,6 @@
-"""Every optimizer against its published formula, in float64, and against Keras itself (marker `peers`)."""
+"""Optimizers against their published formulas and Keras (marker `peers`); the recipe against chains written out."""
 
+import functools
 import json
 import os
 import subprocess
@@ -12,8 +13,9 @@ import numpy as np
 import optax
 import pytest
 
+from gravity_optax import gravity, scale_by_gravity
 from trainer import config, optimizers
-from trainer.config import Config, resolve
+from trainer.config import Config, UserError, resolve
 
 RATE, KEY = 0.01, jax.random.key(0)
 # On both sides of every epsilon, and falling over the steps, so that epsilon's size and place and all maxima matter.
@@ -21,20 +23,25 @@ COUNTER = np.arange(1, 21)[:, None]
 GRADIENTS = np.random.default_rng(0).normal(size=(20, 50)) * np.logspace(-9, 0, 50) * np.logspace(0, -2, 20)[:, None]
 
 
-def steps_of_optax(name, gradients=GRADIENTS, rate=RATE, **hyperparameters):
-    """The updates that the trainer's optimizer makes, float64 (steps, n)."""
-    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):  # optax's own code promotes
-        tx = build(optimizer=name, learning_rate=rate, hyperparameters=hyperparameters)
-        w = jnp.ones(gradients.shape[1])
-        state, updates = tx.init(w), []
+def build(steps_per_epoch=10, hyperparameters=(), **flags):
+    return optimizers.build(resolve(Config(**flags)), KEY, steps_per_epoch, **dict(hyperparameters))
+
+
+def updates(tx, params, gradients):
+    """What `tx` makes of the gradients, one after another; the parameters stay."""
+    with jax.numpy_dtype_promotion("standard"):  # optax's own code promotes
+        state, out = tx.init(params), []
         for g in gradients:
-            update, state = tx.update(jnp.asarray(g), state, w)
-            updates.append(np.asarray(update))
-        return np.array(updates)
+            update, state = tx.update(g, state, params)
+            out.append(update)
+    return out
 
 
-def build(hyperparameters=(), **flags):
-    return optimizers.build(resolve(Config(**flags)), KEY, **dict(hyperparameters))
+def steps_of_optax(name, rate=RATE, **hyperparameters):
+    """The updates that the trainer's optimizer makes of GRADIENTS, float64."""
+    with jax.enable_x64(True):
+        tx = build(optimizer=name, learning_rate=rate, hyperparameters=hyperparameters)
+        return np.array(updates(tx, jnp.ones(50), jnp.asarray(GRADIENTS)))
 
 
 def running_mean(values, decay):
@@ -89,15 +96,12 @@ def nadam(g, b1=0.9, b2=0.999, eps=1e-7):
     return -RATE * m_bar / (np.sqrt(running_mean(g**2, b2) / (1 - b2**COUNTER)) + eps)
 
 
-def amsgrad(g, b1=0.9, b2=0.999):
-    """Reddi et al., Algorithm 2: no bias correction, no epsilon."""
-    return -RATE * running_mean(g, b1) / np.sqrt(np.maximum.accumulate(running_mean(g**2, b2)))
-
-
-def amsgrad_corrected(g):
-    """The maximum over corrected second moments."""
-    v_max = np.maximum.accumulate(running_mean(g**2, 0.999) / (1 - 0.999**COUNTER))
-    return -RATE * running_mean(g, 0.9) / (1 - 0.9**COUNTER) / (np.sqrt(v_max) + 1e-7)
+def amsgrad(g, b1=0.9, b2=0.999, corrected=False, eps=0.0):
+    """Reddi et al., Algorithm 2, without bias correction and epsilon; or the maximum over corrected second moments."""
+    m, v = running_mean(g, b1), running_mean(g**2, b2)
+    if corrected:
+        m, v = m / (1 - b1**COUNTER), v / (1 - b2**COUNTER)
+    return -RATE * m / (np.sqrt(np.maximum.accumulate(v)) + eps)
 
 
 # As published, and with the trainer's own settings where they differ.
@@ -115,7 +119,7 @@ PUBLISHED = [
     ("adamax", lambda g: adamax(g, eps=1e-7), {}),
     ("nadam", nadam, {}),
     ("amsgrad", amsgrad, {"eps": 0.0, "bias_correction_mu": False, "bias_correction_nu": False}),
-    ("amsgrad", amsgrad_corrected, {}),
+    ("amsgrad", lambda g: amsgrad(g, corrected=True, eps=1e-7), {}),
 ]
 
 
@@ -227,3 +231,95 @@ def test_a_first_velocity_has_the_size_of_keras_initialiser(name):
         assert abs(velocity.mean()) < 0.06 * np.sqrt(variance)
         if shape == "uniform":
             assert np.abs(velocity).max() <= np.sqrt(3 * variance) * (1 + 1e-6)
+
+
+# The recipe: clipping, weight decay, schedules and accumulation.
+
+PARAMS = {"kernel": jnp.linspace(-1.0, 2.0, 12).reshape(3, 4), "bias": jnp.linspace(0.5, 1.0, 4)}
+TREES = [jax.tree.map(lambda w, i=i: jnp.sin(3 * w + i) * 4, PARAMS) for i in range(6)]
+ZEROS = jax.tree.map(jnp.zeros_like, PARAMS)
+
+recipe = functools.partial(updates, params=PARAMS, gradients=TREES)
+
+
+def assert_close(some, others, rtol=1e-5, atol=1e-7):
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=rtol, atol=atol), some, others)
+
+
+def test_without_flags_the_chain_is_gravity_alone_bit_for_bit():
+    plain = gravity(0.1, alpha=0.01, beta=0.9, key=KEY)
+    assert_close(recipe(build()), recipe(plain), rtol=0, atol=0)
+    # A weight decay of 0 too, so that checkpoints of either can be resumed with the other.
+    structure = lambda tx: jax.tree.structure(tx.init(PARAMS))
+    assert structure(build()) == structure(plain) == structure(build(weight_decay=0.0))
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "flags", "clip"),
+    [
+        ("gravity", {"clip_norm": 2.0}, lambda g, norm: jax.tree.map(lambda x: x * min(1, 2.0 / norm), g)),
+        ("momentum", {"clip_value": 1.5}, lambda g, norm: jax.tree.map(lambda x: np.clip(x, -1.5, 1.5), g)),
+    ],
+)
+def test_what_is_clipped_is_the_gradient_that_the_optimizer_sees(optimizer, flags, clip):
+    clipped = [clip(g, float(optax.tree.norm(g))) for g in TREES]
+    assert all(not np.allclose(a["kernel"], b["kernel"]) for a, b in zip(clipped, TREES, strict=True))
+    assert_close(recipe(build(optimizer=optimizer, **flags)), recipe(build(optimizer=optimizer), gradients=clipped))
+
+
+def test_weight_decay_is_decoupled_and_of_kernels_alone():
+    mask = {"kernel": True, "bias": False}
+    chain = optax.chain(
+        scale_by_gravity(beta=0.9, velocity_stddev=0.1, key=KEY),
+        optax.add_decayed_weights(0.2, mask),
+        optax.scale_by_learning_rate(0.1),
+    )
+    assert_close(recipe(build(weight_decay=0.2)), recipe(chain))
+    adamw = optax.adamw(0.01, eps=1e-7, weight_decay=0.2, mask=mask)
+    assert_close(recipe(build(optimizer="adam", learning_rate=0.01, weight_decay=0.2)), recipe(adamw))
+
+
+# `part` of the way from the end of the warm-up to the end; for step, of the whole run.
+RATES = {
+    "constant": lambda part, peak, final: peak,
+    "linear": lambda part, peak, final: peak + (final - peak) * part,
+    "cosine": lambda part, peak, final: final + (peak - final) * (1 + np.cos(np.pi * part)) / 2,
+    "step": lambda part, peak, final: peak * (final / peak) ** ((part >= 1 / 2) / 2 + (part >= 3 / 4) / 2),
+}
+
+
+@pytest.mark.parametrize("warmup", [0.0, 1.5])
+@pytest.mark.parametrize(
+    ("name", "given", "final"),
+    [("constant", None, None), ("linear", 0.1, 0.1), ("cosine", None, 0), ("cosine", 0.1, 0.1), ("step", None, 0.002)],
+)
+def test_the_learning_rate_rises_from_zero_and_falls_to_its_final_value(name, given, final, warmup):
+    flags = {"schedule": name, "final_learning_rate": given, "warmup_epochs": warmup, "epochs": 8}
+    config = resolve(Config(learning_rate=0.2, **flags))
+    rate = optimizers.schedule(config, 10)
+    assert config.final_learning_rate == final
+    for count in range(81):
+        part = count / 80 if name == "step" else (count - 10 * warmup) / (80 - 10 * warmup)
+        expected = 0.2 * count / 15 if count < 10 * warmup else RATES[name](part, 0.2, final)
+        np.testing.assert_allclose(rate(count), expected, rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize("optimizer", ["gravity", "adam"])
+def test_the_schedule_scales_the_updates_from_the_peaks_velocity_on(optimizer):
+    flags = {"optimizer": optimizer, "learning_rate": 0.5}
+    rates = [0, 1 / 2, 1, 3 / 4, 1 / 2, 1 / 4]  # of the peak
+    expected = [jax.tree.map(lambda u, r=r: u * r, u) for r, u in zip(rates, recipe(build(**flags)), strict=True)]
+    assert_close(recipe(build(2, schedule="linear", warmup_epochs=1.0, epochs=3, **flags)), expected)
+
+
+def test_accumulation_takes_one_maximum_over_the_mean_gradient():
+    means = [jax.tree.map(lambda *x: sum(x) / 3, *TREES[i : i + 3]) for i in (0, 3)]
+    first, second = recipe(build(), gradients=means)
+    assert_close(recipe(build(accumulate=3)), [ZEROS, ZEROS, first, ZEROS, ZEROS, second])
+
+
+def test_under_accumulation_the_schedule_counts_updates_of_which_there_must_be_one():
+    rate = optimizers.schedule(resolve(Config(schedule="linear", epochs=4, accumulate=2, learning_rate=0.4)), 5)
+    np.testing.assert_allclose([rate(count) for count in (0, 5, 10)], [0.4, 0.2, 0], atol=1e-8)
+    with pytest.raises(UserError, match="--accumulate is 21; this run has only 20 steps"):
+        build(10, accumulate=21, epochs=2)

@@ -2,7 +2,6 @@
 
 import concurrent.futures
 import fcntl
-import os
 import re
 import socket
 import subprocess
@@ -12,39 +11,30 @@ import threading
 import pytest
 
 import processes
+from processes import snapshot
 from trainer import records
 from trainer.config import Config, UserError, resolve
 from trainer.ownership import Ownership, is_owned
 
 
-def test_the_owner_is_named_and_nothing_is_touched(tmp_path):
-    owner = Ownership(tmp_path)
-    before = (tmp_path / "lock").read_bytes()
-    message = (
-        f"--workdir is {tmp_path}, which another run is using .host {re.escape(socket.gethostname())},"
-        rf" process {os.getpid()}, since \d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d .*another folder"
-    )
-    for resume in (False, True):
-        with pytest.raises(UserError, match=message):
-            records.Workdir(resolve(Config(workdir=str(tmp_path), resume=resume)))
-    assert [path.name for path in tmp_path.iterdir()] == ["lock"] and (tmp_path / "lock").read_bytes() == before
-    owner.release()
-    assert not is_owned(tmp_path) and list(tmp_path.iterdir()) == []
-
-
-def test_it_ends_with_the_process_and_asking_does_not_take_it(tmp_path):
+def test_the_owner_is_named_nothing_is_touched_and_the_lock_ends_with_the_process(tmp_path):
     code = "import pathlib, sys; from trainer.ownership import Ownership; o = Ownership(pathlib.Path(sys.argv[1]))"
     command = [sys.executable, "-c", code + "; print('owned', flush=True); input()", str(tmp_path)]
     options = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "cwd": processes.MAIN.parent}
     with subprocess.Popen(command, text=True, **options) as owner:
-        assert owner.stdout.readline() == "owned\n"
-        assert is_owned(tmp_path)
-        with pytest.raises(UserError, match=f"process {owner.pid},"):
-            Ownership(tmp_path)
+        assert owner.stdout.readline() == "owned\n" and is_owned(tmp_path)
+        before = snapshot(tmp_path)
+        message = rf"--workdir is {tmp_path}, which another run is using .host {re.escape(socket.gethostname())},"
+        message += rf" process {owner.pid}, since \d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d .*another folder"
+        for resume in (False, True):
+            with pytest.raises(UserError, match=message):
+                records.Workdir(resolve(Config(workdir=str(tmp_path), resume=resume)))
+        assert snapshot(tmp_path) == before
         owner.kill()
         owner.wait(60)
-    assert (tmp_path / "lock").exists() and not is_owned(tmp_path)
+    assert list(before) == [tmp_path / "lock"] and not is_owned(tmp_path)
     Ownership(tmp_path).release()
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("locks", [False, True])

@@ -1,8 +1,7 @@
-"""What prepares a dataset through TFDS, which needs TensorFlow; the other tests read what was written without it."""
+"""Preparing datasets through TFDS, which needs TensorFlow; the other tests read sets written without it."""
 
 import gzip
 import json
-import os
 import pathlib
 
 import numpy as np
@@ -12,8 +11,6 @@ import tfds_fixture
 from trainer import data
 
 pytestmark = pytest.mark.prepare
-
-TESTS = os.path.dirname(tfds_fixture.__file__)
 
 
 def fill_cache(data_dir):
@@ -71,13 +68,12 @@ def test_the_tiny_set_is_what_the_genuine_builder_prepares(tmp_path, tiny_tfds):
 def test_any_set_is_prepared_and_read_in_either_format(tmp_path, name, before):
     """In another process, where the code of tfds_builders.py is known."""
     folder = tmp_path / "sets"
-    code = f"import sys; sys.path.append({TESTS!r}); import tfds_builders\nfrom trainer import data"
-    code += f"\nFOLDER = {str(folder)!r}"
-    tfds_fixture.python("-c", f"{code}\n{before}\ndata.load('tfds:{name}', FOLDER)", TMPDIR=str(tmp_path))
-    (info,) = (folder / name.split("/")[0].split(":")[0]).rglob("dataset_info.json")
+    code = f"import tfds_builders\nfrom trainer import data\nFOLDER = {str(folder)!r}\n{before}\n"
+    tfds_fixture.python("-c", f"{code}data.load('tfds:{name}', FOLDER)", TMPDIR=str(tmp_path))
+    (info,) = (folder / name.partition("/")[0]).rglob("dataset_info.json")
     assert json.loads(info.read_text())["fileFormat"] == ("tfrecord" if before else "array_record")
     for split in ("train", "test"):
-        tfds_fixture.assert_shades(data.load(f"tfds:{name}", str(folder)), split)
+        tfds_fixture.assert_holds(data.load(f"tfds:{name}", str(folder)), split, name.partition("/")[0])
 
 
 def test_a_network_that_goes_away(tmp_path):

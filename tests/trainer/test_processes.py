@@ -1,9 +1,18 @@
-"""The trainer in separate processes: killed, asked to stop, and several of them together over loopback."""
+"""The trainer in separate processes: killed, asked to stop, watched for long, and several together over loopback.
 
+KILLS=30 in the environment kills more runs at random moments, EPOCHS=1000 watches a longer one.
+"""
+
+import contextlib
+import os
+import random
 import re
+import statistics
+import time
 from signal import SIGABRT, SIGKILL, SIGTERM
 
 import numpy as np
+import psutil
 import pytest
 
 import processes
@@ -32,7 +41,7 @@ def whole(tmp_path_factory):
         (("loop.Trainer", 1, SIGTERM), 0, "stopped on SIGTERM before training; start again"),
         (("loop.Trainer", 1, SIGKILL), 0, ""),
         (("progress.Progress.add_chunk", 19, SIGTERM), 2, r"stopped on SIGTERM after epoch 3, step \d+ of 16"),
-        (("checkpoints.Checkpoints.save", 3, SIGKILL, True), 3, ""),  # as it is written
+        (("progress.Progress.add_chunk", 25, SIGKILL), 3, ""),  # as the third checkpoint is written
         (("checkpoints.Checkpoints.save", 4, SIGKILL), 4, ""),  # after history.csv
     ],
 )
@@ -44,6 +53,38 @@ def test_a_run_that_a_signal_ends_resumes_bit_for_bit(tmp_path, whole, moment, r
     assert re.search(says, out) and "Traceback" not in out
     processes.finish(processes.start(*flags))
     assert processes.differences(processes.result(tmp_path), whole) == []
+
+
+@pytest.mark.parametrize("number", range(int(os.environ.get("KILLS", 4))))
+def test_a_run_that_is_killed_at_a_random_moment_resumes_bit_for_bit(tmp_path, whole, number):
+    """Every second one before its first row: while data are read, programs compile and the first steps run."""
+    seed, flags = random.SystemRandom().randrange(10**6), (*SMALL, "--workdir", tmp_path)
+    rng = random.Random(seed)
+    process, rows = processes.start(*flags), rng.randrange(1, 5) if number % 2 else 0
+    processes.wait_for(process, lambda: processes.rows(tmp_path) >= rows)
+    time.sleep(rng.uniform(0, 0.1 if rows else 8.0))
+    processes.kill_at(process, lambda: True)
+    left = f"seed {seed}, rows {processes.rows(tmp_path)}, checkpoints {processes.whole(tmp_path)}"
+    processes.finish(processes.start(*flags))
+    assert processes.differences(processes.result(tmp_path), whole) == [], left
+
+
+def test_a_long_run_takes_no_more_memory_and_files_and_no_longer_at_its_end(tmp_path):
+    """The epochs from 20 to 60, after the warm-up, beside the last 40."""
+    epochs = int(os.environ.get("EPOCHS", 200))
+    process = processes.start("--width", 0.01, "--epochs", epochs, "--workdir", tmp_path)
+    watched, windows = psutil.Process(process.pid), {range(20, 60): [], range(epochs - 40, epochs): []}
+    with contextlib.suppress(psutil.Error):  # it has just ended
+        while process.poll() is None:
+            row, sample = processes.rows(tmp_path), (watched.memory_info().rss, watched.num_fds())
+            for window, samples in windows.items():
+                samples += [sample] * (row in window)
+            time.sleep(0.1)
+    processes.finish(process)
+    (memory, files), (memory_later, files_later) = (zip(*samples, strict=True) for samples in windows.values())
+    assert statistics.median(memory_later) < 1.05 * statistics.median(memory)
+    assert min(files_later) <= min(files)  # more are open while a checkpoint is written
+    assert len(files_later) < 2 * len(files)  # samples, and so time; a machine may change its own speed
 
 
 def finish_together(workdir):
@@ -65,26 +106,20 @@ def two(tmp_path_factory):
     return workdir
 
 
-def first_epoch(workdir):
-    """The arrays after it, which is 10 chunks of two steps, and the rows of gradients.csv."""
-    _, arrays, progress = ReadCheckpoints(workdir / "checkpoints").read(10)
-    assert len(progress["rows"]) == 1
-    rows = [line.split(",") for line in (workdir / "gradients.csv").read_text().splitlines()[1:]]
-    return arrays, [row for row in rows if row[0] == "1"]
-
-
 def test_two_processes_train_as_one_does(two, tmp_path):
     """As eight devices of one process do: 20 steps."""
     processes.finish(processes.start(*DENSE, "--epochs", 1, "--workdir", tmp_path, devices=8))
-    (arrays, rows), (others, other_rows) = first_epoch(tmp_path), first_epoch(two)
+    # After the first epoch, which is 10 chunks of two steps.
+    arrays, others = (ReadCheckpoints(folder / "checkpoints").read(10)[1] for folder in (tmp_path, two))
+    tables = [processes.table(folder / "gradients.csv") for folder in (tmp_path, two)]
     for kind, tolerance in {"params": 1e-4, "velocity": 1e-3}.items():
         names = [name for name in arrays if kind in name]
         assert names
         for name in names:
             assert np.max(np.abs(arrays[name] - others[name])) <= tolerance * np.max(np.abs(arrays[name])), name
-    for row, other in zip(rows, other_rows, strict=True):
-        assert row[:2] == other[:2]
-        np.testing.assert_allclose([*map(float, row[2:])], [*map(float, other[2:])], rtol=0.01)
+    for row, other in zip(*tables, strict=False):  # the second has more epochs
+        assert row.pop("leaf") == other.pop("leaf")
+        np.testing.assert_allclose([*map(float, row.values())], [*map(float, other.values())], rtol=0.01)
 
 
 @pytest.mark.parametrize("victim", [0, 1])

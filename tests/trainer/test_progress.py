@@ -1,7 +1,8 @@
-"""Stopped and resumed runs, damaged checkpoints, full disks: all in this process, with one compiled trainer."""
+"""Stopped and resumed runs, their event files, damaged checkpoints, full disks: in this process, compiled once."""
 
 import dataclasses
 import functools
+import gc
 import json
 import os
 import pathlib
@@ -9,36 +10,39 @@ import re
 import resource
 import shutil
 import time
+import types
+import warnings
 
 import jax
 import numpy as np
 import pytest
 
 import processes
-import stop_after
-from stop_after import snapshot
+from processes import snapshot
 from trainer import devices, loop, progress
 from trainer.checkpoints import read_one
 from trainer.config import SAME_RUN, Config, UserError
 
-RUN = Config(model="mlp", width=0.05, limit=128, batch_size=8, epochs=4)  # 8 chunks of 2 steps per epoch
+# 8 chunks of 2 steps an epoch: neither its end nor most stops are the end of an accumulation.
+SMALL = {"model": "mlp", "width": 0.05, "limit": 128, "batch_size": 8, "epochs": 4, "watch": True}
+RUN = Config(**SMALL, norm="group", accumulate=3, warmup_epochs=1.5, weight_decay=0.01, clip_norm=0.5)
 CHUNKS, NEWEST = 8, "checkpoints/19"
-FILES = ["checkpoints", "config.json", "history.csv", "history.png"]
+FILES = ["checkpoints", "config.json", "gradients.csv", "gradients.png", "history.csv", "history.png"]
 TRAINER = loop.Trainer
-train = functools.partial(stop_after.train, RUN, devices=2)
+train = functools.partial(processes.train_here, RUN, devices=2)
 pytestmark = pytest.mark.usefixtures("kept")
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """The result of an uninterrupted run."""
+    """The workdir of an uninterrupted run."""
     workdir = tmp_path_factory.mktemp("whole")
-    train(workdir, keep=1)
+    rates = [row.learning_rate for row in train(workdir, keep=1)]
+    assert rates == pytest.approx([0.1 * 5 / 8, 0.1, 0.1, 0.1])  # 5 updates an epoch, the first 8 are the warm-up
     assert processes.whole(workdir) == [4 * CHUNKS]
-    arrays, history = processes.result(workdir)
-    assert sum("velocity" in name for name in arrays) == sum("params" in name for name in arrays) == 6
-    assert len(history) == 4
-    return arrays, history
+    arrays, _ = processes.result(workdir)
+    assert sum("velocity" in name for name in arrays) == sum("params" in name for name in arrays) == 10
+    return workdir
 
 
 @pytest.fixture(scope="module")
@@ -56,10 +60,15 @@ def halfway(stopped, tmp_path):
     return pathlib.Path(shutil.copytree(stopped, tmp_path / "run"))
 
 
+def differences(workdir, whole):
+    return processes.differences(processes.result(workdir), processes.result(whole))
+
+
 def assert_ends_like(whole, workdir, **flags):
-    """Resumed, the run has the same result, bit for bit."""
+    """Resumed, the run has the same results, bit for bit."""
     history = train(workdir, resume=True, **flags)
-    assert processes.differences(processes.result(workdir), whole) == []
+    assert differences(workdir, whole) == []
+    assert (workdir / "gradients.csv").read_text() == (whole / "gradients.csv").read_text()
     assert [row.epoch for row in history] == [1, 2, 3, 4]
     assert sorted(path.name for path in workdir.iterdir()) == FILES
 
@@ -82,23 +91,22 @@ def truncate(path):
     os.truncate(path, path.stat().st_size // 2)
 
 
-def edit_history(workdir, change):
-    (workdir / "history.csv").write_text(change((workdir / "history.csv").read_text()))
-    (workdir / ".history.csv.tmp").write_text("epo")
+def write_a_third_epoch(run):
+    """What is written before its checkpoint."""
+    for name in ("history.csv", "gradients.csv"):
+        text = (run / name).read_text()
+        (run / name).write_text(f"{text}3{text.splitlines()[-1][1:]}\n")
+    (run / ".history.csv.tmp").write_text("epo")
 
 
 @pytest.mark.parametrize(
     ("leave", "rows", "says"),
     [
-        (lambda run: edit_history(run, lambda text: text + text.splitlines()[-1] + "\n"), 2, ("2 and 3 chunks",)),
-        (lambda run: edit_history(run, lambda text: text[:-10]), 2, ("resuming after epoch 2 and 3 chunks",)),
+        (write_a_third_epoch, 2, ("resuming after epoch 2 and 3 chunks",)),
+        (lambda run: truncate(run / "history.csv"), 2, ("resuming after epoch 2 and 3 chunks",)),
         (lambda run: shutil.rmtree(run / "checkpoints"), 0, ()),
         (lambda run: truncate(files(run / NEWEST / "arrays" / "d")[0]), 2, ("/19 is damaged", "epoch 2\n")),
-        (
-            lambda run: (run / NEWEST).rename(f"{run / NEWEST}.orbax-checkpoint-tmp"),
-            2,
-            ("unfinished", "epoch 2\n"),
-        ),
+        (lambda run: (run / NEWEST).rename(f"{run / NEWEST}.orbax-checkpoint-tmp"), 2, ("unfinished", "epoch 2\n")),
     ],
 )
 def test_what_a_killed_run_leaves_is_repaired_before_the_first_step(whole, halfway, caplog, leave, rows, says):
@@ -110,36 +118,48 @@ def test_what_a_killed_run_leaves_is_repaired_before_the_first_step(whole, halfw
 
 
 def test_a_finished_run_does_nothing_and_more_epochs_can_be_added(whole, tmp_path, monkeypatch):
-    train(tmp_path / "run", epochs=2)
-    before = processes.result(tmp_path / "run")
+    train(tmp_path / "run", epochs=3)
+    before = snapshot(tmp_path / "run" / "checkpoints")
     with monkeypatch.context() as patch:
         patch.setattr(loop, "Trainer", None)
-        for epochs in (2, 1):
-            assert [row.epoch for row in train(tmp_path / "run", epochs=epochs, resume=True)] == [1, 2]
-    assert processes.differences(processes.result(tmp_path / "run"), before) == []
+        for epochs in (3, 2):
+            assert [row.epoch for row in train(tmp_path / "run", epochs=epochs, resume=True)] == [1, 2, 3]
+    assert snapshot(tmp_path / "run" / "checkpoints") == before
     assert_ends_like(whole, tmp_path / "run")
+
+
+def test_watching_may_be_turned_on_and_off_when_a_run_is_resumed_and_changes_no_bit_of_it(whole, tmp_path):
+    train(tmp_path, watch=False, epochs=2)
+    assert not list(tmp_path.glob("gradients.*"))
+    train(tmp_path, resume=True, epochs=3)
+    train(tmp_path, resume=True, watch=False)
+    third = [row for row in processes.table(whole / "gradients.csv") if row["epoch"] == "3"]
+    assert processes.table(tmp_path / "gradients.csv") == third
+    assert json.loads((tmp_path / "config.json").read_text())["watch"] is False
+    assert differences(tmp_path, whole) == []
 
 
 def test_another_number_of_devices_resumes_and_says_so(whole, halfway, caplog):
     train(halfway, devices=1, resume=True)
     assert "resuming on 1 x cpu, previously on 2 x cpu" in caplog.text
-    arrays, history = processes.result(halfway)
+    (arrays, history), (expected, _) = processes.result(halfway), processes.result(whole)
     assert [row["epoch"] for row in history] == ["1", "2", "3", "4"]
     for name, array in arrays.items():
-        np.testing.assert_allclose(array, whole[0][name], atol=1e-4)
+        np.testing.assert_allclose(array, expected[name], atol=1e-4)
 
 
 def test_checkpoints_are_written_every_so_often_and_after_the_last_epoch_and_depend_on_the_seed(whole, tmp_path):
     train(tmp_path, checkpoint_every=3, keep=9, seed=1)
     assert processes.whole(tmp_path) == [3 * CHUNKS, 4 * CHUNKS]
-    assert len(processes.differences(processes.result(tmp_path), whole)) > 9
+    assert len(differences(tmp_path, whole)) > 9
 
 
 @pytest.mark.parametrize(
     ("recorded", "flags", "message"),
     [
         ({}, {"seed": 7, "batch_size": 4}, "another run: --batch-size was 8 and is 4; --seed was 0 and is 7. "),
-        ({"norm": None}, {"norm": "group"}, "--norm was none and is group"),  # an earlier version had no such flag
+        ({"norm": None}, {}, "--norm was none and is group"),  # an earlier version had no such flag
+        ({"schedule": "linear", "final_learning_rate": 0.0}, {"schedule": "linear", "epochs": 5}, "--epochs was 4"),
         ({"train_examples": 60}, {}, "a run on other data: train_examples was 60 and is 128"),
     ],
 )
@@ -212,9 +232,10 @@ def test_if_none_can_be_read_it_says_so_and_deletes_nothing(halfway):
 
 
 def test_without_room_for_the_kept_and_one_more_it_does_not_train(whole, tmp_path, monkeypatch):
-    needed, usage = 3 * sum(array.nbytes for array in whole[0].values()), shutil._ntuple_diskusage
+    arrays, _ = processes.result(whole)
+    needed, usage = 3 * sum(array.nbytes for array in arrays.values()), shutil._ntuple_diskusage
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 0, needed - 1))
-    with pytest.raises(UserError, match=r"MB are free and the checkpoints need 1 MB \(--keep is 2\)"):
+    with pytest.raises(UserError, match=r"MB are free and the checkpoints need 2 MB \(--keep is 2\)"):
         train(tmp_path / "run", 0)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 0, needed))
     with pytest.raises(progress.Preempted):
@@ -253,3 +274,47 @@ def test_a_run_that_diverges_keeps_its_last_good_checkpoint(halfway, monkeypatch
     with pytest.raises(progress.Diverged, match="not finite after epoch 4, step 16 of 16; try a smaller --learning"):
         train(halfway, resume=True)
     assert processes.whole(halfway) == [2 * CHUNKS + 3, 3 * CHUNKS]
+
+
+ENDS = (2, 4, 5, 6, 7, 8, 9, 10)  # the steps of an epoch after which chunks end
+LOGGED = Config(model="mlp", width=0.05, limit=150, batch_size=16, epochs=3, tensorboard=True)
+
+
+def scalars(workdir):
+    """What TensorBoard's own reader finds: tag -> its steps and its values."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # TensorBoard's own, at import
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+        reader = EventAccumulator(str(workdir / "tensorboard"))
+        reader.Reload()
+        tags = reader.Tags()["scalars"]
+        found = {tag: np.transpose([(e.step, e.value) for e in reader.Scalars(tag)]) for tag in tags}
+        del reader
+        gc.collect()  # it leaves its files open
+    return found
+
+
+@pytest.mark.parametrize(("checkpoint_every", "later"), [(1, 0), (3, -3600)])
+def test_a_resumed_run_adds_an_event_file_and_nothing_is_in_them_twice(tmp_path, monkeypatch, checkpoint_every, later):
+    """Whatever the clock says by then: TensorBoard reads the files in the order of their names."""
+    start = time.time()
+    logged = functools.partial(processes.train_here, LOGGED, tmp_path, checkpoint_every=checkpoint_every)
+    monkeypatch.setattr("trainer.records.time", types.SimpleNamespace(time=lambda: start))
+    with pytest.raises(progress.Preempted):
+        logged(chunks=len(ENDS) + 4)
+    assert scalars(tmp_path)["chunk/loss"].shape == (2, len(ENDS) + 4)
+    monkeypatch.setattr("trainer.records.time", types.SimpleNamespace(time=lambda: start + later))
+    logged(resume=True)
+    assert len(list((tmp_path / "tensorboard").iterdir())) == 2
+    found = scalars(tmp_path)
+    rows = processes.table(tmp_path / "history.csv")
+    for name in ("loss", "accuracy", "val_loss", "val_accuracy", "learning_rate", "images_per_second"):
+        steps, values = found[f"epoch/{name}"]
+        assert steps.tolist() == [10, 20, 30]
+        np.testing.assert_allclose(values, [float(row[name]) for row in rows], rtol=1e-5)
+    steps, losses = found["chunk/loss"]
+    assert steps.tolist() == [10 * epoch + end for epoch in range(3) for end in ENDS]
+    weights = np.array([32, 32, 16, 16, 16, 16, 16, 6])  # pictures of each chunk
+    means = losses.reshape(3, len(ENDS)) @ weights / 150
+    np.testing.assert_allclose(means, [float(row["loss"]) for row in rows], rtol=1e-5)

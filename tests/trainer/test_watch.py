@@ -1,7 +1,6 @@
-"""`--watch`: what it measures, against NumPy on plain gradients; and the files of stopped and resumed runs."""
+"""`--watch`: what it measures, against NumPy on plain gradients; its files. Resumed runs are in test_progress.py."""
 
 import functools
-import json
 
 import jax
 import jax.numpy as jnp
@@ -9,28 +8,13 @@ import numpy as np
 import optax
 import pytest
 
-import stop_after
-from processes import differences, result
+import processes
 from trainer import data, devices, loop, networks, pictures, steps, vgg, watch
 from trainer.config import Config, UserError, resolve
-from trainer.progress import Preempted
 
-RUN = Config(model="mlp", width=0.05, limit=128, batch_size=8, epochs=3, watch=True)  # 16 steps an epoch, 8 chunks
-CHUNKS = 8
-train = functools.partial(stop_after.train, RUN)
+RUN = Config(model="mlp", width=0.05, limit=128, batch_size=8, epochs=3, watch=True)
+train = functools.partial(processes.train_here, RUN)
 pytestmark = pytest.mark.usefixtures("kept")
-
-
-def table(workdir):
-    return stop_after.rows(workdir / "gradients.csv")
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """The workdir of an uninterrupted watched run."""
-    workdir = tmp_path_factory.mktemp("whole")
-    train(workdir)
-    return workdir
 
 
 def grown(params, factor):
@@ -96,13 +80,14 @@ def test_the_numbers_are_those_of_the_gradient_that_the_next_step_gets(flags, cl
         assert rows[name].velocity_norm == (norm and pytest.approx(norm, rel=1e-5))
 
 
-def test_a_row_for_each_leaf_after_each_epoch_in_the_order_of_the_layers(whole):
-    rows = table(whole)
+def test_a_row_for_each_leaf_after_each_epoch_in_the_order_of_the_layers(tmp_path):
+    train(tmp_path)
+    rows = processes.table(tmp_path / "gradients.csv")
     assert list(rows[0]) == ["epoch", "leaf", "max_abs", "damped_share", "velocity_norm"]
     assert {row["leaf"] for row in rows} == {f"Dense_{i}/{kind}" for i in range(3) for kind in ("kernel", "bias")}
     assert [(row["epoch"], row["leaf"][6]) for row in rows] == [(e, layer) for e in "123" for layer in "001122"]
     assert all(float(row["max_abs"]) > 0 and float(row["velocity_norm"]) > 0 for row in rows)
-    assert (whole / "gradients.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "gradients.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_layers_of_a_kind_are_counted_past_nine():
@@ -110,28 +95,6 @@ def test_layers_of_a_kind_are_counted_past_nine():
     found = watch.rows(1, params, watch.Measured(jnp.arange(12.0), jnp.zeros(12), None))
     assert [row.leaf for row in found] == [f"Conv3x3_{i}/kernel" for i in range(12)]
     assert [row.max_abs for row in found] == [0, 1, 4, 5, 6, 7, 8, 9, 10, 11, 2, 3]  # a tree has 10 before 2
-
-
-@pytest.mark.parametrize("chunks", [3, CHUNKS + 3])
-def test_a_resumed_run_leaves_the_same_file(whole, tmp_path, chunks):
-    with pytest.raises(Preempted):
-        train(tmp_path, chunks)
-    file, text = tmp_path / "gradients.csv", (whole / "gradients.csv").read_text()
-    assert file.exists() == (chunks > CHUNKS)
-    if chunks > CHUNKS:
-        file.write_text(text)  # as if killed after it was written, before the checkpoint
-    train(tmp_path, resume=True)
-    assert file.read_text() == text
-
-
-def test_it_may_be_turned_on_and_off_when_a_run_is_resumed_and_changes_no_bit_of_it(whole, tmp_path):
-    train(tmp_path, watch=False, epochs=1)
-    assert not list(tmp_path.glob("gradients.*"))
-    train(tmp_path, resume=True, epochs=2)
-    train(tmp_path, resume=True, watch=False)
-    assert table(tmp_path) == [row for row in table(whole) if row["epoch"] == "2"]
-    assert json.loads((tmp_path / "config.json").read_text())["watch"] is False
-    assert differences(result(tmp_path), result(whole)) == []
 
 
 def test_a_file_that_cannot_be_read_is_an_error_and_stays(tmp_path):
@@ -156,7 +119,7 @@ def test_a_stalled_run_is_seen_in_the_file_and_said_once(monkeypatch, tmp_path, 
     monkeypatch.setattr(vgg, "init", lambda *args: grown(init(*args), 12.0))
     train(tmp_path, epochs=2)
     train(tmp_path, resume=True)
-    rows = [row for row in table(tmp_path) if row["leaf"] == "Dense_0/bias"]
+    rows = [row for row in processes.table(tmp_path / "gradients.csv") if row["leaf"] == "Dense_0/bias"]
     assert all(float(row["max_abs"]) > 10 and float(row["damped_share"]) > 0.6 for row in rows)
     (said,) = [message for message in caplog.messages if "Gravity damps" in message]
     assert "after epoch 1 Gravity damps" in said and "--clip-norm" in said

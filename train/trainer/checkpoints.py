@@ -59,7 +59,7 @@ class Checkpoints:
 
     @property
     def newest(self) -> int | None:
-        """The number of the newest checkpoint, which may still be being written."""
+        """The number of the newest checkpoint, even if it is still being written."""
         return self._manager.latest_step()
 
     def check_space(self, size: int) -> None:
@@ -81,7 +81,7 @@ class Checkpoints:
         what = ocp.args.Composite(arrays=ocp.args.StandardSave(arrays), progress=ocp.args.JsonSave(item))
         try:
             saved = self._manager.save(number, args=what)
-        except Exception as error:  # from the file system, tensorstore or a background thread
+        except Exception as error:  # of the file system, tensorstore or a background thread
             raise self._unwritten(error) from error
         assert saved, f"checkpoint {number} was not written after {self.newest}"
 
@@ -261,7 +261,7 @@ def _why(error: Exception) -> str:
 
 def _manager(folder: epath.Path, **options: Any) -> ocp.CheckpointManager:
     """For this process alone, even if the run has several."""
-    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs errors there that it also raises
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # where Orbax logs the errors that it raises
     _ignore_late_errors()
     alone = ocp.options.MultiprocessingOptions(
         primary_host=0, active_processes={0}, barrier_sync_key_prefix="read" if "read_only" in options else "train"

@@ -56,7 +56,7 @@ def interactive() -> bool:
 
 
 def in_notebook() -> bool:
-    """Whether this process is a Jupyter kernel (Colab's is one), which displays what is written."""
+    """Whether this process is a Jupyter kernel, such as Colab's."""
     return interactive() and "ipykernel" in sys.modules
 
 

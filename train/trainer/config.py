@@ -270,7 +270,7 @@ def default_learning_rate(dataset: str, model: str, optimizer: str) -> float:
 def path_given(name: str, path: str) -> str:
     """The path that the flag `name` gives, with ~ expanded; UsageError for an invalid one."""
     if not path.strip():
-        raise UsageError(f"{name} is empty; leave it out, or give a path (is the variable that it comes from set?).")
+        raise UsageError(f"{name} is empty; leave it out, or give a path (is a variable in it unset?).")
     expanded = os.path.expanduser(path)
     if expanded.startswith("~"):
         raise UsageError(f"{name} is {path}, and there is no such user; for a folder of that name give ./{path}.")

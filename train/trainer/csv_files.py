@@ -1,7 +1,7 @@
 """Reading CSV files that a spreadsheet may have saved again.
 
-A byte order mark and empty rows are ignored. Anything ambiguous, such as semicolons, which come with decimal commas, is
-an error that names the file and the line. Nothing heavy is imported here.
+A byte order mark and empty rows are ignored. Anything ambiguous, such as semicolons (with decimal commas), is an error
+that names the file and the line. Nothing heavy is imported here.
 """
 
 import codecs

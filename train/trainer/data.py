@@ -1,7 +1,7 @@
 """The pictures to train on: scikit-learn's digits, which come with the package, and sets from TensorFlow Datasets.
 
-A set from TensorFlow Datasets (TFDS) is prepared once, which downloads it and needs TensorFlow and a network. Reading
-what has been prepared needs neither. Nothing is ever deleted here: a folder that cannot be used is named in the error.
+A set from TensorFlow Datasets (TFDS) is downloaded and prepared once; that needs TensorFlow and a network. Reading it
+afterwards needs neither. Nothing is ever deleted here: a folder that cannot be used is named in the error.
 """
 
 import contextlib

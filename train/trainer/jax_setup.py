@@ -72,7 +72,7 @@ def find_devices() -> None:
         jax.devices()
         if wanted or not failures:
             return
-    except Exception as error:  # RuntimeError, AssertionError for cuda without its plugin, whatever a driver raises
+    except Exception as error:  # RuntimeError, AssertionError for cuda without its plugin, or a driver's own
         failures.append(brief(error) if str(error) else "its plugin for jax is not installed")
         jax.config.update("jax_platforms", None if wanted else "cpu")
         jax.config.update("jax_platform_name", "")

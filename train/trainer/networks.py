@@ -1,7 +1,7 @@
 """The networks by name, and their initial weights. VGG itself is in `vgg`.
 
-The two small ones take the pictures as they are: `mlp` is VGG's dense layers alone, `softmax` the last of them, softmax
-regression. Their loss is smooth or convex, and a run takes a second.
+The two small ones do not resize the pictures: `mlp` has VGG's dense layers alone, `softmax` (softmax regression) only
+the last of them. Their loss is smooth or convex, and a run takes a second.
 """
 
 import jax

@@ -57,7 +57,7 @@ class Workdir:
             self._ownership = None if "://" in str(self.path) else Ownership(pathlib.Path(self.path))
         except UserError:
             raise
-        except Exception as error:  # OSError, or whatever the driver of another file system raises
+        except Exception as error:  # OSError, or an error of another file system's driver
             why = getattr(error, "strerror", None) or brief(error)
             raise UserError(
                 f"--workdir is {config.workdir or 'runs'}, where nothing can be written ({why}); choose another folder."
@@ -109,7 +109,7 @@ class Workdir:
             if before.get(name, facts[name]) != facts[name]:
                 raise UserError(
                     f"--workdir is {self.path}, a run on other data: {name} was {before[name]} and is {facts[name]};"
-                    " choose another folder, or the --data-dir that it had."
+                    " choose another folder, or give the --data-dir of that run."
                 )
         if before.get("devices", facts["devices"]) != facts["devices"]:
             log.info(f"resuming on {_counted(facts['devices'])}, previously on {_counted(before['devices'])}")
@@ -170,7 +170,7 @@ class Workdir:
             values = "; ".join(f"{flag(name)} was {before[name]} and is {now[name]}" for name in other)
             raise UserError(
                 f"--workdir is {self.path}, which holds another run: {values}."
-                " Give the values that it had, or choose another folder."
+                " Give the same values, or choose another folder."
             )
 
 
