@@ -7,8 +7,13 @@ import ast
 import json
 import pathlib
 import re
+from typing import get_args
 
 import pytest
+
+from lab import frames, palette, tables
+from lab.rules import RULES
+from trainer import config
 
 ROOT = pathlib.Path(__file__).parents[1]
 # Each may import itself and what stands before it.
@@ -69,6 +74,12 @@ def test_every_module_and_every_class_has_a_name_of_its_own():
     classes = [node.name for path in MODULES for node in nodes(path.read_text(), ast.ClassDef)]
     assert len(classes) > 20
     assert sorted(modules) == sorted({*modules}) and sorted(classes) == sorted({*classes})
+
+
+def test_the_laboratory_has_an_entry_for_every_dataset_network_and_optimizer_of_the_trainer():
+    assert {*RULES} == {*frames.DATASET_NAMES} == {*tables.TARGETS} == {*get_args(config.DatasetName)}
+    assert {*frames.MODEL_NAMES} == {*get_args(config.ModelName)}
+    assert {*palette.COLOURS} == {*get_args(config.OptimizerName)}
 
 
 def test_no_notebook_and_no_readme_touches_sys_path():

@@ -27,7 +27,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 TESTS = "tests/library/test_gravity.py tests/library/test_errors.py tests/library gravity_optax -n 0"
 SETTINGS = """[cosmic-ray]
 module-path = {modules!r}
-timeout = 3600
+timeout = 900
 excluded-modules = []
 test-command = {command!r}
 [cosmic-ray.distributor]

@@ -66,6 +66,12 @@ def test_conv(shape, scan):
     assert_close(with_gradients(conv, scan)(*args), with_gradients(plain_conv)(*args), 1e-5)
 
 
+def test_winograds_form_is_for_even_pictures_of_4_x_4_and_more_and_64_channels():
+    pays = lambda h, w, c, k: layers.winograd_pays((8, h, w, c), (3, 3, c, k))
+    assert pays(4, 6, 64, 64) and pays(6, 4, 64, 64)
+    assert not any(pays(*s) for s in ((5, 6, 64, 64), (6, 5, 64, 64), (2, 4, 64, 64), (4, 4, 32, 64), (4, 4, 64, 32)))
+
+
 both_forms = pytest.mark.parametrize("size, c, k", [(8, 3, 8), (4, 64, 64)])
 
 

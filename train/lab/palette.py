@@ -1,7 +1,7 @@
 """One colour and one marker for each optimizer, in every figure of the project."""
 
 # Chosen by a search that kept all pairs apart both in full colour vision and for the three kinds of dichromats, and all
-# colours apart from white; tests/notebooks/test_plots.py checks the distances.
+# colours apart from white. tests/notebooks/test_plots.py checks the distances, with room for a few more colours.
 COLOURS = {
     "gravity": "#000000",
     "adam": "#1B27FF",

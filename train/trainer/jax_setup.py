@@ -17,6 +17,7 @@ from collections.abc import Iterator
 import jax
 import jax.extend
 import jax.numpy as jnp
+from jax.experimental.compilation_cache import compilation_cache
 
 from trainer.config import UserError, brief
 
@@ -101,7 +102,12 @@ def override_settings() -> None:
 
 
 def use_compilation_cache(setting: str) -> None:
-    """Turns on JAX's persistent compilation cache if `Config.compilation_cache` says so; call it before compiling."""
+    """Turns on JAX's persistent compilation cache if `Config.compilation_cache` says so; call it before compiling.
+
+    "off" also turns off one that the environment asks for.
+    """
+    jax.config.update("jax_enable_compilation_cache", setting != "off")
+    compilation_cache.reset_cache()  # jax decides at its first program whether there is one
     if setting == "off" or (setting == "auto" and jax.default_backend() == "cpu"):
         return
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
