@@ -35,10 +35,8 @@ def entrant(optimizer, scores, tested=(), outcome=outcome, **fields):
 
     `scores` are by learning rate; the validation accuracies of a final run are 0.2, 0.4 and its test accuracy.
     """
-    fields = {"dataset": "cifar10", "model": "vgg16", "batch_size": 64, "settings": ""} | fields
-    trial = Trial(
-        optimizer=optimizer, learning_rate=0, seed=0, part="search", epochs=3, width=0.125, limit=None, **fields
-    )
+    fields = {"dataset": "cifar10", "model": "vgg16", "width": 0.125, "batch_size": 64, "settings": ""} | fields
+    trial = Trial(optimizer=optimizer, learning_rate=0, seed=0, part="search", epochs=3, limit=None, **fields)
     runs = {
         trial._replace(learning_rate=rate, seed=seed): outcome(0.1, 0.2, score + shift)
         for rate, score in scores.items()

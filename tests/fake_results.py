@@ -9,8 +9,8 @@ from trainer.config import Config, resolve
 COLUMNS = ("epoch", "loss", "accuracy", "val_loss", "val_accuracy", "seconds", "images_per_second", "val_seconds")
 
 
-def write(root, cell, seed, rows, **config):
-    """A run with these rows of (loss, accuracy, val_loss, val_accuracy); an epoch takes 10 s, its validation 2 s."""
+def write(root, cell, seed, rows, seconds=10.0, **config):
+    """A run with these rows of (loss, accuracy, val_loss, val_accuracy), epochs of so long; a validation takes 2 s."""
     folder = pathlib.Path(root, *cell, f"seed_{seed}")
     folder.mkdir(parents=True)
     dataset, model, optimizer = cell[-3:]
@@ -22,6 +22,6 @@ def write(root, cell, seed, rows, **config):
     run = dataclasses.asdict(resolve(Config(dataset, model, **settings)))
     (folder / "config.json").write_text(json.dumps(run | facts | config))
     lines = [",".join(COLUMNS)]
-    lines += [",".join(map(str, (epoch, *row, 10.0, 6000.0, 2.0))) for epoch, row in enumerate(rows, 1)]
+    lines += [",".join(map(str, (epoch, *row, seconds, 6000.0, 2.0))) for epoch, row in enumerate(rows, 1)]
     (folder / "history.csv").write_text("\n".join(lines) + "\n")
     return folder

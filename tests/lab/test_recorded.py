@@ -7,14 +7,9 @@ import pathlib
 import pandas as pd
 import pytest
 from scipy import stats
-from sklearn.linear_model import LogisticRegression
 
 from lab import arms, evidence, figures, frames, inference, published, runs, search, studies, tables
-from lab.laboratory import split
 from lab.options import CompareOptions, comparisons
-from lab.rules import chance_level
-from trainer import data
-from trainer.config import default_learning_rate
 
 ROOT = pathlib.Path(__file__).parents[2]
 READMES = {"front": "README.md", "lab": "train/lab/README.md", "paper": "train/paper/README.md"}
@@ -113,46 +108,24 @@ def differ(a, b):
     return (small.loc[a] / small.loc[b] - 1).abs().max()
 
 
-def test_what_is_said_of_the_studies_is_what_was_recorded():
-    assert (
-        differ("Gravity", "damping off") < 0.01
-        and max(differ(a, "momentum") for a in ("Gravity", "damping off")) < 0.12
-    )
-    last = LOSSES[max(LOSSES)]
-    assert last["Gravity, clipped"] < last["momentum"] and last["from rest"] > 5 * last["from rest, damping off"]
-    for found in (SOFTMAX, MLP, MLP_GLOROT, MLP_HE, BASELINES):
-        assert not found["failed"].any() and found["counts"].all() and found["inside"].all()
+def test_what_the_tables_do_not_show_of_the_studies_is_what_was_recorded():
+    assert differ("Gravity", "damping off") < 0.01
+    assert max(differ(arm, "momentum") for arm in ("Gravity", "damping off")) < 0.12
     rates = MLP["learning_rate"] * MLP["entrant"].map(lambda entrant: 0.1 if entrant.startswith("gravity") else 1)
     lower = rates.drop(["AdamW", "m = k rms"]) < 0.04
     assert {*lower.index[lower]} == {"momentum", "Gravity", "damping off", "from rest"}
     assert min(MLP_GLOROT["p_holm"].min(), MLP_HE["p_holm"].min()) > 0.05
-    assert {*POOLED.index[POOLED["p_holm"] < 0.05]} == {"AdamW", "from rest, damping off"}
-    assert not GLOROT["counts"].any() and HE["counts"].all() and GLOROT["p_holm"].min() > 0.1
-    assert (GLOROT["seeds"] == 10).all() and GLOROT["inside"].all() and HE["inside"].all()
-    assert HE["accuracy"].max() - HE["accuracy"].min() < 0.01
-    assert HE["p_holm"].min() == 1 and HE["p_equivalent"].min() > 0.4
-    for found in (NARROW, WIDE):
-        scaled, paper, rest = found["accuracy"][["Gravity, alpha scaled", "Gravity, alpha 0.01", "from rest"]]
-        assert scaled > paper > rest and not found["failed"]["Gravity, alpha scaled"]
-        assert 0 < found["accuracy"]["momentum, He's weights"] - scaled < 0.02
+    assert GLOROT["p_holm"].min() > 0.1 and HE["p_holm"].min() == 1 and HE["p_equivalent"].min() > 0.05
     edges = [{*found.index[~found["inside"].astype(bool)]} for found in (NARROW, WIDE)]
     assert edges == [{"momentum", "momentum, He's weights", "Gravity, alpha 0.01"}, {"momentum"}]
-    assert WIDE["reached"]["Gravity, alpha 0.01"] == 10 and BASELINES["seeds"].sum() == 25
-    assert BASELINES["accuracy_sd"].idxmax() == "Gravity" and BASELINES["p_equivalent"]["Gravity"] > 0.05
-    assert [*BASELINES.index[BASELINES["p_holm"] < 0.05]] == ["Nesterov"]
+    reached = [found["reached"]["Gravity, alpha scaled"] for found in (NARROW, WIDE)]
+    assert [*reached, WIDE["reached"]["Gravity, alpha 0.01"]] == [10] * 3
+    assert BASELINES["inside"].all() and BASELINES["seeds"].sum() == 25
 
 
-def test_a_line_separates_the_digits_so_that_the_least_loss_of_softmax_regression_is_0():
-    digits = data.load("digits")
-    part, _ = split(len(digits.train_labels))
-    images, labels = digits.train_images[part].reshape(len(part), -1) / 255, digits.train_labels[part]
-    assert LogisticRegression(C=1e6, max_iter=2000).fit(images, labels).score(images, labels) == 1
-
-
-def test_the_figure_of_the_ablation_has_the_recorded_values_and_leaves_out_arms_that_it_does_not_draw():
+def test_the_figure_of_the_ablation_has_the_recorded_values():
     finals = arms.final_runs(FRAMES["ablation"], studies.ARMS)
-    more = finals[(finals["model"] == "vgg11") & (finals["arm"] == "momentum")].assign(arm="AdamW")
-    left, right = figures.draw_ablation(pd.concat([finals, more]), RECORDED["ablation"]["rates"]).axes
+    left, right = figures.draw_ablation(finals, RECORDED["ablation"]["rates"]).axes
     drawn = {line.get_label(): {round(x / 10, 5): y for x, y in line.get_xydata()} for line in left.lines}
     for arm in ("momentum", "Gravity", "damping off", "from rest", "Gravity, clipped"):
         assert [drawn[LABELS.get(arm, arm)][round(rate, 5)] for rate in LOSSES] == pytest.approx([*LOSSES.loc[arm]])
@@ -164,8 +137,7 @@ def test_the_figure_of_the_ablation_has_the_recorded_values_and_leaves_out_arms_
 @pytest.mark.parametrize(("study", "whole"), [("ablation", 6), ("width", 2), ("baselines", 1)])
 def test_the_runs_of_a_study_are_the_plans_and_as_many_comparisons_are_whole_as_is_said(study, whole):
     options, made = CompareOptions("unused", study=study, datasets=("digits", "cifar10")), {*RUNS[study]}
-    plan = studies.plan(options)
-    trials = [{*search.plan(one, RUNS[study])} for one in plan]
+    trials = [{*search.plan(one, RUNS[study])} for one in studies.plan(options)]
     assert made <= set().union(*trials) and sum(planned <= made for planned in trials) == whole
 
 
@@ -214,47 +186,25 @@ def standing_of(machine, dataset):
 
 
 BOTH = {at: [of(*at, name)[1] for name in ("gravity", "adam")] for at in ROWS}
-TRAINED = [
-    tuple(finals["test_accuracy"].to_numpy() for finals in both)
-    for both in BOTH.values()
-    if not any(finals["at_chance"].any() for finals in both)
-]
+LOST = {at: any(finals["at_chance"].any() for finals in both) for at, both in BOTH.items()}
+TRAINED = [[finals["test_accuracy"].to_numpy() for finals in both] for at, both in BOTH.items() if not LOST[at]]
 BEHIND, ALONE = [b.mean() - a.mean() for a, b in TRAINED], [inference.welch(*pair)["p"] for pair in TRAINED]
 POOLED_P = inference.permutation_test(TRAINED)[1]
-TWICE = {
-    (trial.dataset, trial.optimizer, trial.seed): (run.test_accuracy, RUNS["comparison_h100"][trial].test_accuracy)
-    for trial, run in RUNS["comparison"].items()
-    if trial.part == "final" and trial in RUNS["comparison_h100"]
-}
+SHARED = [trial for trial in RUNS["comparison"] if trial.part == "final" and trial in RUNS["comparison_h100"]]
+TWICE = {(t.dataset, t.optimizer, t.seed): [RUNS[at][t].test_accuracy for at in MACHINES.values()] for t in SHARED}
 CHANCE = {"cifar10": 0.101, "cifar100_fine": 0.0101}
 MOVED = [abs(a - b) for (dataset, *_), (a, b) in TWICE.items() if min(a, b) > CHANCE[dataset]]
-GROWTHS = {
-    machine: RECORDED[folder]["growths"].set_index(["few", "many"]).loc["cifar10", "cifar100_fine"]
-    for machine, folder in MACHINES.items()
-}
-CHANGES = {machine: growth[["change", "from", "to"]] for machine, growth in GROWTHS.items()}
-RATES_OF_GRAVITY = {
-    machine: of(machine, "cifar10", "gravity")[0].groupby("learning_rate")["validation_accuracy"].mean()[[0.1, 0.3162]]
-    for machine in MACHINES
-}
+GROWTHS = {machine: RECORDED[folder]["growths"].set_index(["few", "many"]) for machine, folder in MACHINES.items()}
+CHANGES = {at: found.loc[("cifar10", "cifar100_fine"), ["change", "from", "to"]] for at, found in GROWTHS.items()}
+SEARCHES = [of(machine, "cifar10", "gravity")[0].groupby("learning_rate") for machine in MACHINES]
+SCORED = [score for found in SEARCHES for score in found["validation_accuracy"].mean()[[0.1, 0.3162]]]
 
 
-def test_what_is_said_of_the_comparisons_is_what_was_recorded():
-    gravity = SCORES["gravity"]
-    assert max(gravity[-1], gravity[1]) < gravity[0] / 3
-    assert min(SCORES["gravity, beta 0.99"][step] for step in (-1, 0, 1)) > 0.8
-    assert len(TRAINED) == 5 and min(ALONE) > 0.05
-    lost = {(*at, i): finals["at_chance"].sum() for at, both in BOTH.items() for i, finals in enumerate(both)}
-    some = {("CPU", "cifar10", 0): 2, ("CPU", "cifar100_fine", 1): 1}
-    assert {at: count for at, count in lost.items() if count} == some
+def test_what_the_tables_do_not_show_of_the_comparisons_is_what_was_recorded():
+    assert len(TRAINED) == 5
     for machine, rate in (("CPU", 0.3162), ("H100", 0.1)):
         assert {*BOTH[machine, "cifar10"][0]["learning_rate"]} == {rate}
-        assert GROWTHS[machine]["answer"].startswith("not shown")
-        searched, finals = of(machine, "cifar100_fine", "momentum")
-        assert searched["at_chance"].all() and finals["at_chance"].sum() == 3
         assert FRAMES[MACHINES[machine]].query("dataset == 'cifar100_fine'")["test_accuracy"].max() < 0.13
-    divided = {key for key, (a, b) in TWICE.items() if min(a, b) <= CHANCE[key[0]] < 2 * min(a, b) < max(a, b)}
-    assert divided == {("cifar100_fine", "adam", 100), ("cifar10", "momentum", 101)}
 
 
 @pytest.mark.parametrize(("machine", "dataset"), ROWS)
@@ -262,13 +212,6 @@ def test_the_runs_of_a_comparison_are_its_plan_and_whole(machine, dataset):
     made = RUNS[MACHINES[machine]]
     (one,) = comparisons(CompareOptions("unused", datasets=(dataset,))) if dataset != "digits" else [DIGITS]
     assert {*search.plan(one, made)} == {trial for trial in made if trial.dataset == dataset}
-
-
-def test_the_recorded_searches_of_vggs_chose_rates_within_a_decade_of_the_trainers():
-    finals = [trial for made in RUNS.values() for trial in made if trial.part == "final" and "vgg" in trial.model]
-    own = [default_learning_rate(trial.dataset, trial.model, trial.optimizer.split(",")[0]) for trial in finals]
-    factors = [trial.learning_rate / rate for trial, rate in zip(finals, own, strict=True)]
-    assert len(factors) > 100 and 0.099 < min(factors) < max(factors) < 10.1
 
 
 # The paper's evaluation
@@ -309,8 +252,6 @@ DISTANCE = tables.distance(FIRST).dropna(subset="in spreads")
 OUTSIDE = tables.beyond(DISTANCE, 2)
 # One more value of the distribution of three lies within so many of their spreads in 95% of cases.
 PREDICTED = stats.t.ppf(0.975, 2) * (1 + 1 / 3) ** 0.5
-# A value and the mean of three of one distribution: 2 spreads are so much of Student's t with two degrees of freedom.
-T = 2 / (1 + 1 / 3) ** 0.5
 
 
 def test_what_is_said_of_the_evaluation_is_what_was_recorded():
@@ -320,12 +261,6 @@ def test_what_is_said_of_the_evaluation_is_what_was_recorded():
     assert OUTSIDE["metric"].str.startswith("val_").all() and [*counted.size()] == [3, 5]
     where = {"gravity": {"cifar10", "cifar100_coarse"}, "rmsprop": {"mnist", "fashion_mnist", "cifar10"}}
     assert counted.unique().map(set).to_dict() == where
-    first, theirs = (frame[frame["epoch"] == 1] for frame in (FIRST, published.epochs()))
-    level = lambda classes: classes.map(lambda count: chance_level(count, 10_000))
-    lost = first[first["val_accuracy"] < 1.05 * level(first["dataset"].map(published.CLASSES))]
-    at_chance = {("mnist", "gravity"): 1, ("cifar100_coarse", "adam"): 1, ("cifar100_fine", "adam"): 2}
-    assert lost.groupby(["dataset", "optimizer"]).size().to_dict() == at_chance
-    assert (theirs["val_accuracy"] > 1.4 * level(theirs["num_outputs"])).all()
 
 
 # What the READMEs say
@@ -362,20 +297,16 @@ def test_a_table_is_what_was_recorded(page, rows):
         ("lab", "at most {:.2f} of all, with 95% confidence", [max(*SOFTMAX["failed_to"], *MLP["failed_to"])]),
         ("lab", "Gravity's {:+.4f} has p = {:.2f}", POOLED.loc["Gravity", ["minus_momentum", "p"]]),
         ("lab", "momentum by {:.3f} ({:.3f} to {:.3f})", GLOROT.loc["Gravity", ["minus_momentum", "from", "to"]]),
-        ("lab", "on its weights leads it by {:.3f}, and", [GLOROT["minus_momentum"]["momentum, V_0's noise"]]),
-        ("lab", "and Gravity from rest by {:.2f}; p is", [GLOROT["minus_momentum"]["from rest"]]),
         ("lab", "p is {:.2f}, {:.2f} and {:.2f}", GLOROT["p"][["Gravity", "momentum, V_0's noise", "from rest"]]),
         ("lab", "at full width: {} and {}.", [studies.scaled_alpha(width) for width in (0.125, 0.25)]),
         ("lab", "{:.0f} and {:.0f} steps", [w["steps_to_target"]["Gravity, alpha scaled"] for w in (NARROW, WIDE)]),
         ("lab", "and {} of 10 seeds reach the target", [NARROW["reached"]["Gravity, alpha 0.01"]]),
         ("lab", "all do, after {:.0f} steps", [WIDE["steps_to_target"]["Gravity, alpha 0.01"]]),
         ("lab", "From rest {} and {} do.", [found["reached"]["from rest"] for found in (NARROW, WIDE)]),
-        ("lab", "p = {:.2f}), and so perhaps is AdamW ({:.2f})", BASELINES["p_holm"][["Nesterov", "AdamW"]]),
         *((page, "Gravity ends {:.2f} to {:.2f} behind Adam", [min(BEHIND), max(BEHIND)]) for page in ("front", "lab")),
         ("front", "pooled over five comparisons p = {:.3f}, in none alone below 0.05", [POOLED_P]),
         ("lab", "(p from {:.2f} to {:.2f}), pooled p = {:.3f}", [min(ALONE), max(ALONE), POOLED_P]),
-        ("lab", "scored {:.3f} and {:.3f} on the CPU", RATES_OF_GRAVITY["CPU"]),
-        ("lab", "{:.3f} and {:.3f} on the H100", RATES_OF_GRAVITY["H100"]),
+        ("lab", "scored {:.3f} and {:.3f} on the CPU, with one seed, and {:.3f} and {:.3f} on the H100", SCORED),
         ("lab", "by up to {:.2f} where both runs train", [max(MOVED)]),
         ("lab", "Adam with seed 100 on CIFAR-100 (fine) has {:.3f} and {:.3f}", TWICE["cifar100_fine", "adam", 100]),
         ("lab", "with seed 101 on CIFAR-10 {:.3f} and {:.3f}", TWICE["cifar10", "momentum", 101]),
@@ -390,10 +321,7 @@ def test_a_table_is_what_was_recorded(page, rows):
         ("front", "{:.3f} with Gravity, {:.3f} with Adam and {:.3f} with RMSProp", LAST),
         ("front", "the published runs have {:.3f}, {:.3f} and {:.3f}.", THEIR_LAST),
         ("front", "{} of {} published", [len(DISTANCE) - len(tables.beyond(DISTANCE, PREDICTED)), len(DISTANCE)]),
-        ("front", "of our three seeds ({:.0f} expected)", [0.95 * len(DISTANCE)]),
-        ("paper", "Of the {} means", [len(DISTANCE)]),
         ("paper", "{} lie within two of our own spreads", [len(DISTANCE) - len(OUTSIDE)]),
-        ("paper", "would be expected of {} (Student's t)", [int(len(DISTANCE) * T / (2 + T * T) ** 0.5)]),
     ],
 )
 def test_a_number_is_what_was_recorded(page, said, values):

@@ -57,12 +57,8 @@ def test_the_published_grid_is_complete_with_table_5s_rates_and_the_papers_numbe
     assert [final["vgg16"]["gravity"], final["vgg19"]["gravity"], final["vgg19"]["adam"]] == [0.4012, 0.491, 0.3164]
     marks = ends["mark"]
     assert marks[marks != ""].to_dict() == {("cifar100_fine", "vgg19", "gravity"): "20-way run"}
-    first = runs[(runs["dataset"] == "cifar100_fine") & (runs["epoch"] == 1)]
-    assert ((first["loss"] > np.log(20)) == (first["mark"] == "")).all()
     best = runs.groupby([*published.CELL, "mark"])["val_accuracy"].max()
     assert all(mark or value >= tables.TARGETS[dataset] for (dataset, _, _, mark), value in best.items())
-    (z_score,) = published.tuning().query("authors_comment == 'Z_score'").itertuples()
-    assert (z_score.beta, z_score.final_val_accuracy, z_score.best_val_accuracy) == (0.9, 0.8197, 0.8201)
 
 
 def test_the_published_ends_have_leads_and_swings_but_not_of_the_20_way_run_and_the_claim_has_their_numbers():
@@ -125,7 +121,6 @@ def test_distance_is_ours_minus_theirs_in_our_spreads_at_matched_epochs_and_the_
         ({"precision": "bfloat16"}, "precision bfloat16", True),
         ({"limit": 128, "train_examples": 128, "test_examples": 128}, "limit 128", False),
         ({"train_examples": 200}, "train examples 200", False),
-        ({"first_step": 1}, "first step 1", False),
         ({"learning_rate": 0.2, "width": 0.5}, "width 0.5, learning rate 0.2", False),
     ],
 )
@@ -146,9 +141,8 @@ def test_what_is_missing_is_every_cell_without_a_complete_run_and_nothing_is_hel
     assert rows["ours"]["mnist", "vgg19", "gravity"] == "2 of 100 epochs"
     assert rows["ours"]["cifar10", "vgg16", "gravity"] == "no run; 1 of another kind (limit 64)"
     assert rows["ours"]["cifar10", "vgg16", "adam"] == "no run"
-    assert rows["remarks"][rows["remarks"] != ""].to_dict() == {
-        ("cifar100_fine", "vgg19", "gravity"): "published: a 20-way run"
-    }
+    remarks = rows["remarks"][rows["remarks"] != ""].to_dict()
+    assert remarks == {("cifar100_fine", "vgg19", "gravity"): "published: a 20-way run"}
     assert set(tables.distance(epochs(tmp_path))["dataset"]) == {"mnist"}
 
 
@@ -167,9 +161,7 @@ def test_the_study_stands_beside_each_of_the_authors_runs(tmp_path):
 # The page
 
 
-@pytest.fixture
-def partial(two_seeds, run):
-    """A results folder with a part of the evaluation, and its page."""
+def test_the_page_needs_nothing_else_and_has_figures_tables_and_what_is_missing(two_seeds, run):
     fake_results.write(two_seeds, ("cifar10", "vgg16", "adam"), 0, SEED_0, learning_rate=1e-4)
     fake_results.write(two_seeds, ("digits", "vgg11", "gravity"), 0, SEED_0, width=0.25)
     fake_results.write(two_seeds, ("study", "mnist", "vgg16", "m_inverse_range"), 0, SEED_0)
@@ -177,31 +169,22 @@ def partial(two_seeds, run):
     (two_seeds / "about.json").write_text(json.dumps(about))
     code, out, _ = run(report, two_seeds)
     assert (code, out) == (0, f"the report is {two_seeds / 'report.html'}\n")
-    return two_seeds, (two_seeds / "report.html").read_text()
-
-
-def test_the_page_needs_nothing_else_and_has_figures_tables_and_what_is_missing(partial):
-    root, text = partial
+    text = (two_seeds / "report.html").read_text()
     targets = re.findall(r'\b(?:src|href|srcset|data|action)="([^"]*)"', text)
     embedded = [base64.b64decode(target.removeprefix("data:image/png;base64,"), validate=True) for target in targets]
     assert not re.search(r"url\(|@import|https?:|<(link|iframe|object)", text)
-    files = sorted((root / "report").glob("*.png"))
+    files = sorted((two_seeds / "report").glob("*.png"))
     assert len(files) == 11 == len(re.findall(r'alt="[^"]{20}', text))  # the paper's ten, and the digits
     assert sorted(embedded) == sorted(file.read_bytes() for file in files)
     assert {matplotlib.image.imread(io.BytesIO(picture)).shape[:2] for picture in embedded} == {(700, 1000)}
     names = {"missing", "published", "study", "distance_mnist", "distance_cifar10"}
     names |= {f"summary_{dataset}" for dataset in ("digits", *published.CLASSES)}
-    assert {file.stem for file in (root / "report").glob("*.csv")} == names
-    assert set(pd.read_csv(root / "report" / "distance_mnist.csv")["optimizer"]) == {"gravity"}
-    for said in (
-        "0 of the paper&#39;s 30 cells are complete",
-        "CIFAR-10 (JPEG)",
-        "2 cores &lt;AMX&gt;",
-        "not available",
-    ):
-        assert said in text
+    assert {file.stem for file in (two_seeds / "report").glob("*.csv")} == names
+    assert set(pd.read_csv(two_seeds / "report" / "distance_mnist.csv")["optimizer"]) == {"gravity"}
+    assert "0 of the paper&#39;s 30 cells are complete" in text and "not available" in text
+    assert "CIFAR-10 (JPEG)" in text and "2 cores &lt;AMX&gt;" in text
     assert text.count("2 of 100 epochs") == 2 and "published: a 20-way run" in text
-    markdown = (root / "report.md").read_text()
+    markdown = (two_seeds / "report.md").read_text()
     assert "| mnist | vgg16 | 0.9934 |" in markdown and "](report/mnist_vgg16.png)" in markdown
 
 
@@ -247,9 +230,7 @@ def test_what_tables_say_is_text_and_numbers_are_rounded_when_shown(tmp_path):
     assert (tmp_path / "report.md").read_text() == shown
 
 
-def test_every_cell_that_the_benchmark_can_run_is_reported_and_a_copy_beside_them_is_left_out_and_named(
-    tmp_path, caplog
-):
+def test_every_cell_of_the_benchmark_is_reported_and_a_copy_beside_them_is_left_out_and_named(tmp_path, caplog):
     cells = {(dataset, model, "adam") for dataset in get_args(DatasetName) for model in get_args(ModelName)}
     for cell in cells:
         folder = fake_results.write(tmp_path, cell, 0, SEED_0, learning_rate=0.1)
