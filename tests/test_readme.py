@@ -142,9 +142,9 @@ def test_accelerator_measures_every_part_with_little_installed(tmp_path):
     assert done.returncode == 0, done.stderr
     figures = json.loads((tmp_path / "accelerator.json").read_text())
     assert [row["right"] for row in figures["correctness"]] == [True] * 3
-    for part in ("training", "evaluation", "optimizer", "side_by_side"):
-        assert len(figures[part]) > 1
-        assert all(value > 0 for row in figures[part] for value in row.values() if isinstance(value, float)), part
+    assert len(figures["training"]) == len(figures["evaluation"]) == 3  # precisions
+    for row in (*figures["evaluation"], *figures["optimizer"], *figures["side_by_side"]):
+        assert all(value > 0 for value in row.values() if isinstance(value, float))
     assert "30 cells x 100 epochs" in (tmp_path / "accelerator.txt").read_text()
 
 
