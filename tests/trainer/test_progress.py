@@ -40,8 +40,6 @@ def whole(tmp_path_factory):
     rates = [row.learning_rate for row in train(workdir, keep=1)]
     assert rates == pytest.approx([0.1 * 5 / 8, 0.1, 0.1, 0.1])  # 5 updates an epoch, the first 8 are the warm-up
     assert processes.whole(workdir) == [4 * CHUNKS]
-    arrays, _ = processes.result(workdir)
-    assert sum("velocity" in name for name in arrays) == sum("params" in name for name in arrays) == 10
     return workdir
 
 
