@@ -5,7 +5,6 @@ import csv
 import dataclasses
 import os
 import pathlib
-import signal
 import socket
 import subprocess
 import sys
@@ -20,36 +19,14 @@ from trainer.config import resolve
 from trainer.preemption import StopRequest
 
 MAIN = pathlib.Path(__file__).parent.parent / "train" / "main.py"
-# Calls main.main(), but a signal ends the process at the `call`th call of a function, such as "loop.Trainer".
-ENDING = """
-import os, sys, time
-sys.path.insert(0, {train!r})
-from trainer import {module}
-original, calls = {module}.{name}, []
-def ending(*args):
-    calls.append(args)
-    if len(calls) == {call}:
-        os.kill(os.getpid(), {number})
-        time.sleep(5)  # until the main thread has handled it
-    return original(*args)
-{module}.{name} = ending
-import main
-sys.exit(main.main())
-"""
 
 
-def ending(function, call, number):
-    """The program for `start` that a signal ends."""
-    module, _, name = function.partition(".")
-    return "-c", ENDING.format(train=str(MAIN.parent), module=module, name=name, call=call, number=int(number))
-
-
-def start(*flags, devices=1, program=(str(MAIN),)):
+def start(*flags, devices=1):
     """A process of the trainer with `devices` virtual devices; its stdout has output and errors."""
     settings = {"JAX_PLATFORMS": "cpu", "JAX_NUMPY_DTYPE_PROMOTION": "standard"}
     settings["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "env": {**os.environ, **settings}}
-    return subprocess.Popen([sys.executable, *program, *map(str, flags)], **options)
+    return subprocess.Popen([sys.executable, str(MAIN), *map(str, flags)], **options)
 
 
 def start_together(count, *flags, devices):
@@ -61,21 +38,20 @@ def start_together(count, *flags, devices):
     return [start(*flags, *together, "--process-id", i, devices=devices) for i in range(count)]
 
 
-def finish(process, code=0, seconds=900):
-    """What it wrote, once it has ended with this exit code (or one of these)."""
+def finish(process, codes=(0,)):
+    """What it wrote, once it has ended with one of these exit codes."""
     try:
-        out, _ = process.communicate(timeout=seconds)
+        out, _ = process.communicate(timeout=900)
     finally:
         process.kill()
-    codes = code if isinstance(code, tuple) else (code,)
-    assert process.returncode in codes, f"exit code {process.returncode}, not {code}:\n{out}"
+    assert process.returncode in codes, f"exit code {process.returncode}, not one of {codes}:\n{out}"
     return out
 
 
-def finish_all(together, code=0):
+def finish_all(together, codes=(0,)):
     """What each of several processes wrote; all are gone then, whatever happens."""
     try:
-        return [finish(process, code) for process in together]
+        return [finish(process, codes) for process in together]
     finally:
         for process in together:
             process.kill()
@@ -91,14 +67,6 @@ def wait_for(process, moment, seconds=900):
             return False
         time.sleep(0.001)
     return True
-
-
-def kill_at(process, moment):
-    """SIGKILL as soon as `moment()` is true; False if the process was faster."""
-    if wait_for(process, moment):
-        process.send_signal(signal.SIGKILL)
-    process.communicate()
-    return process.returncode == -signal.SIGKILL
 
 
 def rows(workdir):

@@ -96,9 +96,9 @@ def test_every_command_is_run():
 
 
 def example(page, start):
-    """The page's Python block that begins with `start`, and how many lines it has, imports aside."""
+    """The page's Python block that begins with `start`."""
     (code,) = re.findall(rf"```python\n({start}.*?)```", PAGES[page], re.DOTALL)
-    return code, len([line for line in code.splitlines() if line and not line.startswith(("import", "from"))])
+    return code
 
 
 @pytest.mark.slow
@@ -111,7 +111,7 @@ def test_the_commands_train_and_report(tmp_path, tiny_tfds, monkeypatch):
         assert done.returncode == 0, done.stdout + done.stderr
     assert len(list((tmp_path / "runs").iterdir())) == 1
     monkeypatch.chdir(tmp_path)
-    code, _ = example("train/README.md", "from flax")
+    code = example("train/README.md", "from flax")
     names = {"images": load_digits().images[..., None].astype(np.uint8)}
     with jax.numpy_dtype_promotion("standard"):
         exec(code.replace("0.25", "0.05"), names)
@@ -134,20 +134,15 @@ def test_accelerator_measures_every_part_with_little_installed(tmp_path):
     """PyTorch, whose first steps take long, is left out too; with it the script was tried by hand."""
     script, unneeded = ROOT / "tests" / "speed" / "accelerator.py", ("orbax.checkpoint", "matplotlib", "torch")
     blocked = dict.fromkeys(["tensorflow_datasets", "tyro", "sklearn", "tqdm", *unneeded])
-    code = (
-        f"import sys, runpy; sys.modules |= {blocked}; sys.argv = {[str(script), '--tiny', '--out', str(tmp_path)]}; "
-    )
+    arguments = [str(script), "--tiny", "--out", str(tmp_path)]
+    code = f"import sys, runpy; sys.modules |= {blocked}; sys.argv = {arguments}; "
     code += f"runpy.run_path({str(script)!r}, run_name='__main__')"
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "PYTHONPATH": str(script.parent)}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, done.stderr
     figures = json.loads((tmp_path / "accelerator.json").read_text())
     assert [row["right"] for row in figures["correctness"]] == [True] * 3
-    assert {row["optimizer step"] for row in figures["optimizer"]} >= {"gravity", "optax.adam", "a pass in place"}
-    precisions = [row["training step"] for row in figures["training"]]
-    assert precisions == ["vgg11, float32", "vgg11, default", "vgg11, bfloat16"]
-    assert [row["runs at once"] for row in figures["side_by_side"]] == [1, 2]
-    assert len(figures["evaluation"]) == 3
+    assert len(figures["training"]) == len(figures["evaluation"]) == 3  # precisions
     for row in (*figures["evaluation"], *figures["optimizer"], *figures["side_by_side"]):
         assert all(value > 0 for value in row.values() if isinstance(value, float))
     assert "30 cells x 100 epochs" in (tmp_path / "accelerator.txt").read_text()
@@ -158,12 +153,6 @@ def test_the_library_installs_alone(tmp_path):
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(tmp_path), str(ROOT)]
     subprocess.run(pip, check=True, timeout=1800)
     assert {path.name for path in tmp_path.iterdir() if path.suffix != ".dist-info"} == {"gravity_optax"}
-
-
-def test_both_set_up_commands_stand_alone():
-    lines = re.findall(r"```\n(python3 -m venv .*)\n```", README)
-    assert [line.rsplit("&& ", 1)[1] for line in lines] == ["python train/main.py", "pytest"]
-    assert all(line.startswith("python3 -m venv .venv && . .venv/bin/activate && pip install -e") for line in lines)
 
 
 def test_the_readmes_equations_render():
@@ -193,15 +182,14 @@ def test_the_tables_of_flags_are_whole():
 
 
 def test_the_first_example_ends_where_its_comment_says():
-    code, lines = example("README.md", "import jax\n")
+    code = example("README.md", "import jax\n")
     namespace = {}
     exec(code.replace("print(w)", "w"), namespace)
     np.testing.assert_allclose(namespace["w"], [0.5, -0.25], atol=0.01)
-    assert lines <= 15
 
 
 def test_the_example_of_minimize_converges_and_draws(monkeypatch, tmp_path):
-    code, lines = example("notebooks/README.md", "import jax.numpy as jnp, optax\nfrom helpers")
+    code = example("notebooks/README.md", "import jax.numpy as jnp, optax\nfrom helpers")
     monkeypatch.chdir(tmp_path)
     namespace = {}
     with jax.numpy_dtype_promotion("standard"):  # Adam raises a float to an int32
@@ -210,4 +198,3 @@ def test_the_example_of_minimize_converges_and_draws(monkeypatch, tmp_path):
     assert path.converged
     np.testing.assert_allclose(path.positions[path.steps_taken], [0, 4], atol=1e-3)
     assert (tmp_path / "paths.png").stat().st_size > 0
-    assert lines <= 7

@@ -1,6 +1,6 @@
-"""Tiny datasets under the official names, or (with `any`) those of tfds_builders.py, written with TFDS' own writer.
+"""Tiny datasets under the official names, and those of tfds_builders.py, written with TFDS' own writer.
 
-    python tests/tfds_fixture.py DATA_DIR [any]
+    python tests/tfds_fixture.py DATA_DIR
 
 That needs no TensorFlow, since each picture is handed over as a PNG. test_preparing.py compares MNIST with what the
 genuine builder prepares. The builders here have the names of genuine ones, so they stay in a separate process.
@@ -90,18 +90,17 @@ def tiny(genuine):
     return Tiny
 
 
-def main(data_dir: str, which: str = "official") -> None:
-    if which == "any":
-        import tfds_builders
-
-        return tfds_builders.main(data_dir)
+def main(data_dir: str) -> None:
     import tensorflow_datasets as tfds
+
+    import tfds_builders
 
     tfds.disable_progress_bar()
     for genuine in [tfds.builder_cls(name) for name in OFFICIAL]:
         with tfds.core.registered.skip_registration():
             builder = tiny(genuine)(data_dir=data_dir)
         builder.download_and_prepare(file_format="array_record")
+    tfds_builders.main(data_dir)
 
 
 if __name__ == "__main__":

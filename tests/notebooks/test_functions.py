@@ -34,8 +34,6 @@ def test_the_grid_has_y_along_its_rows():
     [
         ("SADDLE", (0.0, 0.0), (-2, 2)),
         ("ILL_CONDITIONED", (0.0, 0.0), (1, 100)),
-        ("BOWL", (3.0, 1.0), (2, 2)),
-        ("TILTED", (0.0, 0.0), (1, 3)),
         ("ROSENBROCK", (1.0, 1.0), (0.39936, 1001.6)),
     ],
 )

@@ -104,23 +104,13 @@ def edit(folder, /, **changes):
     (folder / "dataset_info.json").write_text(json.dumps(info | changes))
 
 
-def replace_by_a_file(version):
-    shutil.rmtree(version)
-    version.write_text("")
-
-
 @pytest.mark.parametrize(
     ("damage", "why"),
     [
         (flip_a_bit, TRAIN_FILE),
-        (lambda version: os.truncate(version / TRAIN_FILE, 100_000), TRAIN_FILE),
-        (lambda version: (version / TRAIN_FILE).unlink(), TRAIN_FILE),
         (lambda version: (version / "dataset_info.json").unlink(), "has no dataset_info.json"),
-        (replace_by_a_file, "has no dataset_info.json"),
         (lambda version: (version / "dataset_info.json").write_text('{"name": "mn'), "dataset_info.json is damaged"),
-        (lambda version: edit(version, version="3.0.0"), "Proto version: 3.0.0"),
         (lambda version: edit(version, fileFormat="tfrecord"), "prepared as tfrecord"),
-        (lambda version: edit(version, fileFormat="nonsense"), "dataset_info.json is damaged"),
         (lambda version: edit(version, splits=[{"name": "train", "shardLengths": ["0"]}]), "its train split is empty"),
     ],
 )
@@ -217,25 +207,17 @@ def test_a_prepared_dataset_is_read_from_a_bucket(tiny_tfds, monkeypatch):
             data.load("cifar10", "gs://other")
 
 
-@pytest.fixture(scope="module")
-def sets(tmp_path_factory):
-    """A data_dir with the sets of tfds_builders.py prepared; their code is not known in this process."""
-    folder = str(tmp_path_factory.mktemp("sets"))
-    tfds_fixture.python(tfds_fixture.__file__, folder, "any", TMPDIR=str(tmp_path_factory.mktemp("temporary")))
-    return folder
-
-
 @pytest.mark.parametrize("name", ["tfds:tiny_colour", "tfds:tiny_colour:kind"])
-def test_a_set_is_read_by_its_features(sets, name):
-    dataset = data.load(name, sets)
+def test_a_set_is_read_by_its_features(tiny_tfds, name):
+    dataset = data.load(name, tiny_tfds)
     assert (dataset.num_classes, dataset.class_names) == (3, ("0", "1", "2"))
     for split in ("train", "test"):
         tfds_fixture.assert_holds(dataset, split, "tiny_colour")
-    assert len(data.load(name, sets, limit=7).train_images) == 7
+    assert len(data.load(name, tiny_tfds, limit=7).train_images) == 7
 
 
-def test_a_configuration_and_a_label_are_chosen_by_name(sets):
-    dataset = data.load("tfds:tiny_grey/other:parity", sets)
+def test_a_configuration_and_a_label_are_chosen_by_name(tiny_tfds):
+    dataset = data.load("tfds:tiny_grey/other:parity", tiny_tfds)
     assert dataset.train_images.shape == (60, 256, 200, 1)
     assert (dataset.num_classes, dataset.class_names) == (2, ("even", "odd"))
     np.testing.assert_array_equal(np.bincount(dataset.test_labels), [20, 10])
@@ -249,27 +231,25 @@ def test_a_configuration_and_a_label_are_chosen_by_name(sets):
         ("tiny_unsplit", "it has no test split .its splits: train."),
         ("tiny_blind", "one image and a class label are needed, and it has kind"),
         ("tiny_grey/other", "the label must be one of kind, parity; say which as tfds:NAME:LABEL"),
-        ("tiny_colour:label", "the label must be one of kind"),
         ("tiny_missing", "tensorflow-datasets cannot open tiny_missing"),
-        ("mnist/none", "tensorflow-datasets cannot open mnist/none"),
     ],
 )
-def test_a_set_of_no_use_gets_one_clear_line(sets, name, message):
+def test_a_set_of_no_use_gets_one_clear_line(tiny_tfds, name, message):
     with pytest.raises(data.DataError, match=f"^tfds:{name}: {message}.*$"):
-        data.load(f"tfds:{name}", sets)
+        data.load(f"tfds:{name}", tiny_tfds)
 
 
-def test_the_default_format_needs_tensorflow(sets, tmp_path, hide):
-    shutil.copytree(f"{sets}/tiny_colour", tmp_path / "tiny_colour")
+def test_the_default_format_needs_tensorflow(tiny_tfds, tmp_path, hide):
+    shutil.copytree(f"{tiny_tfds}/tiny_colour", tmp_path / "tiny_colour")
     edit(tmp_path / "tiny_colour" / "1.0.0", fileFormat="tfrecord")
     hide("tensorflow")
     with pytest.raises(data.DataError, match="it was prepared as tfrecord and tensorflow is not installed"):
         data.load("tfds:tiny_colour", str(tmp_path))
 
 
-def test_a_set_trains_in_a_fresh_folder(sets, tmp_path, monkeypatch):
+def test_a_set_trains_in_a_fresh_folder(tiny_tfds, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    loop.train(resolve(Config("tfds:tiny_colour:kind", "softmax", epochs=1, data_dir=sets)), jax.devices()[:1])
+    loop.train(resolve(Config("tfds:tiny_colour:kind", "softmax", epochs=1, data_dir=tiny_tfds)), jax.devices()[:1])
     (folder,) = (tmp_path / "runs").iterdir()
     assert "tfds-tiny_colour-kind-softmax" in folder.name
     assert json.loads((folder / "config.json").read_text())["dataset"] == "tfds:tiny_colour:kind"

@@ -69,17 +69,15 @@ def test_the_device_runs_a_chunk_ahead_of_the_results():
 def test_a_run_records_its_configuration_and_results(tmp_path):
     history = loop.train(resolve(dataclasses.replace(TINY, workdir=str(tmp_path))))
     config = json.loads((tmp_path / "config.json").read_text())
-    assert config["learning_rate"] == 0.1  # resolved, not None
-    assert config["train_examples"] == config["test_examples"] == 200
-    assert config["devices"] == ["cpu"] * 8
-    assert config["versions"]["jax"] == jax.__version__
-    assert config["versions"]["gravity-optax"] == gravity_optax.__version__  # installed or not
+    expected = {"learning_rate": 0.1, "train_examples": 200, "test_examples": 200, "devices": ["cpu"] * 8}
+    assert config.items() >= expected.items()  # the learning rate is resolved, not None
+    versions = {"jax": jax.__version__, "gravity-optax": gravity_optax.__version__}  # installed or not
+    assert config["versions"].items() >= versions.items()
     rows = processes.table(tmp_path / "history.csv")
     columns = ["epoch", "loss", "accuracy", "val_loss", "val_accuracy"]
     columns += ["seconds", "images_per_second", "val_seconds", "learning_rate"]
-    assert list(rows[0]) == columns
-    for number, (row, epoch) in enumerate(zip(rows, history, strict=True), 1):
-        assert row["epoch"] == str(number)
+    assert list(rows[0]) == columns and [row["epoch"] for row in rows] == ["1", "2"]
+    for row, epoch in zip(rows, history, strict=True):
         np.testing.assert_allclose([float(row[c]) for c in columns], [getattr(epoch, c) for c in columns], rtol=1e-5)
         np.testing.assert_allclose(float(row["images_per_second"]) * float(row["seconds"]), 200, rtol=1e-3)
     assert (tmp_path / "history.png").read_bytes().startswith(b"\x89PNG")

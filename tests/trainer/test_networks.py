@@ -128,17 +128,13 @@ def test_a_group_has_at_least_two_channels(channels, groups):
 
 @pytest.mark.parametrize("norm", ["none", "group"])
 @pytest.mark.parametrize("precision", ["float32", "default", "bfloat16"])
-def test_float32_asks_for_true_float32_in_every_product_and_parameters_gradients_and_logits_are_float32(
-    precision, norm
-):
+def test_float32_is_asked_for_in_every_product_and_parameters_gradients_and_logits_are_float32(precision, norm):
     model = vgg.build("vgg11", 0.05, 10, precision, norm)
     images = jnp.zeros((2, 32, 32, 1), jnp.uint8)  # no resize, whose products are always exact
     params, sums = shapes(model, (8, 8, 1)), lambda p: model.apply({"params": p}, images).sum()
     lowered = jax.jit(jax.value_and_grad(sums)).lower(params)
     assert {x.dtype.name for x in jax.tree.leaves((params, lowered.out_info))} == {"float32"}
-    products = [
-        line for line in lowered.as_text().splitlines() if re.search(r"stablehlo\.(convolution|dot_general)", line)
-    ]
+    products = re.findall(r"stablehlo\.(?:convolution|dot_general).*", lowered.as_text())
     assert len(products) > 20
     assert sum("HIGH" in line for line in products) == (len(products) if precision == "float32" else 0)
     assert any("bf16" in line for line in products) == (precision == "bfloat16")

@@ -38,9 +38,7 @@ def test_the_owner_is_named_nothing_is_touched_and_the_lock_ends_with_the_proces
 
 
 @pytest.mark.parametrize("locks", [False, True])
-def test_a_lock_on_a_file_that_its_owner_has_just_deleted_is_taken_again_and_one_that_cannot_be_had_warned_about(
-    tmp_path, monkeypatch, caplog, locks
-):
+def test_a_deleted_lock_is_taken_again_and_a_system_without_locks_warned_about(tmp_path, monkeypatch, caplog, locks):
     flock, calls = fcntl.flock, []
 
     def replaced(file, how):

@@ -40,8 +40,6 @@ def whole(tmp_path_factory):
     rates = [row.learning_rate for row in train(workdir, keep=1)]
     assert rates == pytest.approx([0.1 * 5 / 8, 0.1, 0.1, 0.1])  # 5 updates an epoch, the first 8 are the warm-up
     assert processes.whole(workdir) == [4 * CHUNKS]
-    arrays, _ = processes.result(workdir)
-    assert sum("velocity" in name for name in arrays) == sum("params" in name for name in arrays) == 10
     return workdir
 
 
@@ -222,15 +220,6 @@ def test_a_digit_of_its_progress_that_changed_is_noticed(halfway):
         read_one(halfway / "checkpoints", 19)
 
 
-def test_if_none_can_be_read_it_says_so_and_deletes_nothing(halfway):
-    for path in files(halfway / "checkpoints"):
-        truncate(path)
-    before = snapshot(halfway)
-    with pytest.raises(UserError, match=f"none of the checkpoints in {halfway}/checkpoints can be read; nothing was"):
-        train(halfway, resume=True)
-    assert snapshot(halfway) == before
-
-
 def test_without_room_for_the_kept_and_one_more_it_does_not_train(whole, tmp_path, monkeypatch):
     arrays, _ = processes.result(whole)
     needed, usage = 3 * sum(array.nbytes for array in arrays.values()), shutil._ntuple_diskusage
@@ -277,7 +266,7 @@ def test_a_run_that_diverges_keeps_its_last_good_checkpoint(halfway, monkeypatch
 
 
 ENDS = (2, 4, 5, 6, 7, 8, 9, 10)  # the steps of an epoch after which chunks end
-LOGGED = Config(model="mlp", width=0.05, limit=150, batch_size=16, epochs=3, tensorboard=True)
+LOGGED = Config(model="mlp", width=0.05, limit=150, batch_size=16, epochs=3, checkpoint_every=3, tensorboard=True)
 
 
 def scalars(workdir):
@@ -295,17 +284,13 @@ def scalars(workdir):
     return found
 
 
-@pytest.mark.parametrize(("checkpoint_every", "later"), [(1, 0), (3, -3600)])
-def test_a_resumed_run_adds_an_event_file_and_nothing_is_in_them_twice(tmp_path, monkeypatch, checkpoint_every, later):
-    """Whatever the clock says by then: TensorBoard reads the files in the order of their names."""
-    start = time.time()
-    logged = functools.partial(processes.train_here, LOGGED, tmp_path, checkpoint_every=checkpoint_every)
-    monkeypatch.setattr("trainer.records.time", types.SimpleNamespace(time=lambda: start))
+def test_a_resumed_run_adds_an_event_file_and_nothing_is_in_them_twice(tmp_path, monkeypatch):
+    """Though the clock was set back: TensorBoard reads the files in the order of their names."""
     with pytest.raises(progress.Preempted):
-        logged(chunks=len(ENDS) + 4)
-    assert scalars(tmp_path)["chunk/loss"].shape == (2, len(ENDS) + 4)
-    monkeypatch.setattr("trainer.records.time", types.SimpleNamespace(time=lambda: start + later))
-    logged(resume=True)
+        processes.train_here(LOGGED, tmp_path, chunks=len(ENDS) + 4)
+    earlier = time.time() - 3600
+    monkeypatch.setattr("trainer.records.time", types.SimpleNamespace(time=lambda: earlier))
+    processes.train_here(LOGGED, tmp_path, resume=True)
     assert len(list((tmp_path / "tensorboard").iterdir())) == 2
     found = scalars(tmp_path)
     rows = processes.table(tmp_path / "history.csv")
