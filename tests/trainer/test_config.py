@@ -14,12 +14,11 @@ TOGETHER = "--coordinator a:1 --num-processes 2"
 # What the answer must contain in addition to the flag and its value -> invalid flags. Exit code 2.
 USAGE = {
     "between 1 and 1000000": ("--epochs 0", "--checkpoint-every 0", "--keep 0", "--accumulate 0"),
-    "a whole number": ("--epochs 1.5", "--epochs"),
+    " number": ("--epochs 1.5", "--epochs", "--width wide"),
     "between 1 and 65536": ("--batch-size 65537",),
     "at least 1": ("--limit 0",),
     "between 0 and 2**32 - 1": ("--seed 4294967296",),
     "above 0 and at most 16": ("--width 0", "--width nan"),
-    "a number": ("--width wide",),
     "above 0": ("--learning-rate 0", "--learning-rate inf", "--clip-norm 0", "--clip-value nan"),
     "float32": ("--learning-rate 1e39", "--alpha 1e20 --learning-rate 1e-20", "--alpha 1 --learning-rate 1.2e-38"),
     "at least 0": ("--alpha -0.01", "--init-noise -0.1", "--weight-decay -0.1", "--warmup-epochs -1"),

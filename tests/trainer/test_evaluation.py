@@ -88,7 +88,6 @@ def test_the_exported_weights_have_names_and_say_what_model_they_are_of(run, tmp
         (lambda w: shutil.rmtree(w / "checkpoints"), {}, "which has no checkpoint yet"),
         (lambda w: (w / NEWEST).write_bytes(b""), {}, r"is damaged .*; choose another with --checkpoint: 8, 16\."),
         (lambda w: None, {"export": "/nowhere/weights"}, "/nowhere/weights could not be written"),
-        (lambda w: None, {"predictions": "/nowhere/p.csv"}, "/nowhere/p.csv could not be written"),
         (lambda w: None, {"confusion": "/nowhere/c.png"}, "/nowhere/c.png could not be written"),
     ],
 )

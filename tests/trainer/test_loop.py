@@ -84,8 +84,7 @@ def test_a_run_records_its_configuration_and_results(tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_at_its_epoch_and_step(tmp_path):
-    message = "not finite at epoch 1, step 2 of 7; try a smaller --learning-rate"
-    with pytest.raises(loop.Diverged, match=message):
+    with pytest.raises(loop.Diverged, match="not finite at epoch 1, step 2 of 7; try a smaller --learning-rate"):
         processes.train_here(TINY, tmp_path, devices=8, optimizer="adam", learning_rate=1e30)
 
 
