@@ -73,10 +73,7 @@ def promotion(request):
 
 @pytest.fixture(scope="session")
 def tiny_tfds(tmp_path_factory):
-    """A data_dir (str) with mnist, fashion_mnist, cifar10 and cifar100, 200 + 100 pictures each, and other sets.
-
-    The code of the others, in tfds_builders.py, is not known in this process.
-    """
+    """A data_dir (str) with the sets of tfds_fixture.py and tfds_builders.py, whose code this process does not know."""
     import tfds_fixture  # the library's tests need none of what it imports
 
     folder = str(tmp_path_factory.mktemp("tfds"))

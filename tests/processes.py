@@ -89,9 +89,9 @@ def result(workdir):
     return arrays, history
 
 
-def differences(one, other):
-    """Where two results are not bit for bit the same: a list of names, empty if nowhere."""
-    (arrays, history), (others, other_history) = one, other
+def differences(workdir, other):
+    """Where the results of two runs are not bit for bit the same: a list of names, empty if nowhere."""
+    (arrays, history), (others, other_history) = result(workdir), result(other)
     bits = lambda name, of: name in of and (of[name].dtype, of[name].shape, np.asarray(of[name]).tobytes())
     wrong = [name for name in arrays | others if bits(name, arrays) != bits(name, others)]
     return wrong + ["history.csv"] * (history != other_history)

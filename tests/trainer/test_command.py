@@ -71,10 +71,10 @@ def test_progress_is_shown_in_a_notebook(monkeypatch):
         assert not bar.disable
 
 
-UNWRITABLE = {benchmark: "--workdir {} --datasets digits", report: "{}", compare: "--workdir {}/digits --report"}
-
-
-@pytest.mark.parametrize(("module", "words"), UNWRITABLE.items())
+@pytest.mark.parametrize(
+    ("module", "words"),
+    [(benchmark, "--workdir {} --datasets digits"), (report, "{}"), (compare, "--workdir {}/digits --report")],
+)
 def test_a_folder_that_cannot_be_written_is_one_line(call, tmp_path, module, words):
     """A file is where the folder should be, which stops root too."""
     (tmp_path / "digits").write_text("")

@@ -134,10 +134,8 @@ NO_RELEASE = f"no release for Python {HERE[0]}.{HERE[1]}", f"with Python 3.9 run
     [
         ("MNIST", "", HERE, ["there is no dataset 'MNIST'; choose one of digits, mnist"]),
         ("digits", "sklearn", HERE, ["digits needs sklearn", TRAIN]),
-        ("mnist", "tensorflow_datasets", HERE, ["mnist needs tensorflow_datasets", TRAIN]),
         ("mnist", "array_record", HERE, ["mnist needs array_record", TRAIN]),
         ("cifar100_fine", "tensorflow", HERE, ["not prepared in", "needs tensorflow:", PREPARE, "another --data-dir"]),
-        ("mnist", "importlib_resources", HERE, ["needs importlib_resources:", PREPARE]),
         ("mnist", "tensorflow", (3, 9), NO_RELEASE),
     ],
 )

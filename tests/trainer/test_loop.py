@@ -84,23 +84,15 @@ def test_a_run_records_its_configuration_and_results(tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_at_its_epoch_and_step(tmp_path):
-    message = "not finite at epoch 1, step 2 of 7; try a smaller --learning-rate"
-    with pytest.raises(loop.Diverged, match=message):
+    with pytest.raises(loop.Diverged, match="not finite at epoch 1, step 2 of 7; try a smaller --learning-rate"):
         processes.train_here(TINY, tmp_path, devices=8, optimizer="adam", learning_rate=1e30)
 
 
-@pytest.mark.parametrize(
-    ("dataset", "model", "precision", "classes"),
-    [
-        ("cifar100_coarse", "mlp", "bfloat16", 20),
-        pytest.param("cifar10", "vgg16", "float32", 10, marks=pytest.mark.slow),
-    ],
-)
-def test_colour_pictures_train_and_the_state_stays_float32(tiny_tfds, tmp_path, dataset, model, precision, classes):
-    config = Config(dataset, model, 0.05, epochs=1, precision=precision, data_dir=tiny_tfds, workdir=str(tmp_path))
-    (row,) = loop.train(resolve(config))
-    np.testing.assert_allclose(row.loss, np.log(classes), rtol=0.1)  # chance: two steps teach nothing
-    assert json.loads((tmp_path / "config.json").read_text())["num_classes"] == classes
+def test_colour_pictures_train_and_the_state_stays_float32(tiny_tfds, tmp_path):
+    config = Config("cifar100_coarse", "mlp", 0.05, epochs=1, precision="bfloat16", data_dir=tiny_tfds)
+    (row,) = loop.train(resolve(dataclasses.replace(config, workdir=str(tmp_path))))
+    np.testing.assert_allclose(row.loss, np.log(20), rtol=0.1)  # chance: two steps teach nothing
+    assert json.loads((tmp_path / "config.json").read_text())["num_classes"] == 20
     for name, array in processes.result(tmp_path)[0].items():
         if array.ndim:
             assert array.dtype == np.float32, name

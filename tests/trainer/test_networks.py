@@ -46,8 +46,7 @@ def test_with_he_the_kernels_have_twice_the_variance_over_the_fan_in():
 
 
 def test_noise_is_added_to_every_weight():
-    """With norm, so that there are scales too."""
-    flags = {"model": "mlp", "width": 0.1, "norm": "group"}
+    flags = {"model": "mlp", "width": 0.1, "norm": "group"}  # which has scales too
     plain, noisy = start(**flags)[2], start(init_noise=0.03, **flags)[2]
     assert plain.keys() == noisy.keys()
     noise = {name: noisy[name] - w for name, w in plain.items()}

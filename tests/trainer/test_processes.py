@@ -29,10 +29,10 @@ TRIES = 6  # a process that waits for another longer than the 30 s that Gloo all
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """The result of an uninterrupted run."""
+    """The workdir of an uninterrupted run."""
     workdir = tmp_path_factory.mktemp("whole")
     processes.finish(processes.start(*SMALL, "--workdir", workdir))
-    return processes.result(workdir)
+    return workdir
 
 
 # How far its folder is when a run gets the signal, SIGKILL up to so many seconds later.
@@ -57,7 +57,7 @@ def test_a_run_that_a_signal_ends_resumes_bit_for_bit(tmp_path, whole, number):
         assert re.search(says, out) and "Traceback" not in out
     left = f"rows {processes.rows(tmp_path)}, checkpoints {processes.whole(tmp_path)}"
     processes.finish(processes.start(*flags))
-    assert processes.differences(processes.result(tmp_path), whole) == [], left
+    assert processes.differences(tmp_path, whole) == [], left
 
 
 def test_a_long_run_takes_no_more_memory_and_files_and_no_longer_at_its_end(tmp_path):
@@ -130,7 +130,7 @@ def test_a_killed_process_ends_the_other_and_the_run_resumes_bit_for_bit(two, tm
     ours = "error: another process of this run has ended or cannot be reached; start all of them again"
     assert ours in out or "another task died" in out
     finish_together(tmp_path)
-    assert processes.differences(processes.result(tmp_path), processes.result(two)) == []
+    assert processes.differences(tmp_path, two) == []
 
 
 def test_sigterm_to_one_of_four_processes_stops_them_all_with_a_checkpoint(tmp_path):
