@@ -71,6 +71,17 @@ def promotion(request):
         yield
 
 
+@pytest.fixture
+def run(monkeypatch, capfd):
+    """`run(command, *flags)`, of a module, in the test's process: its exit code, output and errors."""
+
+    def main(command, *flags):
+        monkeypatch.setattr("sys.argv", [f"{command.__name__}.py", *map(str, flags)])
+        return command.main(), *capfd.readouterr()
+
+    return main
+
+
 @pytest.fixture(scope="session")
 def tiny_tfds(tmp_path_factory):
     """A data_dir (str) with the sets of tfds_fixture.py and tfds_builders.py, whose code this process does not know."""

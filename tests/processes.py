@@ -21,12 +21,12 @@ from trainer.preemption import StopRequest
 MAIN = pathlib.Path(__file__).parent.parent / "train" / "main.py"
 
 
-def start(*flags, devices=1):
-    """A process of the trainer with `devices` virtual devices; its stdout has output and errors."""
+def start(*flags, devices=1, program=(str(MAIN),)):
+    """A process of the trainer, or of another program, with `devices` virtual devices; its stdout has errors too."""
     settings = {"JAX_PLATFORMS": "cpu", "JAX_NUMPY_DTYPE_PROMOTION": "standard"}
     settings["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "env": {**os.environ, **settings}}
-    return subprocess.Popen([sys.executable, str(MAIN), *map(str, flags)], **options)
+    return subprocess.Popen([sys.executable, *program, *map(str, flags)], **options)
 
 
 def start_together(count, *flags, devices):

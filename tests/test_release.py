@@ -1,4 +1,4 @@
-"""pyproject.toml, CHANGELOG.md and the workflows agree about what a release is."""
+"""pyproject.toml and the workflows agree about what a release is."""
 
 import pathlib
 import re
@@ -11,7 +11,6 @@ import yaml
 import gravity_optax
 
 ROOT = pathlib.Path(__file__).parents[1]
-CHANGELOG = (ROOT / "CHANGELOG.md").read_text()
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 KNOWN = [line.split()[-1] for line in PROJECT["project"]["classifiers"] if re.search(r":: 3\.\d+$", line)]
 
@@ -46,14 +45,6 @@ def test_nothing_is_published_before_the_tests_pass():
     assert {*jobs["publish"]["needs"]} == {"tests", "build"} == {*jobs} - {"publish"}
     assert jobs["tests"]["uses"] == "./.github/workflows/ci.yml"
     assert [name for name, job in jobs.items() if "id-token" in job.get("permissions", {})] == ["publish"]
-
-
-def test_the_changelog_begins_with_what_is_unreleased_and_dates_the_rest():
-    sections = re.findall(r"^## (.*)$", CHANGELOG, re.MULTILINE)
-    assert sections[0] == "[Unreleased]"
-    assert all(re.fullmatch(r"\[\d+\.\d+\.\d+\] - \d{4}-\d\d-\d\d", section) for section in sections[1:])
-    kinds = {*re.findall(r"^### (.*)$", CHANGELOG, re.MULTILINE)}
-    assert kinds <= {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
 
 
 def test_ci_runs_the_pythons_that_the_classifiers_name():

@@ -282,7 +282,7 @@ def test_a_grid_that_is_stopped_is_resumed_by_the_same_command(tmp_path):
     first = start()
     assert any(re.search(r"epoch [1-9]\d* of 20", line) for line in first.stdout)
     first.send_signal(signal.SIGTERM)
-    processes.finish(first, code=75, seconds=60)
-    processes.finish(start(), seconds=200)
+    processes.finish(first, codes=(75,))
+    processes.finish(start())
     rows = cells.history(tmp_path / "digits" / "mlp" / "gravity" / "seed_0")
     assert [int(row["epoch"]) for row in rows] == [*range(1, 21)]

@@ -7,9 +7,13 @@ import pathlib
 import pandas as pd
 import pytest
 from scipy import stats
+from sklearn.linear_model import LogisticRegression
 
 from lab import arms, evidence, figures, frames, inference, published, runs, search, studies, tables
+from lab.laboratory import split
 from lab.options import CompareOptions, comparisons
+from trainer import data
+from trainer.config import default_learning_rate
 
 ROOT = pathlib.Path(__file__).parents[2]
 READMES = {"front": "README.md", "lab": "train/lab/README.md", "paper": "train/paper/README.md"}
@@ -121,6 +125,19 @@ def test_what_the_tables_do_not_show_of_the_studies_is_what_was_recorded():
     reached = [found["reached"]["Gravity, alpha scaled"] for found in (NARROW, WIDE)]
     assert [*reached, WIDE["reached"]["Gravity, alpha 0.01"]] == [10] * 3
     assert BASELINES["inside"].all() and BASELINES["seeds"].sum() == 25
+
+
+def test_a_hyperplane_separates_the_digits():
+    digits = data.load("digits")
+    part, _ = split(len(digits.train_labels))
+    images, labels = digits.train_images[part].reshape(len(part), -1) / 255, digits.train_labels[part]
+    assert LogisticRegression(C=1e6, max_iter=2000).fit(images, labels).score(images, labels) == 1
+
+
+def test_the_recorded_searches_of_vggs_chose_rates_within_a_decade_of_the_trainers():
+    finals = [trial for made in RUNS.values() for trial in made if trial.part == "final" and "vgg" in trial.model]
+    own = [default_learning_rate(trial.dataset, trial.model, trial.optimizer.split(",")[0]) for trial in finals]
+    assert all(0.099 < trial.learning_rate / rate < 10.1 for trial, rate in zip(finals, own, strict=True))
 
 
 def test_the_figure_of_the_ablation_has_the_recorded_values():
@@ -297,6 +314,8 @@ def test_a_table_is_what_was_recorded(page, rows):
         ("lab", "at most {:.2f} of all, with 95% confidence", [max(*SOFTMAX["failed_to"], *MLP["failed_to"])]),
         ("lab", "Gravity's {:+.4f} has p = {:.2f}", POOLED.loc["Gravity", ["minus_momentum", "p"]]),
         ("lab", "momentum by {:.3f} ({:.3f} to {:.3f})", GLOROT.loc["Gravity", ["minus_momentum", "from", "to"]]),
+        ("lab", "on its weights leads it by {:.3f}, and", [GLOROT["minus_momentum"]["momentum, V_0's noise"]]),
+        ("lab", "and Gravity from rest by {:.2f}; p is", [GLOROT["minus_momentum"]["from rest"]]),
         ("lab", "p is {:.2f}, {:.2f} and {:.2f}", GLOROT["p"][["Gravity", "momentum, V_0's noise", "from rest"]]),
         ("lab", "at full width: {} and {}.", [studies.scaled_alpha(width) for width in (0.125, 0.25)]),
         ("lab", "{:.0f} and {:.0f} steps", [w["steps_to_target"]["Gravity, alpha scaled"] for w in (NARROW, WIDE)]),

@@ -33,8 +33,7 @@ def test_every_step_is_the_step_made_by_hand(tx):
 
 def test_it_stops_where_the_gradient_first_falls_below_the_tolerance():
     path = minimize(parabola, START, optax.sgd(0.1), steps=60, tolerance=0.01)
-    # Each step takes the norm from 2 sqrt(13) by 0.8.
-    expected = int(np.ceil(np.log(0.01 / (2 * np.sqrt(13))) / np.log(0.8)))
+    expected = int(np.ceil(np.log(0.01 / (2 * np.sqrt(13))) / np.log(0.8)))  # from 2 sqrt(13), by 0.8 each step
     assert bool(path.converged) and int(path.steps_taken) == expected
     assert path.gradient_norms[expected - 1] >= 0.01 > path.gradient_norms[expected]
     np.testing.assert_array_equal(path.positions[expected:], np.tile(path.positions[expected], (61 - expected, 1)))

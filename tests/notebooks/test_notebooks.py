@@ -14,8 +14,7 @@ every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: pat
 
 def output_kinds(cell):
     """One after another; what is printed may have come in several parts."""
-    kinds = [output["output_type"] for output in cell.get("outputs", [])]
-    return [kind for kind, _ in itertools.groupby(kinds)]
+    return [kind for kind, _ in itertools.groupby(output["output_type"] for output in cell.get("outputs", []))]
 
 
 @every_notebook

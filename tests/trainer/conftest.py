@@ -14,14 +14,13 @@ def informed(caplog):
 
 
 @pytest.fixture
-def call(monkeypatch, capfd, tmp_path):
-    """`call(module, words)`: a command in this process, in `tmp_path`; its exit code and its lines up to the error."""
+def call(monkeypatch, run, tmp_path):
+    """`call(module, *words)`: a command that ends with an error, in `tmp_path`; its exit code and its lines."""
     monkeypatch.chdir(tmp_path)
 
     def call(module, *words):
-        monkeypatch.setattr("sys.argv", ["command", *words])
-        code = module.main()
-        lines = "".join(capfd.readouterr()).splitlines()
+        code, *written = run(module, *words)
+        lines = "".join(written).splitlines()
         assert lines[-1].startswith("error: ") and not any("Traceback" in line for line in lines)
         return code, *lines
 

@@ -34,7 +34,6 @@ def test_what_is_not_in_doubt_is_read(tmp_path, content):
     ("text", "encoding", "message"),
     [
         (TEXT.replace(",", ";"), "utf-8", "line 1 .*it has no column a"),
-        (TEXT.replace(",", "\t"), "utf-16", "line 1 .*it has no column a"),
         (TEXT + "3,é\n", "latin-1", "line 4 .*it is not UTF-8"),
         (TEXT + "\n3\n", "utf-8", "line 5 .*it has 1 cells, not 2"),
         (TEXT + '"1,5",z\n', "utf-8", "line 4 .*a is '1,5', not a number"),
