@@ -166,14 +166,14 @@ def test_damping_with_a_max_step_grad_of_ones_own():
 
 def test_damping_of_a_leaf_with_a_nan_is_nan_and_of_an_empty_one_0():
     tree = [jnp.array([1.0, jnp.nan]), jnp.zeros((0, 3)), jnp.array(2.0), jnp.array([1.0, 0.5])]
-    max_abs, share = damping(tree)
+    max_abs, share = jax.jit(damping)(tree)
     np.testing.assert_array_equal(max_abs, [np.nan, 0, 2, 1])
     np.testing.assert_array_equal(share, [np.nan, 0, 1, 0])  # an entry at m keeps half and is not counted
     assert damping({}) == ({}, {})
 
 
 def test_damping_of_a_bfloat16_leaf_is_counted_in_float32():
-    max_abs, share = damping(jnp.repeat(jnp.array([2.0, 0.25], jnp.bfloat16), jnp.array([300, 700])))
+    max_abs, share = jax.jit(damping)(jnp.repeat(jnp.array([2.0, 0.25], jnp.bfloat16), jnp.array([300, 700])))
     assert max_abs.dtype == share.dtype == jnp.float32 and max_abs == 2
     assert share == pytest.approx(0.3, rel=1e-6)  # a count in bfloat16 would stop at 256
 

@@ -73,7 +73,7 @@ def test_keys_numbers_rules_schedules_masks_and_wrappers() -> None:
 
 def test_extra_arguments() -> None:
     tx = optax.chain(scale_by_gravity(key=0), optax.contrib.reduce_on_plateau())
-    updates, _ = tx.update(GRADIENTS, tx.init(PARAMS), PARAMS, value=jnp.float32(1))
+    updates, _ = jax.jit(tx.update)(GRADIENTS, tx.init(PARAMS), PARAMS, value=jnp.float32(1))
     assert float(optax.tree.norm(updates)) > 0
     assert isinstance(scale_by_gravity(key=0), optax.GradientTransformationExtraArgs)
 
