@@ -60,7 +60,7 @@ def test_a_run_that_a_signal_ends_resumes_bit_for_bit(tmp_path, whole, number):
     assert processes.differences(tmp_path, whole) == [], left
 
 
-def test_a_long_run_takes_no_more_memory_and_files_and_no_longer_at_its_end(tmp_path):
+def test_a_long_run_takes_no_more_memory_and_files_at_its_end(tmp_path):
     """The epochs from 20 to 60, after the warm-up, beside the last 40."""
     epochs = int(os.environ.get("EPOCHS", 200))
     process = processes.start("--width", 0.01, "--epochs", epochs, "--workdir", tmp_path)
@@ -75,7 +75,6 @@ def test_a_long_run_takes_no_more_memory_and_files_and_no_longer_at_its_end(tmp_
     (memory, files), (memory_later, files_later) = (zip(*samples, strict=True) for samples in windows.values())
     assert statistics.median(memory_later) < 1.05 * statistics.median(memory)
     assert min(files_later) <= min(files)  # more are open while a checkpoint is written
-    assert len(files_later) < 2 * len(files)  # samples, and so time; a machine may change its own speed
 
 
 def finish_together(workdir):
