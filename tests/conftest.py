@@ -9,14 +9,14 @@ import shutil
 import signal
 import tempfile
 
-# Each worker compiles on one core; both sharing both takes a tenth longer.
-FLAGS = "--xla_force_host_platform_device_count=8 --xla_cpu_parallel_codegen_split_count=1 "
-os.environ["XLA_FLAGS"] = FLAGS + os.environ.get("XLA_FLAGS", "")
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8 " + os.environ.get("XLA_FLAGS", "")
+os.environ["XLA_FLAGS"] = "--xla_cpu_parallel_codegen_split_count=1 " + os.environ["XLA_FLAGS"]  # a worker has one core
 os.environ["JAX_PLATFORMS"] = "cpu"
 
 import jax
 import pytest
 
+gc.set_threshold(100_000, 20, 20)  # tracing makes many objects; looking through them at every 700 takes a twentieth
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

@@ -11,8 +11,7 @@ from typing import get_args
 
 import pytest
 
-from lab import frames, palette, tables
-from lab.rules import RULES
+from lab import frames, palette, rules, tables
 from trainer import config
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -77,7 +76,7 @@ def test_every_module_and_every_class_has_a_name_of_its_own():
 
 
 def test_the_laboratory_has_an_entry_for_every_dataset_network_and_optimizer_of_the_trainer():
-    assert {*RULES} == {*frames.DATASET_NAMES} == {*tables.TARGETS} == {*get_args(config.DatasetName)}
+    assert {*rules.RULES} == {*frames.DATASET_NAMES} == {*tables.TARGETS} == {*get_args(config.DatasetName)}
     assert {*frames.MODEL_NAMES} == {*get_args(config.ModelName)}
     assert {*palette.COLOURS} == {*get_args(config.OptimizerName)}
 
