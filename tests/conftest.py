@@ -16,7 +16,7 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 import jax
 import pytest
 
-gc.set_threshold(100_000, 20, 20)  # tracing makes many objects; looking through them at every 700 takes a twentieth
+gc.set_threshold(100_000, 20, 20)  # tracing makes many objects; the default takes a twentieth of the time
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

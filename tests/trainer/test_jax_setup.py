@@ -68,9 +68,10 @@ def test_programs_are_kept_on_accelerators_or_when_asked_for(monkeypatch, caplog
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
     monkeypatch.setattr(jax, "default_backend", lambda: platform)
     monkeypatch.setattr(jax.config, "update", settings.__setitem__)
+    monkeypatch.setattr(jax_setup.compilation_cache, "reset_cache", lambda: settings.update(reset=True))
     monkeypatch.setattr("os.path.expanduser", lambda path: path.replace("~", home))
     jax_setup.use_compilation_cache(setting)
-    assert settings["jax_enable_compilation_cache"] == (setting != "off")
+    assert settings["reset"] and settings["jax_enable_compilation_cache"] == (setting != "off")
     assert settings.get("jax_compilation_cache_dir") == ("/home/.cache/gravity-optax" if used else None)
     assert ("HOME is not set" in caplog.text and "JAX_COMPILATION_CACHE_DIR" in caplog.text) == (home == "~")
 

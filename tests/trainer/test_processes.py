@@ -1,7 +1,4 @@
-"""The trainer in separate processes: killed, asked to stop, watched for long, and several together over loopback.
-
-KILLS=30 in the environment kills more runs at random moments, EPOCHS=1000 watches a longer one.
-"""
+"""The trainer in separate processes: killed, asked to stop, watched for long, and several together over loopback."""
 
 import contextlib
 import os
