@@ -1,13 +1,17 @@
 """Runs as pandas frames, from which everything in the reports is made.
 
-**Of the evaluation**, `Results.epochs` and `published.epochs` have a row per epoch: the columns of history.csv, and
+**Of the evaluation**, `Results.epochs` and `published.epochs` have a row per epoch: from history.csv its number, loss
+and accuracy in training and validation, and seconds (NaN where they were not recorded); and
 
+    run, machine   its folder; devices, jax version and precision
+    dataset, model, optimizer, seed: the cell
     whose, study   "ours" or "published"; whether it is of the tuning study, where `optimizer` is the variant
     departures     from the published runs' protocol, as "width 0.5, limit 128"; "" if there are none
     sizes          those of them that are no setting of the optimizer
     comparable     whether it can be compared with the published run: another precision is no obstacle
 
-**Of a comparison**, the frame of `of_comparison` has the columns of runs.csv but for `loss_by_epoch`, and
+**Of a comparison**, the frame of `of_comparison` has a row per run: the columns of runs.csv but for `loss_by_epoch`
+(`accuracy_by_epoch` is a tuple, a number per epoch), and
 
     setup, entrant             numbers, in the report's order: what a comparison holds fixed; who is compared in it
     network                    the setup in words; limit is 0 where it is not set
