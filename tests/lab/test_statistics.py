@@ -90,7 +90,7 @@ def test_welchs_test_and_interval_and_the_two_one_sided_tests_are_scipys(b):
     a = np.array(ARMS["from rest"])
     got, expected = inference.welch(a, b), stats.ttest_ind(a, b, equal_var=False)
     assert (got["from"], got["to"]) == pytest.approx(tuple(expected.confidence_interval(0.95)))
-    assert (got["difference"], got["p"]) == pytest.approx((a.mean() - b.mean(), expected.pvalue))
+    assert (got["difference"], got["df"], got["p"]) == pytest.approx(((a - b).mean(), expected.df, expected.pvalue))
     sides = ((a + 0.005, "greater"), (a - 0.005, "less"))
     one_sided = [stats.ttest_ind(c, b, equal_var=False, alternative=side).pvalue for c, side in sides]
     assert got["p_equivalent"] == pytest.approx(max(one_sided))
@@ -229,8 +229,11 @@ def test_the_page_of_a_comparison_holds_every_table_and_the_figure_draws_scores_
     page.write_comparison(tmp_path, comparison({"adam": RATES["adam"]}, {}))
     text = (tmp_path / "report.md").read_text()
     assert "4 search runs, 0 final runs" in text and "Test accuracy at the best learning rate" not in text
-    rates, epochs, test = figures.draw_comparison(frames.of_comparison(comparison())).axes
+    frame = frames.of_comparison(comparison())
+    rates, epochs, test = figures.draw_comparison(frame).axes
     np.testing.assert_allclose(rates.get_lines()[0].get_ydata(), [0.7, 0.74, 0.8, 0.3])
     assert rates.get_xscale() == "log" and rates.get_lines()[0].get_color() == "#000000"
     np.testing.assert_allclose(epochs.get_lines()[0].get_ydata(), [0.2, 0.4, 0.8])
     np.testing.assert_allclose(test.get_lines()[0].get_xdata(), TEST["gravity"])
+    first = frames.by_epoch(frame).query("optimizer == 'gravity' and seed == 100").to_dict("list")
+    assert [first[name] for name in ("epoch", "loss", "validation_accuracy")] == [[1, 2, 3], [2] * 3, [0.2, 0.4, 0.8]]

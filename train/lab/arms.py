@@ -58,7 +58,7 @@ def cells(runs: pd.DataFrame, arms: Arms) -> pd.DataFrame:
         welch(accuracies[setup, arm], accuracies[setup, BASELINE]) if arm != BASELINE else {}
         for setup, arm in zip(table["setup"], table["arm"], strict=True)
     ]
-    table = table.join(pd.DataFrame(tests, columns=["difference", "from", "to", "p", "p_equivalent"]))
+    table = table.join(pd.DataFrame(tests, columns=["difference", "from", "to", "df", "p", "p_equivalent"]))
     table = table.rename(columns={"difference": "minus_momentum"})
     momentums = table[table["arm"] == BASELINE].set_index("setup")["failed"]
     table["counts"] = table["setup"].map(momentums) == 0

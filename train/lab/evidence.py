@@ -23,7 +23,7 @@ def standings(runs: pd.DataFrame) -> pd.DataFrame:
     """Test accuracy at the best learning rate
 
     Mean over the seeds, standard deviation, difference from Adam's mean, and the 95% interval of that difference by
-    Welch. The test set was used once, after the last epoch.
+    Welch's t test, with its degrees of freedom (df). The test set was used once, after the last epoch.
     """
     finals = runs[runs["chosen"]].groupby([*WHO, "dataset", "network", "classes", "optimizer", *AT])["test_accuracy"]
     table = finals.agg(seeds="size", test_accuracy="mean", deviation="std").reset_index()
@@ -32,14 +32,14 @@ def standings(runs: pd.DataFrame) -> pd.DataFrame:
         ours, base = tested(runs, setup, optimizer), tested(runs, setup, BASELINE)
         compared = optimizer != BASELINE and len(base)
         differences.append(_difference("minus_adam", ours, base) if compared else {})
-    table = table.join(pd.DataFrame(differences, columns=["minus_adam", "from", "to"]))
+    table = table.join(pd.DataFrame(differences, columns=["minus_adam", "from", "to", "df"]))
     return _titled(table.drop(columns=WHO))
 
 
 def leads(runs: pd.DataFrame) -> pd.DataFrame:
     """Gravity's lead, by the number of classes
 
-    Test accuracy of Gravity minus the other's, and its 95% interval by Welch.
+    Test accuracy of Gravity minus the other's, and its 95% interval by Welch's t test.
     """
     rows = []
     others = runs[runs["chosen"] & (runs["optimizer"] != "gravity")]
@@ -53,7 +53,7 @@ def leads(runs: pd.DataFrame) -> pd.DataFrame:
 def growths(runs: pd.DataFrame) -> pd.DataFrame:
     """Does Gravity's lead over Adam grow with the number of classes?
 
-    The lead on the second dataset minus the lead on the first, and its 95% interval by Welch.
+    The lead on the second dataset minus the lead on the first, and its 95% interval by Welch's t test.
     """
     rows = []
     for (few, a), (many, b) in itertools.combinations(runs.groupby("setup").first().iterrows(), 2):
@@ -143,9 +143,9 @@ def tested(runs: pd.DataFrame, setup: int, optimizer: str) -> np.ndarray:
 
 
 def _difference(name: str, *groups: np.ndarray, signs: Sequence[int] = (1, -1)) -> dict[str, float]:
-    """The sum of the groups' means with these signs, and its interval, to the six decimals that files have."""
+    """The sum of the groups' means with these signs and what Welch's test says of it, to six decimals as in files."""
     found = welch(*groups, signs=signs)
-    return {at: round(found[of], 6) for at, of in ((name, "difference"), ("from", "from"), ("to", "to"))}
+    return {name: round(found["difference"], 6)} | {at: round(found[at], 6) for at in ("from", "to", "df")}
 
 
 def _titled(table: pd.DataFrame) -> pd.DataFrame:

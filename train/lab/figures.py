@@ -9,7 +9,7 @@ import pandas as pd
 
 from lab import palette, published, tables
 from lab.evidence import AT
-from lab.frames import DATASET_NAMES, MODEL_NAMES, Results
+from lab.frames import DATASET_NAMES, MODEL_NAMES, Results, by_epoch
 from lab.rules import RULES
 
 OPTIMIZER_NAMES = {"gravity": "Gravity", "adam": "Adam", "rmsprop": "RMSProp"}
@@ -94,8 +94,8 @@ def draw_comparison(runs: pd.DataFrame) -> Any:
             rates.plot(scores.index.get_level_values(0), scores, label=name, **(_style(name) | line))
             chosen = its[its["chosen"]]
             if len(values := chosen["test_accuracy"]):
-                mean = np.mean([*chosen["accuracy_by_epoch"]], axis=0)
-                curves.plot(np.arange(1, len(mean) + 1), mean, label=name, **_style(name))
+                mean = by_epoch(chosen).groupby("epoch")["validation_accuracy"].mean()
+                curves.plot(mean.index, mean, label=name, **_style(name))
                 i, style = len(tested), _style(name) | {"linestyle": "none", "alpha": 0.6}
                 test.plot(values, np.full(len(values), i), label=name, **style)
                 test.plot([values.mean()] * 2, [i - 0.3, i + 0.3], color=palette.colour(name))

@@ -10,8 +10,8 @@ and accuracy in training and validation, and seconds (NaN where they were not re
     sizes          those of them that are no setting of the optimizer
     comparable     whether it can be compared with the published run: another precision is no obstacle
 
-**Of a comparison**, the frame of `of_comparison` has a row per run: the columns of runs.csv but for `loss_by_epoch`
-(`accuracy_by_epoch` is a tuple, a number per epoch), and
+**Of a comparison**, the frame of `of_comparison` has a row per run: the columns of runs.csv, where `loss_by_epoch` and
+`accuracy_by_epoch` are tuples with a number per epoch, and
 
     setup, entrant             numbers, in the report's order: what a comparison holds fixed; who is compared in it
     network                    the setup in words; limit is 0 where it is not set
@@ -19,6 +19,9 @@ and accuracy in training and validation, and seconds (NaN where they were not re
     at_chance, diverged        whether no epoch ended above the chance level; whether a loss was not finite
     reached                    the first epoch at whose end the target was reached; NaN if none
     chosen                     of the final runs at the best rate or point, the last one if that ever changed
+
+`by_epoch` makes a row per epoch of it: the same columns, but that `loss` and `validation_accuracy` are those after the
+row's `epoch`.
 """
 
 import json
@@ -174,5 +177,12 @@ def of_comparison(outcomes: Outcomes) -> pd.DataFrame:
             "reached": next((i for i, accuracy in enumerate(accuracies, 1) if accuracy >= target), math.nan),
         }
         rows.append(trial._asdict() | vars(outcome) | made)
-    frame = pd.DataFrame(rows).drop(columns="loss_by_epoch")
-    return frame.sort_values(["setup", "entrant"], kind="stable", ignore_index=True)
+    return pd.DataFrame(rows).sort_values(["setup", "entrant"], kind="stable", ignore_index=True)
+
+
+def by_epoch(runs: pd.DataFrame) -> pd.DataFrame:
+    """A row per epoch of each run of such a frame."""
+    names = {"loss_by_epoch": "loss", "accuracy_by_epoch": "validation_accuracy"}
+    epochs = runs.drop(columns=[*names.values()]).rename(columns=names).explode([*names.values()])
+    epochs.insert(0, "epoch", epochs.groupby(level=0).cumcount() + 1)
+    return epochs.astype(dict.fromkeys(names.values(), float)).reset_index(drop=True)

@@ -17,7 +17,7 @@ PERMUTATIONS = 99_999
 def welch(*groups: np.ndarray, signs: Sequence[int] = (1, -1)) -> dict[str, float]:
     """The sum of the groups' means with these signs, its interval, and p values: of a sum of 0, and of MARGIN or more.
 
-    By Student's t with Satterthwaite's degrees of freedom, each group with its own variance (n - 1). NaN if a
+    By Student's t with Satterthwaite's degrees of freedom (`df`), each group with its own variance (n - 1). NaN if a
     group has a single value.
     """
     difference = sum(sign * float(np.mean(values)) for sign, values in zip(signs, groups, strict=True))
@@ -27,7 +27,7 @@ def welch(*groups: np.ndarray, signs: Sequence[int] = (1, -1)) -> dict[str, floa
         freedom = error**4 / sum(variances**2 / [len(values) - 1 for values in groups]) if error else 1
         half = stats.t.ppf((1 + CONFIDENCE) / 2, freedom) * error
         p, p_equivalent = stats.t.sf(np.array([abs(difference), MARGIN - abs(difference)]) / error, freedom)
-    interval = {"difference": difference, "from": difference - half, "to": difference + half}
+    interval = {"difference": difference, "from": difference - half, "to": difference + half, "df": freedom}
     return interval | {"p": 2 * p, "p_equivalent": p_equivalent}
 
 
