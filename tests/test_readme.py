@@ -181,20 +181,27 @@ def test_the_tables_of_flags_are_whole():
     assert table_flags(PAGES["train/paper/README.md"]) | {"--workdir", "--data-dir", "--list"} == set(map(flag, names))
 
 
+def ran(page, start):
+    """What the names in such an example are after it, without what it prints."""
+    names = {}
+    exec(re.sub(r"^print.*$", "", example(page, start), flags=re.MULTILINE), names)
+    return names
+
+
 def test_the_first_example_ends_where_its_comment_says():
-    code = example("README.md", "import jax\n")
-    namespace = {}
-    exec(code.replace("print(w)", "w"), namespace)
-    np.testing.assert_allclose(namespace["w"], [0.5, -0.25], atol=0.01)
+    np.testing.assert_allclose(ran("README.md", "import jax\n")["w"], [0.5, -0.25], atol=0.01)
+
+
+def test_the_example_of_frames_has_a_row_per_epoch(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    epochs = ran("train/lab/README.md", "import pathlib")["epochs"]
+    assert {*epochs[epochs["dataset"] == "cifar100_fine"]["epoch"]} == {1, 2, 3, 4, 5}
 
 
 def test_the_example_of_minimize_converges_and_draws(monkeypatch, tmp_path):
-    code = example("notebooks/README.md", "import jax.numpy as jnp, optax\nfrom helpers")
     monkeypatch.chdir(tmp_path)
-    namespace = {}
     with jax.numpy_dtype_promotion("standard"):  # Adam raises a float to an int32
-        exec(re.sub(r"^print.*$", "", code, flags=re.MULTILINE), namespace)
-    path = namespace["path"]
+        path = ran("notebooks/README.md", "import jax.numpy as jnp, optax\nfrom helpers")["path"]
     assert path.converged
     np.testing.assert_allclose(path.positions[path.steps_taken], [0, 4], atol=1e-3)
     assert (tmp_path / "paths.png").stat().st_size > 0

@@ -16,7 +16,7 @@ from trainer import data
 from trainer.config import default_learning_rate
 
 ROOT = pathlib.Path(__file__).parents[2]
-READMES = {"front": "README.md", "lab": "train/lab/README.md", "paper": "train/paper/README.md"}
+READMES = {"front": "README.md", "lab": "train/lab/RESULTS.md", "paper": "train/paper/README.md"}
 TEXT = {page: " ".join((ROOT / path).read_text().split()) for page, path in READMES.items()}
 STUDIES, MACHINES = ("ablation", "width", "baselines"), {"CPU": "comparison", "H100": "comparison_h100"}
 RUNS = {folder: runs.read(ROOT / "notebooks" / folder / "runs.csv") for folder in (*STUDIES, *MACHINES.values())}

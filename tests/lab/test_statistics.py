@@ -15,7 +15,8 @@ from lab import arms, evidence, figures, frames, inference, page, studies
 from lab.options import CompareOptions, label
 from lab.rules import chance_level
 
-README = " ".join((pathlib.Path(__file__).parents[2] / "train" / "lab" / "README.md").read_text().split())
+LAB = pathlib.Path(studies.__file__).parent
+PAGES = " ".join(" ".join((LAB / page).read_text() for page in ("README.md", "RESULTS.md")).split())
 COSINE = "schedule=cosine warmup_epochs=0.5"
 ARMS = {
     "momentum": (0.95, 0.96, 0.955, 0.951),
@@ -66,7 +67,7 @@ def test_a_study_has_all_its_arms_and_as_many_runs_as_is_said(study, runs):
     cells = [(one.config.dataset, one.config.model, one.config.width, one.settings) for one in plan]
     met = [(*cell, name) for cell, one in zip(cells, plan, strict=True) for name in one.entrants]
     assert len(met) == len({*met})
-    assert f"{runs} runs that need a GPU" in README or study not in ("baselines-gpu", "start")
+    assert f"{runs} runs that need a GPU" in PAGES or study not in ("baselines-gpu", "start")
 
 
 def test_the_noise_of_momentum_is_what_v0_adds_to_a_weight_in_all():
@@ -78,8 +79,8 @@ def test_the_noise_of_momentum_is_what_v0_adds_to_a_weight_in_all():
         added[first_step, warmup] = (weights * np.minimum(1, np.arange(1000) / warmup if warmup else 1)).sum()
     assert studies.ARMS["momentum, V_0's noise"] == (f"momentum:init_noise={0.01 * added[1, 0]:.4f}",)
     assert studies.START_ARMS["Adam, V_0's noise"] == (f"adam:init_noise={0.01 * added[0, 0]:.4f}",)
-    assert f"normal noise of {added[1, 0]:.2f} alpha" in README and f"{added[1, 20]:.1f} alpha remain" in README
-    assert f"$V_0$ adds {added[0, 0]:.2f} alpha" in README
+    assert f"normal noise of {added[1, 0]:.2f} alpha" in PAGES and f"{added[1, 20]:.1f} alpha remain" in PAGES
+    assert f"$V_0$ adds {added[0, 0]:.2f} alpha" in PAGES
 
 
 # The statistics
