@@ -145,10 +145,10 @@ def test_runs_that_all_end_alike_have_an_interval_of_no_width_and_one_seed_has_n
 def test_an_arm_whose_runs_are_not_done_has_no_row_and_a_cell_counts_only_where_momentum_trains(tmp_path):
     found = cell() | cell(settings="", lost=("momentum",))
     page.write_study(tmp_path, found, "ablation")
-    text = (tmp_path / "report.md").read_text()
-    assert "## digits, mlp x 0.125, schedule=cosine warmup_epochs=0.5\n" in text
+    text = " ".join((tmp_path / "report.md").read_text().split())
+    assert "## digits, mlp x 0.125, schedule=cosine warmup_epochs=0.5 **" in text
     assert "## digits, mlp x 0.125, as in the paper (momentum fails with some seed: " in text
-    assert "\n| arm | 0.001 | 0.01 | 0.1 | 1 |\n" in text and "\n| Gravity | 2 | 2 | 2 |  |\n" in text
+    assert " | arm | 0.001 | 0.01 | 0.1 | 1 | " in text and " | Gravity | 2 | 2 | 2 | | " in text
     written = {name: pd.read_csv(tmp_path / "report" / f"{name}.csv") for name in ("arms", "pooled", "rates")}
     assert [len(table) for table in written.values()] == [6, 2, 18]
     pooled = written["pooled"].set_index("arm")
@@ -222,13 +222,13 @@ def test_the_abstracts_question_is_answered_by_the_interval_between_runs_made_al
 def test_the_page_of_a_comparison_holds_every_table_and_the_figure_draws_scores_curves_and_seeds(tmp_path):
     found = many_classes(0.05)
     assert page.write_comparison(tmp_path, found) == tmp_path / "report.html"
-    text = (tmp_path / "report.md").read_text()
+    text = " ".join((tmp_path / "report.md").read_text().split())
     assert "| cifar10 | vgg16 x 0.125, 3 epochs | 10 | gravity | 0.03162 | 3 | 0.8 | 0.001 | 0.15 |" in text
     for name in (table.__name__ for table in evidence.TABLES):
         assert len(pd.read_csv(tmp_path / "report" / f"{name}.csv")) == len(table(name, found)) > 0
     assert (tmp_path / "report" / "comparison.png").stat().st_size > 10_000
     page.write_comparison(tmp_path, comparison({"adam": RATES["adam"]}, {}))
-    text = (tmp_path / "report.md").read_text()
+    text = " ".join((tmp_path / "report.md").read_text().split())
     assert "4 search runs, 0 final runs" in text and "Test accuracy at the best learning rate" not in text
     frame = frames.of_comparison(comparison())
     rates, epochs, test = figures.draw_comparison(frame).axes

@@ -36,9 +36,8 @@ class Table(NamedTuple):
         return self.frame.map(lambda x: number(x) if isinstance(x, float) else str(x)).to_numpy().tolist()
 
     def markdown(self) -> str:
-        columns = [*map(str, self.frame.columns)]
-        lines = [columns, ["---"] * len(columns), *self.rows]
-        return "\n".join("| " + " | ".join(text.replace("|", "\\|") for text in line) + " |" for line in lines)
+        shown = pd.DataFrame(self.rows, columns=self.frame.columns.astype(str))
+        return shown.to_markdown(index=False, disable_numparse=True)
 
 
 class Picture(NamedTuple):
