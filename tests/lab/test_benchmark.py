@@ -251,7 +251,7 @@ def test_a_trainer_whose_worker_was_killed_is_waited_for_and_then_resumed(traine
     first.kill()  # what it started lives on, and so does its lock
     first.communicate()
     second = process(trainer, *flags, stdout=subprocess.PIPE, text=True)
-    waits = "waiting for other workers, which are making 1 run of this plan"
+    waits = "waiting for other workers, which are doing all that is left (runs: 1)"
     assert any(waits in line for line in second.stdout)
     (file,) = started(tmp_path)
     assert file.read_text().count("\n") == 1

@@ -4,12 +4,12 @@ A cell is a workload, a setting of the network and a schedule. In each, an arm's
 are compared with momentum's at its own, by test accuracy: Welch's t test, its p values corrected by Holm's method over
 the cell's arms, and two one-sided Welch tests of equivalence within MARGIN. Over all cells that count, an arm has one
 permutation test, in which runs change places within their cell only. A cell counts where momentum trains with every
-seed: elsewhere it is the start that is compared. Of an arm with several entrants (factors of m, weight decays), the one
-with the best search is taken, as it is with learning rates.
+seed; elsewhere it is the start that is compared. If an arm has several entrants (factors of m, weight decays), the one
+with the best score in the search counts, as with learning rates.
 
-The seeds' spread does not hold what the search may choose: on few held-out pictures (143 of the digits) it can take a
-rate half a decade beside the best, for one arm and not for another, and p does not know. So the search's training
-losses stand beside, at all rates, where momentum's counterpart of Gravity's l is l (1 - beta).
+The spread over seeds does not include the search: on few held-out pictures (143 digits) it may pick a rate half a
+decade off the best for one arm and not for another, and p does not account for that. So the tables also show the
+search's training losses at all rates; the counterpart of Gravity's l for momentum is l (1 - beta).
 """
 
 import numpy as np

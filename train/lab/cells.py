@@ -107,7 +107,7 @@ class CellWorker(Worker):
             )
         return found
 
-    def make(self, run: Run, claim: "Claim") -> int | None:
+    def execute(self, run: Run, claim: "Claim") -> int | None:
         cell, folder = run.what, run.what.folder
         folder.mkdir(parents=True, exist_ok=True)
         with open(folder / "output.txt", "a") as output:

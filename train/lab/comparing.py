@@ -1,4 +1,4 @@
-"""The runs of comparisons: the state of each, and a worker that makes them one after another, in this process."""
+"""The runs of comparisons: the state of each, and a worker that does them one after another, in this process."""
 
 import logging
 import math
@@ -20,7 +20,7 @@ log = logging.getLogger("train")
 
 
 class TrialWorker(Worker):
-    """Lists the runs of comparisons, or makes those that the store lacks."""
+    """Lists the runs of comparisons, or does those that the store lacks."""
 
     kind = "compare"
     head = ("dataset", "model", "optimizer", "learning rate", "seed", "part")
@@ -72,7 +72,7 @@ class TrialWorker(Worker):
                 found.append(Run(what, trial.epochs, name, title, columns, (trial.setup,), *state))
         return found
 
-    def make(self, run: Run, claim: "Claim") -> None:
+    def execute(self, run: Run, claim: "Claim") -> None:
         from lab.laboratory import Laboratory, Stopped
 
         comparison, trial = run.what

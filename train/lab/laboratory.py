@@ -1,8 +1,8 @@
-"""Makes the runs of a comparison, in this process: a program for each entrant, and what is searched is its argument
-but for the warm-up.
+"""Does the runs of a comparison, in this process. Each entrant has one compiled program, whose arguments are what is
+searched; only another warm-up needs another program.
 
-A run is what the trainer makes of the same settings: its data, network, initial weights, optimizer and steps, and its
-order of the pictures, but for the tenth of the training set that is held out. Training and test pictures lie on the
+A run is what the trainer would do with the same settings: the same data, network, initial weights, optimizer, steps and
+order of the pictures, apart from the tenth of the training set that is held out. Training and test pictures lie on the
 devices as one array, so that training part, validation part and test set are row numbers in it.
 """
 
@@ -60,7 +60,7 @@ class Laboratory:
         self._image_shape = images.shape[1:]
         self._steps_per_epoch = -(-len(self.training) // config.batch_size)
         self._programs: dict[ResolvedConfig | networks.Network, Callable] = {}  # of training, of an evaluation
-        self._compiling = 0.0  # seconds, in the run that is being made
+        self._compiling = 0.0  # seconds, in the current run
 
     def run(
         self,
@@ -68,7 +68,7 @@ class Laboratory:
         stop: Callable[[], bool] = lambda: False,
         progress: Callable[[int], object] = lambda epochs: None,
     ) -> Outcome:
-        """Makes the run. `Stopped` if `stop` says so between two chunks; calls `progress` with 1 after each epoch.
+        """Does the run. `Stopped` if `stop` says so between two chunks; calls `progress` with 1 after each epoch.
 
         After a loss that is not finite it ends, with what the broken weights score for the epochs that are left.
         """

@@ -55,8 +55,8 @@ class CompareOptions(SharedOptions):
     """Compares optimizers, each at its best learning rate, found with the same budget. Without more: the digits.
 
     A search over learning rates half a decade apart, centred on the trainer's, on training pictures that are held out;
-    then new runs at the best rate with new seeds, after which the test set is used once. Runs in the store are
-    not made again, so the same command starts and continues a comparison, and one with more datasets, optimizers or
+    then new runs at the best rate with new seeds, after which the test set is used once. Finished runs
+    are not repeated, so the same command starts and resumes a comparison, and one with more datasets, optimizers or
     seeds extends it.
     """
 

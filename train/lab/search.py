@@ -55,7 +55,7 @@ def search(comparison: Comparison, entrant: str, outcomes: Outcomes) -> Search:
 
 
 def plan(comparison: Comparison, outcomes: Outcomes) -> list[Trial]:
-    """All runs of the comparison, done or not, in the order in which they are made.
+    """All runs of the comparison, done or not, in the order in which they are run.
 
     The search goes from the trainer's rates outwards, all entrants side by side; the runs at the chosen rates come
     when every search has finished, a seed at a time. Those that are not known yet stand at the end.

@@ -119,7 +119,7 @@ class Store:
         }
 
     def add(self, name: str, value: float, outcome: dict[str, str]) -> None:
-        """Adds a run that was made without this storage."""
+        """Adds a run that was finished without this storage."""
         self._study.add_trial(optuna.create_trial(value=value, user_attrs={"run": name, "outcome": outcome}))
 
     def claim(self, name: str) -> Claim | None:

@@ -1,6 +1,6 @@
-"""Works through a plan together with other workers: claims a free run, makes it, records the result, and repeats.
+"""Works through a plan together with other workers: claims a free run, does it, records the result, and repeats.
 
-What a run is, its state and how it is made depend on the kind of experiment (`cells`, `comparing`).
+What a run is, its state and how it is done depend on the kind of experiment (`cells`, `comparing`).
 """
 
 import abc
@@ -25,13 +25,13 @@ log = logging.getLogger("train")
 
 FILE = "runs.db"  # the storage in the workdir, if no other is given
 _SECONDS_BETWEEN_LOOKS = 0.5
-_LOOKS_BETWEEN_TRIES = 6  # at the store, while other workers make all that is left
+_LOOKS_BETWEEN_TRIES = 6  # at the store, while other workers do all that is left
 
 
 class Run(NamedTuple):
     """A run of the plan, and how much of it is done."""
 
-    what: Any  # what `make` needs of it
+    what: Any  # what `execute` needs of it
     planned: int  # epochs
     name: str  # in the store
     title: str  # for people
@@ -44,7 +44,7 @@ class Run(NamedTuple):
 
 
 class Worker(abc.ABC):
-    """Lists the runs of a plan, or makes them until all are finished or it is told to stop."""
+    """Lists the runs of a plan, or does them until all are finished or it is told to stop."""
 
     kind: ClassVar[str]  # the study's name in the store
     head: ClassVar[tuple[str, ...]]  # of the listing's columns but for the state
@@ -73,11 +73,11 @@ class Worker(abc.ABC):
 
     @abc.abstractmethod
     def runs(self) -> Sequence[Run]:
-        """All of the plan, in the order in which they are made."""
+        """All of the plan, in the order in which they are run."""
 
     @abc.abstractmethod
-    def make(self, run: Run, claim: "Claim") -> int | None:
-        """Makes it and ends the claim if it is finished; returns an exit code if the worker should end too."""
+    def execute(self, run: Run, claim: "Claim") -> int | None:
+        """Does it and ends the claim if it is finished; returns an exit code if the worker should end too."""
 
     @abc.abstractmethod
     def on_signal(self, number: int, again: bool) -> None:
@@ -99,7 +99,7 @@ class Worker(abc.ABC):
         return f"{len(runs)} run{plural}: {counts}; {done:,} of {total:,} epochs; time left: {self.left(runs)}"
 
     def left(self, runs: Sequence[Run]) -> str:
-        """The time left, at the mean pace of the most similar runs, whatever machine they were made on."""
+        """The time left, at the mean pace of the most similar runs, on whatever machine."""
         pace: dict[object, list[float]] = collections.defaultdict(lambda: [0.0, 0])
         for run in runs:
             if run.epochs and math.isfinite(run.seconds):
@@ -144,14 +144,14 @@ class Worker(abc.ABC):
             claimed = next(((run, claim) for run in free if (claim := self.store.claim(run.name))), None)
             if claimed:
                 with claimed[1]:
-                    code = self.make(*claimed)
+                    code = self.execute(*claimed)
                 if code is not None and not self.signal:
                     return code
             elif left := sum(run.kind in ("to do", "under way", "running") for run in runs):
                 if not waiting:
-                    log.info(f"waiting for other workers, which are making {left} run{'s' * (left > 1)} of this plan")
+                    log.info(f"waiting for other workers, which are doing all that is left (runs: {left})")
                     waiting = True
-                for _ in range(_LOOKS_BETWEEN_TRIES):  # their runs decide what comes next; a stale one is made here
+                for _ in range(_LOOKS_BETWEEN_TRIES):  # their runs decide what comes next; a stale one is done here
                     if not self.signal:
                         time.sleep(_SECONDS_BETWEEN_LOOKS)
             else:
