@@ -199,8 +199,8 @@ def write_comparison(folder: pathlib.Path, outcomes: Outcomes) -> pathlib.Path:
     searched = [text for text, there in ((rates, runs["point"] == ""), (points, runs["point"] != "")) if there.any()]
     introduction = (
         f"Each optimizer was searched over {', or over '.join(searched)}, and the best was chosen by its accuracy on a"
-        " tenth of the training set that was held out. Runs with new seeds followed there. train/lab/rules.py has what"
-        " was fixed before."
+        " held-out tenth of the training set. Runs with new seeds followed with that choice. train/lab/rules.py has"
+        " what was fixed before any run."
     )
     sections = [Section("What was compared", lines, _compared("comparison.png", runs))]
     for table in evidence.TABLES:
