@@ -12,6 +12,7 @@ import optax
 from gravity_optax._gradient_term import compute_dtype
 
 _STEPS = 2**17  # how much of a schedule is searched for its largest value
+_CALLED = (*range(1024), *range(1024, _STEPS, 128))  # at which of them one that cannot be traced is called
 
 
 def initial_stddev(learning_rate: optax.ScalarOrSchedule, alpha: jax.typing.ArrayLike) -> jax.typing.ArrayLike:
@@ -27,21 +28,43 @@ def initial_stddev(learning_rate: optax.ScalarOrSchedule, alpha: jax.typing.Arra
 
 
 def _largest_value(schedule: optax.Schedule) -> float | jax.Array:
-    """The largest value of a schedule in its first steps; of one that cannot be traced, at 0 and the powers of 2."""
+    """The largest value of a schedule in its first steps, as far as it is defined and finite."""
     with jax.ensure_compile_time_eval():  # numbers, also when `init` is called inside jit
         try:
+            if jax.make_jaxpr(schedule)(jnp.int32(0)).effects:  # a print, say, which vmap would repeat for every step
+                raise TypeError
             values = jax.jit(jax.vmap(schedule))(jnp.arange(_STEPS, dtype=jnp.int32))
-        except (TypeError, IndexError):  # raised where a tracer is used as a number or as a NumPy array
-            values = jnp.stack([jnp.float32(schedule(jnp.int32(2**i // 2))) for i in range(_STEPS.bit_length())])
+        except Exception:  # where a tracer is used as a number, for instance, or a callback takes no vmap
+            values = _called(schedule)
         if isinstance(values, jax.core.Tracer):  # of a hyperparameter, say under vmap: not checked
             return jnp.max(values)
-        largest = float(np.asarray(values).max())  # not XLA:CPU's maximum, which ignores NaNs
+        numbers = np.asarray(values).astype(np.float64)
+        finite = np.logical_and.accumulate(np.isfinite(numbers))
+        largest = float(numbers[finite].max() if finite[0] else numbers[0])
     if not 0 < largest < math.inf:
         raise ValueError(
             f"learning_rate is a schedule whose largest value in its first {_STEPS} steps is {largest}, which must be"
             " positive and finite to give V_0 its standard deviation alpha / learning_rate; set velocity_stddev."
         )
     return largest
+
+
+def _called(schedule: optax.Schedule) -> list[float]:
+    """The values of a schedule at the steps `_CALLED`, or at those before it fails: it may end with the run."""
+    values: list[float] = []
+    function: Any = jax.jit(schedule)
+    try:
+        function(jnp.int32(0))
+    except Exception:
+        function = schedule
+    for step in _CALLED:
+        try:
+            values.append(float(function(jnp.int32(step))))
+        except Exception:
+            if not values:
+                raise
+            break
+    return values
 
 
 def draw_velocity(key: jax.Array, stddev: jax.typing.ArrayLike, params: optax.Params, dtype: Any) -> optax.Params:

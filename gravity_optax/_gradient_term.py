@@ -28,7 +28,13 @@ def ratio_to_m(gradient: jax.Array, max_step_grad: MaxStepGrad | None, stacked_a
     if max_step_grad is None or 0 in gradient.shape:
         return jnp.abs(gradient * _max_abs(gradient, stacked_axes))
 
-    m_of = lambda matrix: jnp.asarray(max_step_grad(matrix), gradient.dtype)
+    def m_of(matrix: jax.Array) -> jax.Array:
+        m = max_step_grad(matrix)
+        try:
+            return jnp.asarray(m, gradient.dtype)
+        except (TypeError, ValueError):
+            raise TypeError(f"max_step_grad gave {m!r}; give one real number m for each matrix.") from None
+
     for _ in range(stacked_axes):
         m_of = jax.vmap(m_of)
     # XLA divides by a constant as a product with its inverse, which underflows for m above 8e37; hence the barrier.
@@ -94,6 +100,8 @@ def damping(
 ) -> Damping:
     """How strongly Gravity damps these gradients: a run stalls where max|G| is far above 1.
 
+    Inside `jax.shard_map`, max|G| and the share are those of the device's own part of each leaf.
+
     Args:
       gradients: a tree of real float arrays, as handed to `update`.
       stacked_axes, max_step_grad: as in `gravity`.
@@ -112,7 +120,7 @@ def damping(
       4.0 0.5
     """
     _checks.check_static(max_step_grad, stacked_axes)
-    axes = stacked_axes or 0
+    gradients, axes = _checks.as_arrays(gradients), stacked_axes or 0
     _checks.check_leaves("gradients", gradients, axes)
 
     def of_leaf(leaf: Any) -> tuple[jax.Array, jax.Array]:
@@ -120,7 +128,7 @@ def damping(
         within, count = tuple(range(axes, g.ndim)), 1 if 0 in g.shape else math.prod(g.shape[axes:])
         # XLA:CPU's maximum of a large array ignores NaNs.
         max_abs = jnp.where(jnp.isnan(g).any(within), jnp.nan, _max_abs(g, axes).squeeze(within))
-        ratio = ratio_to_m(g, max_step_grad, axes)
+        ratio = jnp.where(g == 0, 0, ratio_to_m(g, max_step_grad, axes))  # also where max|G| is inf
         damped = jnp.where(jnp.isnan(ratio), ratio, (ratio > 1).astype(ratio.dtype))
         return max_abs, jnp.sum(damped, axis=within) / count
 

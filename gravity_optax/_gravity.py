@@ -59,8 +59,10 @@ def gravity(
 
     Args:
       learning_rate: l, a positive number or an optax schedule, whose largest value in its first 2^17 steps gives
-        :math:`\alpha / l`, so that a warm-up may start at 0. A `jax.Array` below :math:`\alpha` is taken for the start
-        of a warm-up, of which `optax.inject_hyperparams` shows no more, and gives :math:`V_0 = 0`.
+        :math:`\alpha / l`, so that a warm-up may start at 0. What follows a value that is not finite, or an error, does
+        not count. A schedule that JAX cannot trace, or with side effects, is called at steps 0 to 1,023 and at every
+        128th. A `jax.Array` below :math:`\alpha` is taken for the start of a warm-up, of which
+        `optax.inject_hyperparams` shows no more, and gives :math:`V_0 = 0`.
       alpha: :math:`\alpha \ge 0`, the size of the first steps due to :math:`V_0` (30). 0 starts from rest.
       beta: :math:`\beta \in [0, 1]`, the decay of the velocity once t is large.
       key: a seed or a JAX random key (typed or raw uint32) for :math:`V_0`, which does not depend on the number or
@@ -76,14 +78,16 @@ def gravity(
       velocity_dtype: dtype in which V is kept, for instance bfloat16, which halves the state; None is the parameter's.
       velocity_stddev: standard deviation of :math:`V_0`; None is :math:`\alpha / l`.
       weight_decay, weight_decay_mask: as in `optax.adamw`, a number of at least 0 or a schedule, and a tree of booleans
-        or a function that gives one. Adds it times W to V, for which `update` needs the parameters. None adds nothing.
+        or a function that gives one. Adds it times W to V, for which `update` needs the parameters. None adds nothing,
+        and there must be no mask.
 
     Returns:
       A chain, whose state is `(ScaleByGravityState, state of the learning rate)`.
 
     Raises:
-      ValueError: for an argument out of its range (at `init` for a schedule that is never positive and for a
-        `velocity_stddev` beyond the velocity's dtype), or gradients whose tree or shapes are not the state's.
+      ValueError: for an argument out of its range (at `init` for a schedule that is never positive or starts with NaN
+        or inf, and for a `velocity_stddev` beyond the velocity's dtype), or gradients whose tree or shapes are not the
+        state's.
       TypeError: for an argument or (at `init` and `update`) a leaf of the wrong type: integer, complex or sparse.
 
     Example:
@@ -104,6 +108,8 @@ def gravity(
         _checks.check_number("learning_rate", learning_rate, _checks.NOT_NEGATIVE if is_array else _checks.POSITIVE)
     stddev: Any = functools.partial(initial_stddev, learning_rate, alpha)  # for init: it may start JAX's backend
     stddev = stddev if velocity_stddev is None else velocity_stddev
+    if weight_decay is None and weight_decay_mask is not None:
+        raise ValueError("weight_decay_mask is given and weight_decay is None; give both, or neither.")
     options: Any = {"max_step_grad": max_step_grad, "stacked_axes": stacked_axes, "velocity_dtype": velocity_dtype}
     parts: list[Any] = [scale_by_gravity(stddev, beta, key=key, first_step=first_step, **options)]
     if callable(weight_decay):  # which optax.add_decayed_weights itself does not take before optax 0.2.6
@@ -150,7 +156,8 @@ def scale_by_gravity(
       >>> print(velocity)  # m = 1/2, so zeta = 0.5 / 2 and 2 / 17
       [0.125      0.05882353]
     """
-    if not callable(velocity_stddev):  # as `gravity` passes it
+    deferred = getattr(velocity_stddev, "func", None) is initial_stddev  # as `gravity` passes it
+    if not deferred:
         _checks.check_number("velocity_stddev", velocity_stddev, _checks.NOT_NEGATIVE)
     _checks.check_number("beta", beta, _checks.UNIT)
     _checks.check_number("first_step", first_step, _checks.NOT_NEGATIVE, integer=True)
@@ -161,7 +168,8 @@ def scale_by_gravity(
 
     def init_fn(params):
         params = _checks.as_arrays(params)
-        stddev = velocity_stddev() if callable(velocity_stddev) else velocity_stddev
+        stddev: Any = velocity_stddev() if deferred else velocity_stddev  # type: ignore[operator]
+        stddev = stddev if isinstance(stddev, jax.core.Tracer) else float(stddev)
         dtype = None if velocity_dtype is None else jax.dtypes.canonicalize_dtype(velocity_dtype)
         _checks.check_leaves("params", params, stacked_axes or 0, stddev, dtype)
         velocity = draw_velocity(_checks.canonical_key(key), stddev, params, dtype)

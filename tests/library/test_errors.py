@@ -46,7 +46,8 @@ def build(**arguments):
         (TypeError, "stacked_axes", (1.0, "1", True), "an integer"),
         (TypeError, "stacked_axes", (jnp.int32(1),), "static_args"),
         (TypeError, "max_step_grad", (0.3, "max", True, jnp.ones(()), (lambda g: g,)), "lambda g: m"),
-        (TypeError, "velocity_dtype", (jnp.int8, jnp.complex64, bool, "float8_e8m0fnu"), "such as jnp.bfloat16"),
+        (TypeError, "velocity_dtype", (jnp.int8, jnp.complex64, bool, "float8_e8m0fnu", "no", 0.5), "as jnp.bfloat16"),
+        (TypeError, "velocity_dtype", (jnp.zeros(()),), "static_args"),
         (TypeError, "key", (0.0, None, "0", True, [0, 1], np.float32(1), jnp.arange(2), *ARRAYS_OF_KEYS), "one seed"),
     ],
 )
@@ -61,12 +62,17 @@ def test_an_argument_of_the_wrong_type_or_out_of_its_range(error, name, values, 
 def test_no_key_and_a_standard_deviation_of_scale_by_gravity():
     says(TypeError, ("key",), gravity, 0.1)
     says(ValueError, ("velocity_stddev is -1", "at least 0 and finite"), lambda: scale_by_gravity(-1, key=0))
+    schedule = optax.constant_schedule(1)
+    says(TypeError, ("velocity_stddev is", "a real number"), lambda: scale_by_gravity(schedule, key=0))
+    says(ValueError, ("weight_decay_mask is given", "weight_decay is None"), lambda: build(weight_decay_mask=PARAMS))
 
 
 def test_an_m_that_is_not_a_scalar():
     for axes, shape in ((None, (2, 3)), (1, (3,))):
         tx = build(max_step_grad=jnp.abs, stacked_axes=axes)
         says(ValueError, ("max_step_grad gave", str(shape), "one m"), jax.jit(tx.update), PARAMS, tx.init(PARAMS))
+    tx = build(max_step_grad=lambda g: None)
+    says(TypeError, ("max_step_grad gave None", "one real number"), tx.update, PARAMS, tx.init(PARAMS))
 
 
 def test_an_m_or_a_gradient_that_is_complex():
@@ -92,6 +98,10 @@ def test_a_leaf_that_is_no_dense_array_of_real_floats(leaf, parts):
         where = f"{name}['a'][1]['w'] is "
         says(TypeError, (where, *parts), call, *trees)
         says(TypeError, (where, *parts), jax.jit(lambda call=call, trees=trees: call(*trees)))
+
+
+def test_a_leaf_that_is_no_array():
+    says(TypeError, ("params['f'] is <", "not an array", "optax.masked"), build().init, PARAMS | {"f": jnp.tanh})
 
 
 def test_a_leaf_with_fewer_axes_than_are_stacked():

@@ -164,11 +164,12 @@ def test_damping_with_a_max_step_grad_of_ones_own():
             np.testing.assert_array_equal(max_abs, np.full(shape, 4.0))
 
 
-def test_damping_of_a_leaf_with_a_nan_is_nan_and_of_an_empty_one_0():
+def test_damping_of_a_leaf_with_a_nan_is_nan_and_of_an_empty_one_0_and_a_0_beside_inf_is_not_damped():
     tree = [jnp.array([1.0, jnp.nan]), jnp.zeros((0, 3)), jnp.array(2.0), jnp.array([1.0, 0.5])]
+    tree.append(jnp.array([jnp.inf, 0.0, 1.0, -2.0]))
     max_abs, share = jax.jit(damping)(tree)
-    np.testing.assert_array_equal(max_abs, [np.nan, 0, 2, 1])
-    np.testing.assert_array_equal(share, [np.nan, 0, 1, 0])  # an entry at m keeps half and is not counted
+    np.testing.assert_array_equal(max_abs, [np.nan, 0, 2, 1, np.inf])
+    np.testing.assert_array_equal(share, [np.nan, 0, 1, 0, 0.75])  # an entry at m keeps half and is not counted
     assert damping({}) == ({}, {})
 
 

@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec as P
 
 import compat
 import oracle
-from gravity_optax import ScaleByGravityState, gravity, scale_by_gravity
+from gravity_optax import ScaleByGravityState, damping, gravity, scale_by_gravity
 from trees import SAME_DRAW, assert_trees_close, assert_trees_identical
 
 PARAMS = {"w": jnp.linspace(-1, 1, 32).reshape(8, 4), "b": jnp.linspace(0.5, 1, 16)}
@@ -251,6 +251,7 @@ def test_params_that_are_shapes_alone_or_have_jax_array():
     assert_trees_identical(TX.init(params), state)
     assert_trees_identical(TX.update(gradients, state), TX.update(GRADIENTS, state))
     assert_trees_close(TX.init(jax.eval_shape(lambda: PARAMS)), state, **SAME_DRAW)
+    assert_trees_identical(damping(gradients), damping(GRADIENTS))
 
 
 def test_velocity_and_count_are_found_mapped_and_set_by_name():
