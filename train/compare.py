@@ -25,7 +25,7 @@ def main() -> int:
 def compare(options: CompareOptions) -> int:
     """Makes the runs and writes the report; or only lists the runs; or only reports."""
     folder = pathlib.Path(local_path_given("--workdir", options.workdir))
-    wanted = studies.plan(options)
+    wanted = [] if options.report_only else studies.plan(options)
     from lab.comparing import TrialWorker
 
     code, write = 0, not (options.list_only or options.report_only)

@@ -150,7 +150,8 @@ def test_the_command_of_a_cell_gives_it_back():
 
 
 @pytest.mark.parametrize(
-    ("flag", "said"), [("--models vgg19", "is Gravity on VGG16: omit --models"), ("--datasets digits", "no cells")]
+    ("flag", "said"),
+    [("--models vgg19", "Gravity on VGG16: omit --models"), ("--datasets digits", "is digits, on which")],
 )
 def test_a_study_of_another_network_or_dataset_is_refused(bench, tmp_path, flag, said):
     code, _, error = bench("--workdir", tmp_path / "R", "--study", *flag.split())
@@ -202,6 +203,7 @@ def test_the_list_says_what_is_done_under_way_running_failed_to_do_or_another_ru
     _, out, _ = bench(*flags)
     assert "another run is in this folder: --limit was 128, now None; choose another --workdir" in out
     assert "1 other run" in out
+    assert bench("--workdir", tmp_path, "--datasets", "mnist", "--models", "vgg16", "--optimizers", "gravity")[0] == 1
 
 
 def test_finished_cells_are_skipped_and_broken_ones_reported_while_the_others_go_on(bench, tmp_path):

@@ -88,6 +88,9 @@ def comp(run):
         ("--study ablation --epochs 3", 2, "--epochs is 3, which --study ablation sets: leave one out"),
         ("--study width --datasets mnist", 2, "--datasets is mnist, on which --study width has nothing; it has digits"),
         ("--report", 2, "--workdir is "),
+        ("--epochs abc", 2, "Error parsing --epochs: 'abc' is not INT. --help"),
+        ("--limit 1", 2, "--limit is 1; it must be between 2 and"),
+        ("--storage=", 2, "--storage is empty; leave it out"),
         ("--workdir /dev/null/folder", 1, "--workdir is /dev/null/folder, where nothing can be written"),
         ("--storage nosuch://:secret@host/R --list", 1, "--storage is host/R, which cannot be used"),
         ("--storage sqlite:////nowhere/R --list", 1, "--storage is sqlite:////nowhere/R, which cannot"),
@@ -293,9 +296,11 @@ def test_a_run_that_another_worker_makes_is_left_to_it(comp, tmp_path, stand):
     thread.join()
     assert theirs not in stand.made and len(stand.made) == len(set(stand.made)) == 9
     assert len(runs.read(tmp_path / "a" / "runs.csv")) == 10
+    comp(tmp_path / "b", "--widen", 0, "--storage", storage)
+    assert len({(tmp_path / folder / "runs.csv").read_text() for folder in "ab"}) == 1
 
 
-def test_the_list_says_what_is_done_and_to_do(comp, tmp_path, stand):
+def test_the_list_says_what_is_done_and_to_do_also_where_nothing_can_be_written(comp, tmp_path, stand, monkeypatch):
     listed = functools.partial(comp, tmp_path, "--widen", 0, "--list")
     lines = listed()[1].splitlines()
     assert sum(line.endswith(" search  to do") for line in lines) == 6
@@ -306,6 +311,11 @@ def test_the_list_says_what_is_done_and_to_do(comp, tmp_path, stand):
     lines = listed()[1].splitlines()
     assert sum(" done: validation accuracy" in line for line in lines) == 8
     assert lines[-1] == "10 runs: 8 done, 2 to do; 64 of 80 epochs; time left: about 0:00:02"
+    (tmp_path / "runs.db").write_text("damaged")
+    code, _, error = listed()
+    assert code == 1 and re.search(r"runs\.db cannot be used \(.*delete it: it is written again", error)
+    monkeypatch.setattr(os, "access", lambda *_: False)  # a folder that is only read
+    assert listed()[1].splitlines() == lines
 
 
 def test_the_time_left_is_at_the_pace_of_the_same_dataset(run, tmp_path):
@@ -340,7 +350,10 @@ def test_the_file_gives_back_what_was_written(tmp_path):
     assert "point" not in runs.name(first)  # as it was before there were points
 
 
-def test_a_line_that_is_no_run_is_named(tmp_path):
-    (tmp_path / "runs.csv").write_text(",".join(runs.COLUMNS) + "\ndigits,vgg11,gravity,x\n")
+@pytest.mark.parametrize("changed", [{"classes": 0}, {"validation_pictures": 0}, {"loss_by_epoch": (1.0,)}, {}])
+def test_a_line_that_is_no_run_is_named(tmp_path, changed):
+    trial = known(only(epochs=2))[0]._replace(dataset="digits" if changed else "unknown")
+    runs.write(tmp_path / "runs.csv", {trial: dataclasses.replace(outcome(0.5, 0.5), **changed)})
     with pytest.raises(UserError, match=r"runs\.csv, line 2 "):
         runs.read(tmp_path / "runs.csv")
+    assert frames.of_comparison({}).empty and "chosen" in frames.of_comparison({})

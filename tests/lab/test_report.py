@@ -215,10 +215,19 @@ def test_with_nothing_run_and_no_figure_drawn_the_page_has_the_published_runs(ru
     assert "<img" not in text and text.count("<td>published</td>") == 30 and "<td>ours</td>" not in text
 
 
-def test_no_folder_is_one_line_and_exit_code_2(run, tmp_path):
-    code, _, said = run(report, tmp_path / "nowhere")
-    assert code == 2
-    assert re.fullmatch(r"error: RESULTS is .*nowhere, which is not a folder; give the --workdir of .*\n", said)
+def test_what_is_no_benchmarks_folder_or_cell_is_one_line_and_exit_code_2(run, two_seeds, tmp_path_factory):
+    other = tmp_path_factory.mktemp("comparison")
+    (other / "runs.csv").touch()
+    (two_seeds / "mnist" / "vgg16" / "gravity" / "seed_1" / "config.json").write_text('{"dataset": "mnist"}')
+    said = {
+        other / "no": "is not a folder; give the",
+        other: "train/compare.py --report",
+        two_seeds: "KeyError: 'model'",
+    }
+    for folder, words in said.items():
+        code, _, error = run(report, folder)
+        assert code == 2 and error.startswith("error: ") and words in error and error.count("\n") == 1
+        assert not (folder / "report.html").exists()
 
 
 def test_what_tables_say_is_text_and_numbers_are_rounded_when_shown(tmp_path):

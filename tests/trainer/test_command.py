@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import signal
+import subprocess
 import sys
 import types
 
@@ -62,6 +63,22 @@ def test_a_signal_asks_for_a_checkpoint_unless_nohup_ignores_it_and_handlers_are
     finally:
         signal.signal(number, before)
     assert notice.given is not ignored and notice.reason == (number.name if notice.given else "SIGTERM")
+
+
+ABSL = """import sys, threading, time
+sys.path.insert(0, "TRAIN")
+from trainer import command
+def work(arguments):
+    import absl.logging
+    absl.logging.use_absl_handler()  # as Orbax's; it closes its stream
+    return 3
+threading.Thread(target=time.sleep, args=(600,)).start()
+command.leave(command.run(work))"""
+
+
+def test_a_failure_does_not_wait_for_threads():
+    code = ABSL.replace("TRAIN", str(MAIN.parent))
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 3
 
 
 def test_progress_is_shown_in_a_notebook(monkeypatch):

@@ -151,7 +151,7 @@ def _differences(cell: ResolvedConfig) -> list[str]:
     """Settings in which the run in the cell's folder differs from it."""
     try:
         stored = as_recorded(json.loads((cell.folder / "config.json").read_text()))
-    except (FileNotFoundError, json.JSONDecodeError):  # none yet, or half written when the machine went down
+    except (FileNotFoundError, TypeError, ValueError):  # none yet, or damaged, which the trainer reports
         return []
     return [
         f"{flag(name)} was {stored[name]}, now {getattr(cell, name)}"

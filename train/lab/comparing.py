@@ -41,11 +41,10 @@ class TrialWorker(Worker):
         self._written: Outcomes | None = None
 
     def outcomes(self) -> Outcomes:
-        """Of all runs in the folder's file and in the store; the file then has them too."""
-        for name, row in self.store.outcomes().items() if self.store else ():
-            if name not in self._read:
-                self._read[name] = runs.parsed(row)
-        outcomes = dict(self._read.values())
+        """Of all runs in the store, in its order, and in the folder's file, which then has them too."""
+        there = self.store.outcomes() if self.store else {}
+        self._read |= {name: runs.parsed(row) for name, row in there.items() if name not in self._read}
+        outcomes = dict(self._read[name] for name in dict.fromkeys((*there, *self._read)))
         if self.write and outcomes != self._written:
             runs.write(self._file, outcomes)
             self._written = outcomes

@@ -1,20 +1,22 @@
 """Runs as pandas frames, from which everything in the reports is made.
 
-**Of the evaluation**, `Results.epochs` and `published.epochs` have a row per epoch: from history.csv its number, loss
-and accuracy in training and validation, and seconds (NaN where they were not recorded); and
+**Of the evaluation**, `Results.epochs` and `published.epochs()` have a row per epoch: its number, loss and accuracy in
+training and validation, as in history.csv; and
 
-    run, machine   its folder; devices, jax version and precision
+    run            its folder
     dataset, model, optimizer, seed: the cell
     whose, study   "ours" or "published"; whether it is of the tuning study, where `optimizer` is the variant
     departures     from the published runs' protocol, as "width 0.5, limit 128"; "" if there are none
     sizes          those of them that are no setting of the optimizer
     comparable     whether it can be compared with the published run: another precision is no obstacle
+    seconds, val_seconds, machine: of ours alone; NaN where times were not recorded; devices, jax version and precision
+    learning_rate, num_outputs, mark: of the published alone; mark is "20-way run" for one of them, else ""
 
 **Of a comparison**, the frame of `of_comparison` has a row per run: the columns of runs.csv, where `loss_by_epoch` and
 `accuracy_by_epoch` are tuples with a number per epoch, and
 
     setup, entrant             numbers, in the report's order: what a comparison holds fixed; who is compared in it
-    network                    the setup in words; limit is 0 where it is not set
+    network                    the setup in words; limit is 0 where it is not set, seconds NaN where it was not kept
     validation_accuracy, loss  after the last epoch
     at_chance, diverged        whether no epoch ended above the chance level; whether a loss was not finite
     reached                    the first epoch at whose end the target was reached; NaN if none
@@ -37,8 +39,8 @@ from lab import published
 from lab.cells import history
 from lab.grid import VARIANTS
 from lab.rules import RULES, chance_level
-from lab.runs import Outcomes, Trial
-from trainer.config import SAME_RUN, Config, OptimizerName, UserError, resolve
+from lab.runs import COLUMNS, Outcomes, Trial
+from trainer.config import SAME_RUN, Config, OptimizerName, UserError, brief, resolve
 
 log = logging.getLogger("train")
 
@@ -55,6 +57,7 @@ MODEL_NAMES = {"vgg11": "VGG11", "vgg16": "VGG16", "vgg19": "VGG19", "mlp": "MLP
 _OPTIMIZERS = {*get_args(OptimizerName), *(variant.name for variant in VARIANTS)}
 _TRAIN_EXAMPLES = {"mnist": 60_000, "fashion_mnist": 60_000}  # else 50,000
 _SIZES = ("limit", "train_examples", "test_examples", "precision")  # what a variant of the tuning study does not set
+_ADDED = ("setup", "entrant", "network", "validation_accuracy", "loss", "at_chance", "diverged", "reached", "chosen")
 _NUMBERS = ["epoch", *published.METRICS, "seconds", "val_seconds"]
 
 
@@ -80,6 +83,8 @@ def load(path: str | pathlib.Path) -> Results:
     if not path.is_dir():
         raise UserError(f"RESULTS is {path}, which is not a folder; give the --workdir of train/benchmark.py.")
     about = _json(path / "about.json") if (path / "about.json").exists() else {}
+    if not isinstance(about.get("dataset_names", {}), dict):
+        raise UserError(f"{path / 'about.json'} has dataset_names that are no object; correct or remove them.")
     found, strays, cells = [], [], "*/*/*/seed_*/history.csv"
     for file in (*sorted(path.glob(cells)), *sorted(path.glob(f"study/{cells}"))):
         dataset, model, optimizer, seed = file.parts[-5:-1]
@@ -87,7 +92,7 @@ def load(path: str | pathlib.Path) -> Results:
         if not known or not re.fullmatch("seed_(0|[1-9][0-9]*)", seed):  # a copy that is kept beside the original
             strays.append(str(file.parent.relative_to(path)))
         elif rows := history(file.parent):
-            config = _json(file.with_name("config.json"))
+            config = _json(file.with_name("config.json"), "dataset", "model", "optimizer")
             departures = _departures((dataset, model, optimizer), config)
             about_run = {
                 "run": str(file.parent),
@@ -103,6 +108,8 @@ def load(path: str | pathlib.Path) -> Results:
                 "machine": _machine(config),
             }
             found.append(pd.DataFrame(rows)[_NUMBERS].astype(float).astype({"epoch": int}).assign(**about_run))
+    if not found and (path / "runs.csv").exists():
+        raise UserError(f"RESULTS is {path}, which is a comparison's; its report is made by train/compare.py --report.")
     if strays:
         log.warning(f"left out, as no folders of train/benchmark.py: {', '.join(strays)} in {path}")
     nothing = published.epochs().iloc[:0].assign(machine="", seconds=0.0, val_seconds=0.0)
@@ -138,11 +145,13 @@ def _machine(config: dict[str, Any]) -> str:
     return f"{kinds} with jax {jax}, {config.get('precision', 'unknown precision')}"
 
 
-def _json(file: pathlib.Path) -> dict[str, Any]:
+def _json(file: pathlib.Path, *needed: str) -> dict[str, Any]:
+    """The object in the file, which must have these names."""
     try:
-        return json.loads(file.read_text())
-    except (FileNotFoundError, ValueError) as error:
-        raise UserError(f"{file} cannot be read ({error}); repair it or move the run away.") from error
+        found = dict(json.loads(file.read_text()))
+        return {name: found[name] for name in needed} | found
+    except (OSError, TypeError, ValueError, KeyError) as error:
+        raise UserError(f"{file} cannot be read ({brief(error)}); repair it or move the run away.") from error
 
 
 def network(setup: Trial) -> str:
@@ -177,7 +186,8 @@ def of_comparison(outcomes: Outcomes) -> pd.DataFrame:
             "reached": next((i for i, accuracy in enumerate(accuracies, 1) if accuracy >= target), math.nan),
         }
         rows.append(trial._asdict() | vars(outcome) | made)
-    return pd.DataFrame(rows).sort_values(["setup", "entrant"], kind="stable", ignore_index=True)
+    frame = pd.DataFrame(rows, columns=[*COLUMNS, *_ADDED]).astype({"seconds": float})
+    return frame.sort_values(["setup", "entrant"], kind="stable", ignore_index=True)
 
 
 def by_epoch(runs: pd.DataFrame) -> pd.DataFrame:

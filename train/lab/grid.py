@@ -103,7 +103,11 @@ def plan(options: BenchmarkOptions) -> list[ResolvedConfig]:
             workdir = str(pathlib.Path(options.workdir, *folder, f"seed_{seed}"))
             cells.append(resolve(Config(**settings, **shared, seed=seed, workdir=workdir, resume=True, keep=1)))
     if not cells:
-        raise UsageError("the flags select no cells.")
+        empty = [name for name in ("datasets", "models", "optimizers", "seeds") if not getattr(options, name)]
+        if empty:
+            raise UsageError(f"--{empty[0]} needs at least one value.")
+        given = " ".join(options.datasets)
+        raise UsageError(f"--datasets is {given}, on which --study has nothing; it has mnist and cifar10.")
     return [*dict.fromkeys(cells)]
 
 

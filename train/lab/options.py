@@ -90,7 +90,7 @@ class CompareOptions(SharedOptions):
     study: Literal["ablation", "width", "baselines", "baselines-gpu", "start"] | None = None
     """Comparisons that belong together (train/lab/studies.py), on --datasets."""
     report_only: Annotated[bool, tyro.conf.arg(name="report")] = False
-    """Only write the report of everything in WORKDIR/runs.csv; the other flags count for nothing."""
+    """Only write the report of all runs in WORKDIR and --storage: a study's with --study; other flags do not matter."""
 
 
 FIRST_FINAL_SEED = 100
@@ -191,7 +191,7 @@ def _check(options: CompareOptions) -> None:
         if (value := getattr(options, name)) != default:
             raise UsageError(f"{flag(name)} is {value}, which --sampler {options.sampler} does not use: leave it out.")
     ranges = {"widen": (0, MOST_RATES), "search_seeds": (1, FIRST_FINAL_SEED), "seeds": (1, 10_000)}
-    ranges["trials"] = (1, MOST_TRIALS)
+    ranges |= {"trials": (1, MOST_TRIALS), "limit": (2, 1_000_000)}  # of two pictures one is held out
     for name, (least, most) in ranges.items():
         value = getattr(options, name)
         if value is not None and not least <= value <= most:

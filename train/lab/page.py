@@ -166,7 +166,7 @@ def agreement(epochs: pd.DataFrame) -> str:
     compared = tables.distance(epochs).dropna(subset="in spreads")
     outside = tables.beyond(compared, 2)
     if compared.empty:
-        return "No cell has two seeds, so there is no spread to hold the distance from the published runs against."
+        return "No cell that can be compared with a published run has two seeds: there is no spread to measure it by."
     text = (
         f"At the matched epochs, {len(compared) - len(outside)} of {len(compared)} means over our seeds lie within two"
         " of our own spreads of the published value (a cell with one seed has no spread)."
@@ -184,7 +184,7 @@ def agreement(epochs: pd.DataFrame) -> str:
 
 def write_comparison(folder: pathlib.Path, outcomes: Outcomes) -> pathlib.Path:
     """The report of `compare.py`, from its runs."""
-    (folder / "report").mkdir(exist_ok=True)
+    (folder / "report").mkdir(parents=True, exist_ok=True)
     runs = frames.of_comparison(outcomes)
     lines = []
     for _, found in runs.groupby("setup"):
@@ -212,7 +212,7 @@ def write_comparison(folder: pathlib.Path, outcomes: Outcomes) -> pathlib.Path:
 
 def write_study(folder: pathlib.Path, outcomes: Outcomes, name: str) -> pathlib.Path:
     """The report of `compare.py --study NAME`, from its runs."""
-    (folder / "report").mkdir(exist_ok=True)
+    (folder / "report").mkdir(parents=True, exist_ok=True)
     runs = frames.of_comparison(outcomes)
     study = STUDIES[name]
     table, rates = arms.cells(runs, study.arms), arms.rates(runs, study.arms)

@@ -12,6 +12,7 @@ import typing
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
+from lab.rules import RULES
 from trainer import csv_files
 from trainer.config import UserError
 
@@ -116,10 +117,13 @@ def parsed(row: dict[str, str]) -> tuple[Trial, Outcome]:
     """The run of a line. ValueError if it is none."""
     values = {name: _READ.get(_TYPES[name], str)(row.get(name, "")) for name in COLUMNS}
     trial, outcome = Trial(*(values.pop(name) for name in Trial._fields)), Outcome(**values)
-    if trial.part not in ("search", "final"):
-        raise ValueError(f"part is {trial.part}")
-    if len(outcome.accuracy_by_epoch) != trial.epochs or (outcome.test_accuracy is None) != (trial.part == "search"):
-        raise ValueError("accuracies are missing")
+    if trial.part not in ("search", "final") or trial.dataset not in RULES:
+        raise ValueError(f"part is {trial.part}, dataset {trial.dataset}")
+    if min(outcome.classes, outcome.training_pictures, outcome.validation_pictures) < 1:
+        raise ValueError("there are no classes or no pictures")
+    by_epoch = outcome.loss_by_epoch, outcome.accuracy_by_epoch
+    if {*map(len, by_epoch)} != {trial.epochs} or (outcome.test_accuracy is None) != (trial.part == "search"):
+        raise ValueError("losses or accuracies are missing")
     return trial, outcome
 
 

@@ -84,8 +84,8 @@ class Claim:
 class Store:
     """The study for one kind of experiment."""
 
-    def __init__(self, url: str, kind: str):
-        """Creates the study if it does not exist. UserError if the storage cannot be used."""
+    def __init__(self, url: str, kind: str, fix: str = ""):
+        """Creates the study if it does not exist. UserError, which ends in `fix`, if the storage cannot be used."""
         for attempt in range(1, _TRIES + 1):
             try:
                 self._study = _study(url, kind)
@@ -93,7 +93,8 @@ class Store:
             except Exception as error:  # of SQLAlchemy, of the database's driver, or a missing driver
                 if attempt == _TRIES or isinstance(error, ImportError):
                     where = url.rpartition("@")[2]  # no password
-                    raise UserError(f"--storage is {where}, which cannot be used ({brief(error)}).") from error
+                    what = f"{where.removeprefix('sqlite:///')} " if fix else f"--storage is {where}, which "
+                    raise UserError(f"{what}cannot be used ({brief(error)}).{fix}") from error
                 time.sleep(_SECONDS_BETWEEN)
         self._first = len(self._trials())
 

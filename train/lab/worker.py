@@ -8,6 +8,7 @@ import collections
 import datetime
 import logging
 import math
+import os
 import pathlib
 import signal
 import tempfile
@@ -16,7 +17,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from trainer import command
-from trainer.config import RunAgain, UserError
+from trainer.config import RunAgain, UsageError, UserError
 
 if TYPE_CHECKING:
     from lab.store import Claim
@@ -52,8 +53,10 @@ class Worker(abc.ABC):
     def __init__(self, folder: pathlib.Path, storage: str | None, write: bool):
         """Opens the given storage, or FILE in the folder. UserError if the folder or storage cannot be used.
 
-        Without `write` it only lists, and creates nothing: `store` is None where there is no storage.
+        Without `write` it only lists, and creates nothing in the folder: `store` is None where there is no storage.
         """
+        if storage is not None and not storage.strip():
+            raise UsageError("--storage is empty; leave it out, or give a URL (is a variable in it unset?).")
         self.write = write
         if write:
             try:
@@ -61,12 +64,14 @@ class Worker(abc.ABC):
                 with tempfile.TemporaryFile(dir=folder):
                     pass
             except OSError as error:
-                raise UserError(f"--workdir is {folder}, where nothing can be written ({error.strerror}).") from error
+                why = f"where nothing can be written ({error.strerror})"
+                raise UserError(f"--workdir is {folder}, {why}; choose another folder.") from error
         self.store: Any = None
-        if write or storage or (folder / FILE).exists():
+        if write or storage or ((folder / FILE).exists() and os.access(folder, os.W_OK)):
             from lab.store import Store
 
-            self.store = Store(storage or f"sqlite:///{(folder / FILE).absolute()}", self.kind)
+            fix = "" if storage else " If it is damaged, delete it: it is written again from the results beside it."
+            self.store = Store(storage or f"sqlite:///{(folder / FILE).absolute()}", self.kind, fix)
         self.signal: int | None = None
         self.failed = False  # whether the exit code is 1 whatever the states say
         self.bar: Any = None
@@ -116,7 +121,7 @@ class Worker(abc.ABC):
         return f"about {datetime.timedelta(seconds=round(total))}"
 
     def work(self) -> int:
-        """The exit code: 1 if a run failed; 75 after SIGTERM or SIGHUP, 130 after Ctrl-C."""
+        """The exit code: 1 if a run failed or its folder has another; 75 after SIGTERM or SIGHUP, 130 after Ctrl-C."""
         from tqdm.contrib.logging import logging_redirect_tqdm
 
         command.on_stop(self._on_signal, signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -132,8 +137,9 @@ class Worker(abc.ABC):
         for run in runs:
             if run.kind in ("failed", "other run"):
                 log.error(f"{run.title}: {run.text}")
-        log.info(self.summary(runs))
-        return int(self.failed or any(run.kind == "failed" for run in runs))
+        if runs:
+            log.info(self.summary(runs))
+        return int(self.failed or any(run.kind in ("failed", "other run") for run in runs))
 
     def _work(self) -> int:
         waiting = False

@@ -44,7 +44,10 @@ class Checkpoints:
     def __init__(self, folder: epath.Path, keep: int):
         """Creates the folder. The `keep` newest checkpoints are kept."""
         self.folder, self.keep = epath.Path(folder), keep
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{folder} is not a folder ({error.strerror}); move it away.") from error
         for path in self.folder.iterdir():
             if _UNFINISHED in path.name:
                 log.warning(f"the checkpoint {path} is unfinished; it is skipped and will be replaced")

@@ -45,6 +45,8 @@ def run(work: Callable[[list[str]], int]) -> int:
 
 def leave(code: int) -> None:
     """Ends the process. In IPython and Jupyter, which show any SystemExit as an error, only a failure raises it."""
+    if code and not interactive():
+        end_now(code)  # Orbax's threads wait for minutes for a checkpoint that cannot be written
     if code or not interactive():
         sys.exit(code)
 
@@ -140,6 +142,7 @@ def end_now(code: int) -> None:
     """Ends the process without waiting for its threads."""
     logging.shutdown()
     sys.stdout.flush()
+    sys.stderr.flush()
     os._exit(code)
 
 
@@ -166,6 +169,9 @@ class Unbreakable:
             self._stream.flush()
         except OSError as error:
             self._give_up(error)
+
+    def close(self) -> None:
+        """Nothing: absl's log handler closes any stream that is no standard stream any more."""
 
     def _give_up(self, error: OSError) -> None:
         null = os.open(os.devnull, os.O_WRONLY)

@@ -118,7 +118,7 @@ def confused(labels: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndar
 
 def _config(folder: epath.Path) -> ResolvedConfig:
     try:
-        recorded = as_recorded(json.loads((folder / "config.json").read_text()))
+        recorded = as_recorded(dict(json.loads((folder / "config.json").read_text())))
         fields = {field.name for field in dataclasses.fields(Config)}
         return ResolvedConfig(**{name: value for name, value in recorded.items() if name in fields})
     except Exception as error:

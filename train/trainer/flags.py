@@ -35,8 +35,12 @@ def parse_command(kind: type[Flags], program: str, arguments: list[str]) -> Flag
     except SystemExit as leaving:
         if not leaving.code:
             raise
-        words = complaint.getvalue().partition("For full helptext")[0].split("\n", 1)[-1]  # a box, without its title
-        raise UsageError(f"{' '.join(_BOX.sub(' ', words).split())} --help says more.") from None
+        words = " ".join(_BOX.sub(" ", complaint.getvalue().split("\n", 1)[-1]).split())  # a box, without its title
+        words = re.split(" (?:Got errors|Argument helptext|For full helptext)", words)[0]
+        words = re.sub(
+            r"no type matching {None}\|(\w+) could be instantiated from \['(.*)'\]", r"'\2' is not \1", words
+        )
+        raise UsageError(f"{words} --help says more.") from None
 
 
 def value(field: str, text: str) -> typing.Any:

@@ -168,9 +168,10 @@ class Progress:
             self._checkpoints.wait()
 
     def end(self) -> None:
-        """Waits for the checkpoints, then draws the figures."""
+        """Waits for the checkpoints, then draws the figures; history.csv may be damaged since."""
         self.wait()
         if self._workdir:
+            self._workdir.write_history(self.rows)
             self._workdir.write_figure(self.config, self.rows)
             if self._gradients:
                 self._gradients.draw()

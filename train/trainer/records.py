@@ -160,7 +160,10 @@ class Workdir:
         try:
             return dict(json.loads(path.read_text()))
         except (OSError, ValueError, TypeError) as error:
-            raise UserError(f"--workdir is {self.path}, whose config.json cannot be read ({brief(error)}).") from error
+            raise UserError(
+                f"--workdir is {self.path}, whose config.json cannot be read ({brief(error)}); put it"
+                " back, or choose another folder."
+            ) from error
 
     def _check_same(self, config: ResolvedConfig) -> None:
         """UserError naming each field in which this run differs from the one in the folder."""
