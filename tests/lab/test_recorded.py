@@ -69,7 +69,16 @@ CELLS = {key: found.set_index("arm") for key, found in RECORDED["ablation"]["arm
 SOFTMAX, MLP, MLP_GLOROT, MLP_HE = (
     CELLS[key] for key in (("softmax", COSINE), ("mlp", COSINE), ("mlp", ""), ("mlp", "init=he"))
 )
-GLOROT, HE = CELLS["vgg11", ""], CELLS["vgg11", "init=he"]
+KINDS = {"Glorot": "", "He": "init=he", "group norm": "norm=group"}
+SCHEDULES = {"constant": "", "cosine": COSINE}
+VGG11 = {
+    f"{kind}, {schedule}": CELLS["vgg11", f"{setting} {more}".strip()]
+    for kind, setting in KINDS.items()
+    for schedule, more in SCHEDULES.items()
+}
+GLOROT, HE, NORMED = (VGG11[f"{kind}, constant"] for kind in KINDS)
+TRAINED_ARMS = pd.concat([cell for name, cell in VGG11.items() if "Glorot" not in name])
+NOISE = NORMED.loc["momentum, V_0's noise", ["minus_momentum", "p_holm"]]
 NARROW, WIDE = (found.set_index("arm") for _, found in RECORDED["width"]["arms"].groupby("width"))
 POOLED, BASELINES = RECORDED["ablation"]["pooled"].set_index("arm"), RECORDED["baselines"]["arms"].set_index("arm")
 LOSSES = RECORDED["ablation"]["rates"].query("model == 'mlp' and settings == @COSINE and 3e-4 < momentum_rate < 0.4")
@@ -119,7 +128,13 @@ def test_what_the_tables_do_not_show_of_the_studies_is_what_was_recorded():
     lower = rates.drop(["AdamW", "m = k rms"]) < 0.04
     assert {*lower.index[lower]} == {"momentum", "Gravity", "damping off", "from rest"}
     assert min(MLP_GLOROT["p_holm"].min(), MLP_HE["p_holm"].min()) > 0.05
-    assert GLOROT["p_holm"].min() > 0.1 and HE["p_holm"].min() == 1 and HE["p_equivalent"].min() > 0.05
+    assert min(cell["p_holm"].min() for name, cell in VGG11.items() if "Glorot" in name) > 0.1
+    (other,), equivalent = (
+        [*found.index] for found in (TRAINED_ARMS.query(f"{p} < 0.05") for p in ("p_holm", "p_equivalent"))
+    )
+    assert (other, equivalent) == ("momentum, V_0's noise", ["from rest", "damping off"])
+    assert NORMED["learning_rate"]["momentum, V_0's noise"] == 10 * NORMED["learning_rate"]["momentum"]
+    assert [bool(cell["counts"].all()) for cell in VGG11.values()] == [False] * 2 + [True] * 4
     edges = [{*found.index[~found["inside"].astype(bool)]} for found in (NARROW, WIDE)]
     assert edges == [{"momentum", "momentum, He's weights", "Gravity, alpha 0.01"}, {"momentum"}]
     reached = [found["reached"]["Gravity, alpha scaled"] for found in (NARROW, WIDE)]
@@ -147,11 +162,12 @@ def test_the_figure_of_the_ablation_has_the_recorded_values():
     for arm in ("momentum", "Gravity", "damping off", "from rest", "Gravity, clipped"):
         assert [drawn[LABELS.get(arm, arm)][round(rate, 5)] for rate in LOSSES] == pytest.approx([*LOSSES.loc[arm]])
     seeds = [float(line.get_xdata().mean()) for line in right.lines if not line.get_label().startswith("_")]
-    assert sorted(seeds) == pytest.approx(sorted([*GLOROT["accuracy"], *HE["accuracy"]]), abs=1e-5)
-    assert [tick.get_text() for tick in right.get_yticklabels()].count("Gravity") == 2
+    expected = pd.concat([GLOROT, HE, NORMED])["accuracy"]
+    assert sorted(seeds) == pytest.approx(sorted(expected), abs=1e-5)
+    assert [tick.get_text() for tick in right.get_yticklabels()].count("Gravity") == 3
 
 
-@pytest.mark.parametrize(("study", "whole"), [("ablation", 6), ("width", 2), ("baselines", 1)])
+@pytest.mark.parametrize(("study", "whole"), [("ablation", 10), ("width", 2), ("baselines", 1)])
 def test_the_runs_of_a_study_are_the_plans_and_as_many_comparisons_are_whole_as_is_said(study, whole):
     options, made = CompareOptions("unused", study=study, datasets=("digits", "cifar10")), {*RUNS[study]}
     trials = [{*search.plan(one, RUNS[study])} for one in studies.plan(options)]
@@ -290,7 +306,7 @@ def test_what_is_said_of_the_evaluation_is_what_was_recorded():
         ("lab", [labelled(arm, *(f"{loss:.3f}" for loss in LOSSES.loc[arm])) for arm in AT_ONE_RATE]),
         ("lab", [labelled(a, *beside_momentum(SOFTMAX.loc[a]), *beside_momentum(MLP.loc[a])) for a in MLP.index]),
         ("lab", [labelled(arm, *over_all_cells(arm)) for arm in MLP.index]),
-        ("lab", [[name, *(accuracy(vgg.loc[a]) for a in STARTS)] for name, vgg in (("Glorot", GLOROT), ("He", HE))]),
+        ("lab", [[name, *(accuracy(cell.loc[a]) for a in STARTS)] for name, cell in VGG11.items()]),
         ("lab", [labelled(arm, accuracy(NARROW.loc[arm]), accuracy(WIDE.loc[arm])) for arm in NARROW.index]),
         ("lab", baselines()),
         ("front", baselines()),
@@ -309,13 +325,17 @@ def test_a_table_is_what_was_recorded(page, rows):
     ("page", "said", "values"),
     [
         ("front", "accuracy of {} and momentum of {};", [mean(GLOROT.loc[arm]) for arm in ("Gravity", "momentum")]),
-        ("front", "from He's, {} and {}.", [mean(HE.loc[arm]) for arm in ("Gravity", "momentum")]),
+        ("front", "from He's, {} and {};", [mean(HE.loc[arm]) for arm in ("Gravity", "momentum")]),
+        ("front", "with group norm, {} and {}.", [mean(NORMED.loc[arm]) for arm in ("Gravity", "momentum")]),
         ("lab", "momentum ends at {:.3f}", [SOFTMAX["loss"]["momentum"]]),
         ("lab", "at most {:.2f} of all, with 95% confidence", [max(*SOFTMAX["failed_to"], *MLP["failed_to"])]),
         ("lab", "Gravity's {:+.4f} has p = {:.2f}", POOLED.loc["Gravity", ["minus_momentum", "p"]]),
         ("lab", "momentum by {:.3f} ({:.3f} to {:.3f})", GLOROT.loc["Gravity", ["minus_momentum", "from", "to"]]),
         ("lab", "on its weights leads it by {:.3f}, and", [GLOROT["minus_momentum"]["momentum, V_0's noise"]]),
         ("lab", "and Gravity from rest by {:.2f}; p is", [GLOROT["minus_momentum"]["from rest"]]),
+        ("lab", "Gravity is {:.3f} behind", [-VGG11["Glorot, cosine"]["minus_momentum"]["Gravity"]]),
+        ("lab", "by {:+.3f} to {:+.3f}. One", TRAINED_ARMS.loc["Gravity", "minus_momentum"].agg(["min", "max"])),
+        ("lab", "noise is {:.3f} behind momentum (Holm's p = {:.2f})", NOISE * [-1, 1]),
         ("lab", "p is {:.2f}, {:.2f} and {:.2f}", GLOROT["p"][["Gravity", "momentum, V_0's noise", "from rest"]]),
         ("lab", "at full width: {} and {}.", [studies.scaled_alpha(width) for width in (0.125, 0.25)]),
         ("lab", "{:.0f} and {:.0f} steps", [w["steps_to_target"]["Gravity, alpha scaled"] for w in (NARROW, WIDE)]),

@@ -127,12 +127,12 @@ def _style(name: str) -> dict[str, Any]:
 def draw_ablation(finals: pd.DataFrame, rates: pd.DataFrame) -> Any:
     """Two of the ablation's findings on the digits, for the front page.
 
-    The MLP's training loss over Gravity's learning rate (along the cosine); each seed's test accuracy of VGG11, by its
-    initial weights (at a constant rate).
+    The MLP's training loss over Gravity's learning rate (along the cosine); each seed's test accuracy of VGG11 (at a
+    constant rate), by its initial weights and with group norm.
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 3.7), layout="constrained")
+    figure = Figure(figsize=(9, 4.5), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.1))
     mlp = rates[(rates["model"] == "mlp") & rates["settings"].str.startswith("schedule=cosine")]
     row, ticks = 0, {}
@@ -140,8 +140,12 @@ def draw_ablation(finals: pd.DataFrame, rates: pd.DataFrame) -> Any:
         losses = mlp[mlp["arm"] == arm].sort_values("momentum_rate")
         style: dict[str, Any] = {"color": colour, "marker": marker, "linestyle": line, "markersize": 4, "label": label}
         left.plot(10 * losses["momentum_rate"], losses["loss"], **style)
-    for settings, name in (("", "Glorot"), ("init=he", "He")):
-        right.text(0.01, row - 0.7, f"{name}'s initial weights", fontsize="small", style="italic")
+    for settings, name in (
+        ("", "Glorot's initial weights"),
+        ("init=he", "He's"),
+        ("norm=group", "Glorot's, group norm"),
+    ):
+        right.text(0.01, row - 0.7, name, fontsize="small", style="italic")
         vgg11 = finals[(finals["model"] == "vgg11") & (finals["settings"] == settings)]
         for arm, (label, colour, marker, _) in _ARMS.items():
             values = vgg11[vgg11["arm"] == arm]["test_accuracy"]
