@@ -13,8 +13,8 @@ from jax.tree_util import keystr, tree_leaves_with_path
 Range = tuple[str, Callable[[float], bool]]  # in words, and as a test
 NOT_NEGATIVE: Range = ("at least 0 and finite", lambda x: 0 <= x < math.inf)
 POSITIVE: Range = ("positive and finite", lambda x: 0 < x < math.inf)
-_STATIC = " (optax.inject_hyperparams: in static_args)"
 UNIT: Range = ("in [0, 1]", lambda x: 0 <= x <= 1)
+_STATIC = " (optax.inject_hyperparams: in static_args)"
 
 
 def check_number(name: str, value: Any, allowed: Range, *, integer: bool = False) -> None:
