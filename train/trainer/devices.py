@@ -117,8 +117,8 @@ def sum_over_devices(tree: Any) -> Any:
     return jax.lax.psum(tree, AXIS)
 
 
-# A TPU: all gradients in one all-reduce; by default XLA takes two for VGG16's 135 MB. A CPU: the products alone by the
-# library whose other fusions are faulty (`jax_setup.work_around`), a tenth faster.
+# TPU: all gradients in one all-reduce; by default XLA takes two for VGG16's 135 MB. CPU: the products alone by the
+# library whose other fusions are faulty (`jax_setup.work_around`), a tenth or more faster (tests/speed/README.md).
 _OPTIONS: dict[str, dict[str, Any]] = {
     "tpu": {"xla_jf_crs_combiner_threshold_in_bytes": 2**30},
     "cpu": {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"},
