@@ -104,22 +104,11 @@ def test_slow_bfloat16_and_an_unseen_gpu_are_named(precision, file, text, platfo
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_products_of_a_program_with_reductions_and_transposes_are_right(dtype):
+@pytest.mark.parametrize("reduce", ["max", "min", "sum"])
+def test_the_product_of_a_program_with_a_constant_is_right_when_it_is_reduced(reduce, dtype):
     """With the option of `devices` for CPUs. Small integers, whose sums have no rounding error."""
-    draw = lambda *shape: np.random.default_rng(0).integers(-2, 3, shape).astype(np.float32)
-    for m, k, n in ((100, 784, 64), (8, 16, 4), (1, 300, 7)):
-        a, b = draw(m, k), draw(k, n)
-
-        def function(a, given, batches, b=b):
-            products = [(a @ x.astype(dtype)).astype(jnp.float32) for x in (jnp.asarray(b), given)]
-            reduced = [[p.max(), p.min(), p.sum(), p.T.max(0)] for p in products]
-            return reduced, [(a.T @ p.astype(dtype)).T.astype(jnp.float32) for p in products]
-
-        arguments = jnp.asarray(a, dtype), jnp.asarray(b), np.zeros((1, 1, 1), np.int32)
-        reduced, transposed = Program(Replicas(jax.devices()[:1]), function, *arguments).compile()(*arguments)
-        right = a @ b
-        for found in reduced:
-            for got, expected in zip(found, (right.max(), right.min(), right.sum(), right.T.max(0)), strict=True):
-                np.testing.assert_array_equal(got, expected)
-        for got in transposed:
-            np.testing.assert_allclose(got, (a.T @ np.asarray(jnp.asarray(right, dtype), np.float32)).T, rtol=0.01)
+    a = np.random.default_rng(0).integers(-2, 3, (100, 784)).astype(np.float32)
+    function = lambda a, pictures, batches: getattr((a @ jnp.ones((784, 64), dtype)).astype(jnp.float32), reduce)()
+    arguments = jnp.asarray(a, dtype), np.zeros(1, np.float32), np.zeros((1, 1, 1), np.int32)
+    program = Program(Replicas(jax.devices()[:1]), function, *arguments).compile()
+    assert program(*arguments) == getattr(a @ np.ones((784, 64), np.float32), reduce)()

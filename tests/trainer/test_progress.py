@@ -119,6 +119,7 @@ def test_a_finished_run_does_nothing_and_more_epochs_can_be_added(whole, tmp_pat
         for epochs in (3, 2):
             truncate(tmp_path / "run" / "history.csv")
             assert [row.epoch for row in train(tmp_path / "run", epochs=epochs, resume=True)] == [1, 2, 3]
+            assert processes.rows(tmp_path / "run") == 3
     assert snapshot(tmp_path / "run" / "checkpoints") == before
     assert_ends_like(whole, tmp_path / "run")
 
